@@ -1,0 +1,17 @@
+"""S3 storages that make Django's own ``collectstatic`` upload only what changed."""
+
+from __future__ import annotations
+
+from collectfast_storage.exceptions import CollectfastError
+from collectfast_storage.storage import (
+    CollectfastMixin,
+    CollectfastS3StaticStorage,
+    CollectfastS3Storage,
+)
+
+__all__ = [
+    "CollectfastError",
+    "CollectfastMixin",
+    "CollectfastS3StaticStorage",
+    "CollectfastS3Storage",
+]

@@ -1,0 +1,121 @@
+"""What a save would send: the bytes as they go over the wire, and the headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+
+from boto3.s3.transfer import TransferConfig
+from s3transfer.utils import ChunksizeAdjuster
+from storages.utils import ReadBytesWrapper, is_seekable
+
+from collectfast_storage.etag import Fingerprint, PartHasher, digest_of, md5_of
+
+_CHUNK_SIZE = 256 * 1024
+
+
+class Content:
+    """One file as one `save` would send it.
+
+    What fits into one request is read once, so that what was hashed is what is sent;
+    anything larger is streamed, as often as it is asked for, and never held whole.
+    """
+
+    def __init__(
+        self,
+        file: Any,
+        parameters: dict[str, Any],
+        config: TransferConfig,
+        compress: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Describe the sending of `file`, text or binary, with S3's write `parameters`.
+
+        `config` says from which size in bytes on an upload is a multipart one;
+        `compress` turns a readable into a compressed readable.
+        """
+        self.parameters = parameters
+        self._config = config
+        self._compress = compress
+        self._copy = _copy_unless_rewindable(file, config.multipart_threshold)
+        self._file = file if self._copy is None else self._copy
+
+    def close(self) -> None:
+        """Throw away what this made of the file; the file itself stays open."""
+        if self._copy is not None:
+            self._copy.close()
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What decides whether this must go up again."""
+        return Fingerprint(self._md5, digest_of(self.parameters))
+
+    @cached_property
+    def etag(self) -> str:
+        """The ETag that S3 gives this, if it is one that follows from the content."""
+        if self.body is not None:
+            return md5_of([self.body])
+        hasher = PartHasher(self._part_size)
+        for chunk in _chunks(self.stream()):
+            hasher.update(chunk)
+        return hasher.etag()
+
+    @cached_property
+    def body(self) -> bytes | None:
+        """All that is to be sent; `None` where it must be streamed."""
+        body = b""
+        for chunk in _chunks(self.stream()):
+            body += chunk
+            if len(body) >= self._config.multipart_threshold:
+                return None
+        return body
+
+    def stream(self) -> Any:
+        """Return a readable of all that is to be sent, from its beginning."""
+        plain = self._plain()
+        return self._compress(plain) if self._compress else plain
+
+    @cached_property
+    def _md5(self) -> str:
+        if self._compress is None and self.body is not None:
+            return self.etag
+        return md5_of(_chunks(self._plain()))
+
+    @property
+    def _part_size(self) -> int:
+        """The bytes in a part, as s3transfer chooses them.
+
+        It makes them larger for a file of more than 10,000 parts, if it can tell the
+        size before it sends: that of a stream being compressed it cannot.
+        """
+        size = None if self._compress else self._file.seek(0, 2)
+        adjuster = ChunksizeAdjuster()
+        return int(adjuster.adjust_chunksize(self._config.multipart_chunksize, size))
+
+    def _plain(self) -> ReadBytesWrapper:
+        self._file.seek(0)
+        return ReadBytesWrapper(self._file)
+
+
+def _copy_unless_rewindable(file: Any, memory: int) -> IO[bytes] | None:
+    """Return a binary, seekable copy of `file`, unless it is both itself."""
+    if is_seekable(file):
+        file.seek(0)
+        if not _is_text(file):
+            return None
+    # A text file's positions say nothing of its size in bytes.
+    copy: IO[bytes] = SpooledTemporaryFile(max_size=memory)  # noqa: SIM115
+    for chunk in _chunks(ReadBytesWrapper(file)):
+        copy.write(chunk)
+    return copy
+
+
+def _is_text(file: Any) -> bool:
+    if isinstance(file, ReadBytesWrapper):
+        file = file.file
+    return isinstance(file.read(0), str)
+
+
+def _chunks(readable: Any) -> Iterator[bytes]:
+    return iter(lambda: readable.read(_CHUNK_SIZE), b"")

@@ -1,0 +1,81 @@
+"""What is known of an object's content: fingerprints and ETags.
+
+Pure functions; no Django, no boto3. The ETag of an object that was uploaded in one
+request and not encrypted with KMS or a customer's key is the MD5 of its content:
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+That of a multipart upload is the MD5 of its parts' MD5s, a dash, and their number:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What decides whether a file must go up again: its content and its headers."""
+
+    md5: str  # of the content before compression
+    headers: str  # digest of the parameters of the write
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """An upload of the past: what was sent, and the ETag that the bucket gave it."""
+
+    fingerprint: Fingerprint
+    etag: str
+
+
+def new_md5() -> hashlib._Hash:
+    """Return an MD5 that FIPS machines allow, as it protects nothing."""
+    return hashlib.md5(usedforsecurity=False)
+
+
+def md5_of(chunks: Iterable[bytes]) -> str:
+    """Return the MD5 of all `chunks` together, in hexadecimal."""
+    md5 = new_md5()
+    for chunk in chunks:
+        md5.update(chunk)
+    return md5.hexdigest()
+
+
+def digest_of(parameters: Mapping[str, object]) -> str:
+    """Return a digest of the parameters of a write that does not reveal them."""
+    canonical = json.dumps(parameters, sort_keys=True, default=repr)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+class PartHasher:
+    """Hashes a content part by part, as a multipart upload of it would."""
+
+    def __init__(self, part_size: int) -> None:
+        """Prepare for parts of `part_size` bytes, the last one being what is left."""
+        self._part_size = part_size
+        self._digests: list[bytes] = []
+        self._part = new_md5()
+        self._room = part_size
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next `chunk`, of any size."""
+        view = memoryview(chunk)
+        while view:
+            self._part.update(view[: self._room])
+            taken = min(len(view), self._room)
+            view, self._room = view[taken:], self._room - taken
+            if not self._room:
+                self._close_part()
+
+    def etag(self) -> str:
+        """Return the ETag of all that was taken, once; take no more after it."""
+        if self._room < self._part_size:
+            self._close_part()
+        return f"{md5_of(self._digests)}-{len(self._digests)}"
+
+    def _close_part(self) -> None:
+        self._digests.append(self._part.digest())
+        self._part, self._room = new_md5(), self._part_size

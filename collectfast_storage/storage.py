@@ -1,0 +1,261 @@
+"""The storages: what each of Django's questions is answered with."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import cache, cached_property, partial, wraps
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from django.core.files.storage import Storage
+from django.utils.deconstruct import deconstructible
+from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
+from storages.backends.s3 import S3StaticStorage, S3Storage
+from storages.utils import clean_name, lookup_env
+
+from collectfast_storage.bucket import Bucket
+from collectfast_storage.cache import EtagCache
+from collectfast_storage.capture import CapturingBucket, Compressible, Take
+from collectfast_storage.command import Source, calling_command, sources_of
+from collectfast_storage.content import Content
+from collectfast_storage.index import RemoteIndex
+from collectfast_storage.ledger import Ledger
+from collectfast_storage.options import Options
+from collectfast_storage.run import Plan, Processed, Run
+from collectfast_storage.upload import SerialExecutor
+
+if TYPE_CHECKING:
+    from django.contrib.staticfiles.management.commands.collectstatic import Command
+
+if TYPE_CHECKING:
+    from storages.backends.s3 import S3Storage as _Base
+else:
+    _Base = object
+
+PostProcess = Callable[..., Iterator[Processed]]
+
+
+def _with_barrier(post_process: PostProcess) -> PostProcess:
+    """Make the outermost `post_process` of a run end with the run's barrier."""
+
+    @wraps(post_process)
+    def wrapper(
+        self: CollectfastMixin,
+        paths: Mapping[str, tuple[Storage, str]],
+        dry_run: bool = False,
+        **options: Any,
+    ) -> Iterator[Processed]:
+        processed = post_process(self, paths, dry_run=dry_run, **options)
+        run = self._collectfast_run()
+        if run is None or run.post_processing:
+            return processed
+        return run.finish(processed)
+
+    wrapper.has_barrier = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+class CollectfastMixin(_Base):
+    """Makes a django-storages S3 storage upload only what its bucket does not hold.
+
+    To be put before it: ``class Mine(CollectfastMixin, TheirS3Storage)``. The options
+    are those of `collectfast_storage.options.Options`, each with the prefix
+    ``collectfast_``. Raises `ImproperlyConfigured` for one that is not valid.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make sure of the barrier, whatever the order of the bases.
+
+        Django's `HashedFilesMixin.post_process` does not call its parent's, nor need a
+        site's own.
+        """
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls.post_process, "has_barrier"):
+            cls.post_process = _with_barrier(cls.post_process)  # type: ignore[method-assign]
+
+    def __init__(self, **settings: Any) -> None:
+        """Take the options of django-storages' class and this one's."""
+        self._collectfast_reset()
+        super().__init__(**settings)
+        self._collectfast_options  # noqa: B018 (validates)
+
+    def get_default_settings(self) -> dict[str, Any]:
+        """Add this class's options to those of django-storages."""
+        return super().get_default_settings() | Options.defaults()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process."""
+        state: dict[str, Any] = super().__getstate__()
+        for name in ("_collectfast_runs", "_collectfast_local"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start with no run, in whatever process this is."""
+        super().__setstate__(state)
+        self._collectfast_reset()
+
+    # What Django asks.
+
+    def exists(self, name: str) -> bool:
+        """Answer as django-storages does; in a run, without asking the bucket."""
+        run = self._collectfast_run()
+        return super().exists(name) if run is None else run.exists(self._key(name))
+
+    def get_modified_time(self, name: str) -> datetime:
+        """Answer as django-storages does; while collecting, with a verdict."""
+        run = self._collectfast_run()
+        if run is None or run.post_processing:
+            return super().get_modified_time(name)
+        if not _saves_as_is(type(self).__mro__):
+            raise NotImplementedError("Only saving it can tell what would be sent.")
+        return run.modified_time(
+            self._key(name), partial(self._collectfast_captured_save, name)
+        )
+
+    def delete(self, name: str) -> None:
+        """Delete as django-storages does; in a run, not before it is safe."""
+        run = self._collectfast_run()
+        if run is None:
+            super().delete(name)
+        else:
+            run.delete(self._key(name))
+
+    def _save(self, name: str, content: Any) -> str:
+        """Save as django-storages does, but do not upload what the bucket holds."""
+        if not self._collectfast_options.enabled:
+            return super()._save(name, content)
+        run = self._collectfast_run()
+        take = run.save if run else self._collectfast_save
+        return self._collectfast_captured_save(name, content, take)
+
+    @_with_barrier
+    def post_process(
+        self,
+        paths: Mapping[str, tuple[Storage, str]],
+        dry_run: bool = False,
+        **options: Any,
+    ) -> Iterator[Processed]:
+        """Post-process as the base does, if it does; a run ends here."""
+        if hasattr(super(), "post_process"):
+            yield from super().post_process(paths, dry_run=dry_run, **options)
+
+    # What django-storages asks in `_save`; see `capture`.
+
+    @property
+    def bucket(self) -> Any:
+        """The boto3 Bucket; inside of `_save`, a stand-in for it."""
+        take = getattr(self._collectfast_local, "take", None)
+        if take is None:
+            return super().bucket
+        return CapturingBucket(lambda: super(CollectfastMixin, self).bucket, take)
+
+    def _compress_content(self, content: Any) -> Any:
+        compress = super()._compress_content
+        if getattr(self._collectfast_local, "take", None) is None:
+            return compress(content)
+        return Compressible(content, compress)
+
+    def _collectfast_captured_save(self, name: str, content: Any, take: Take) -> str:
+        """Save as django-storages does, but hand to `take` what it would upload."""
+        self._collectfast_local.take = take
+        try:
+            return super()._save(name, content)
+        finally:
+            self._collectfast_local.take = None
+
+    # Where the parts are put together.
+
+    def _collectfast_reset(self) -> None:
+        self._collectfast_runs: WeakKeyDictionary[Command, Run] = WeakKeyDictionary()
+        self._collectfast_local = threading.local()
+
+    @cached_property
+    def _collectfast_options(self) -> Options:
+        return Options.of(self)
+
+    def _collectfast_run(self) -> Run | None:
+        """Return the run that the caller is part of, opened by its first call."""
+        if not self._collectfast_options.enabled:
+            return None
+        command = calling_command(self)
+        if command is None:
+            return None
+        run = self._collectfast_runs.get(command)
+        if run is None:
+            run = self._collectfast_runs[command] = self._collectfast_open(command)
+            weakref.finalize(command, run.close)
+        return None if run.ended else run
+
+    def _collectfast_open(self, command: Command) -> Run:
+        bucket = self._collectfast_bucket()
+        return Run(
+            Plan(dry_run=command.dry_run, post_process=command.post_process),
+            bucket,
+            self._collectfast_ledger(bucket, preload=self._collectfast_options.preload),
+            SerialExecutor(),
+            partial(self._collectfast_sources, command.ignore_patterns),
+        )
+
+    def _collectfast_bucket(self) -> Bucket:
+        return Bucket(
+            self.bucket_name,
+            self._normalize_name(""),
+            lambda: self.connection.meta.client,
+            self.transfer_config,
+        )
+
+    def _collectfast_ledger(self, bucket: Bucket, *, preload: bool) -> Ledger:
+        options = self._collectfast_options
+        cache = EtagCache(options.cache, options.cache_timeout, self._bucket_id())
+        index = RemoteIndex(bucket, self._head_parameters, preload=preload)
+        return Ledger(index, cache, trust=not preload, ignore_etag=options.ignore_etag)
+
+    def _bucket_id(self) -> str:
+        endpoint = self.endpoint_url or lookup_env(
+            ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        )
+        return f"{endpoint} {self.session_profile} {self.bucket_name}"
+
+    def _head_parameters(self, key: str) -> dict[str, Any]:
+        """Return what a HEAD of `key` needs, such as a customer's encryption key."""
+        parameters = self.get_object_parameters(key)
+        return {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
+
+    def _collectfast_sources(self, ignore_patterns: list[str]) -> dict[str, Source]:
+        return {self._key(name): source for name, source in sources_of(ignore_patterns)}
+
+    def _key(self, name: str) -> str:
+        key: str = self._normalize_name(clean_name(name))
+        return key
+
+    def _collectfast_save(self, key: str, content: Content) -> None:
+        """Save outside of a run: one file, at once, with its errors as they are."""
+        bucket = self._collectfast_bucket()
+        ledger = self._collectfast_ledger(bucket, preload=False)
+        if not ledger.holds(key, content):
+            ledger.arrived(key, content.fingerprint, bucket.put(key, content))
+        ledger.flush()
+
+
+@cache
+def _saves_as_is(classes: tuple[type, ...]) -> bool:
+    """Tell whether nobody but Django, django-storages and this project saves."""
+    ours = {Storage, S3Storage, CollectfastMixin}
+    return all(
+        parent in ours or not {"save", "_save"} & vars(parent).keys()
+        for parent in classes
+    )
+
+
+@deconstructible(path="collectfast_storage.CollectfastS3Storage")
+class CollectfastS3Storage(CollectfastMixin, S3Storage):
+    """`storages.backends.s3.S3Storage` that uploads only what changed."""
+
+
+@deconstructible(path="collectfast_storage.CollectfastS3StaticStorage")
+class CollectfastS3StaticStorage(CollectfastMixin, S3StaticStorage):
+    """`storages.backends.s3.S3StaticStorage` that uploads only what changed."""

@@ -1,0 +1,72 @@
+"""The bucket as its owner sees it: straight at the server, by boto3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from tests.servers import Server
+
+
+@dataclass
+class BucketView:
+    """What is below `location` in a bucket."""
+
+    server: Server
+    location: str
+
+    @property
+    def name(self) -> str:
+        return self.server.bucket
+
+    @cached_property
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.server.endpoint,
+            aws_access_key_id=self.server.access_key,
+            aws_secret_access_key=self.server.secret_key,
+            region_name="us-east-1",
+            config=Config(max_pool_connections=1),
+        )
+
+    def key(self, name: str) -> str:
+        return f"{self.location}/{name}" if self.location else name
+
+    def names(self) -> list[str]:
+        """The names of all objects, sorted."""
+        prefix = self.key("")
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.name, Prefix=prefix
+        )
+        entries = [e for page in pages for e in page.get("Contents", ())]
+        return sorted(entry["Key"].removeprefix(prefix) for entry in entries)
+
+    def get(self, name: str) -> Any:
+        """The whole answer to a GET of `name`."""
+        return self.client.get_object(Bucket=self.name, Key=self.key(name))
+
+    def read(self, name: str) -> bytes:
+        content: bytes = self.get(name)["Body"].read()
+        return content
+
+    def files(self) -> dict[str, bytes]:
+        """Every object's content."""
+        return {name: self.read(name) for name in self.names()}
+
+    def put(self, name: str, content: bytes, **parameters: Any) -> None:
+        """Overwrite `name`, as another program would."""
+        self.client.put_object(
+            Bucket=self.name, Key=self.key(name), Body=content, **parameters
+        )
+
+    def delete(self, name: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=self.key(name))
+
+    def clear(self) -> None:
+        for name in self.names():
+            self.delete(name)

@@ -1,0 +1,141 @@
+"""A Django site with static files, deployed with the real collectstatic."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.management import call_command
+from django.test import override_settings
+
+from tests.bucket import BucketView
+from tests.proxy import Proxy
+
+STATIC = "collectfast_storage.CollectfastS3StaticStorage"
+
+
+@dataclass
+class Deploy:
+    """What one collectstatic said and asked."""
+
+    output: str
+    requests: Counter[str]
+    put: list[str]
+
+    @property
+    def summary(self) -> str:
+        return self.output.strip().splitlines()[-1]
+
+
+@dataclass
+class Site:
+    """
+    A site whose sources are below `root`, and that is deployed below `location`.
+
+    Each deploy is like a process of its own: it has storages, finders and cache clients
+    of its own, while what the cache keeps outlasts it.
+    """
+
+    root: Path
+    bucket: BucketView
+    proxy: Proxy
+    backend: str = STATIC
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.static = self.root / "static"
+        self.static.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        return {
+            "endpoint_url": self.proxy.endpoint,
+            "bucket_name": self.bucket.name,
+            "location": self.bucket.location,
+            "access_key": self.bucket.server.access_key,
+            "secret_key": self.bucket.server.secret_key,
+            "region_name": "us-east-1",
+            **self.options,
+        }
+
+    def write(
+        self, name: str, content: str | bytes = "", mtime: float | None = None
+    ) -> None:
+        path = self.static / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if mtime is not None:
+            os.utime(path, (mtime, mtime))
+
+    def write_many(self, count: int) -> dict[str, bytes]:
+        """Write `count` small files of several kinds, and return them."""
+        suffixes = ("css", "js", "svg", "txt")
+        files = {
+            f"dir{i % 7}/file{i}.{suffixes[i % 4]}": f"content of {i}\n".encode()
+            for i in range(count)
+        }
+        for name, content in files.items():
+            self.write(name, content)
+        return files
+
+    def touch(self) -> None:
+        """Give every file a new mtime, as a fresh checkout does."""
+        future = time.time() + 1000
+        for path in self.static.rglob("*"):
+            os.utime(path, (future, future))
+
+    @contextmanager
+    def active(self, **settings: Any) -> Iterator[None]:
+        """Make this the Django site of the block."""
+        backend = {"BACKEND": self.backend, "OPTIONS": self.storage_options}
+        defaults: dict[str, Any] = {
+            "STATICFILES_DIRS": [str(self.static)],
+            "STATIC_ROOT": str(self.root / "collected"),
+            "STORAGES": {
+                "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
+                "staticfiles": backend,
+            },
+            "CACHES": {
+                "default": {
+                    "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+                    "LOCATION": str(self.root),
+                }
+            },
+        }
+        with override_settings(**(defaults | self.settings | settings)):
+            yield
+
+    def collect(self, *arguments: str, **settings: Any) -> Deploy:
+        """Run collectstatic as `manage.py` does."""
+        self.proxy.requests.clear()
+        output = io.StringIO()
+        with self.active(**settings):
+            call_command("collectstatic", "--noinput", *arguments, stdout=output)
+        return Deploy(output.getvalue(), self.proxy.count(), self.put())
+
+    def collect_locally(self, *arguments: str, **settings: Any) -> Deploy:
+        """Run collectstatic with Django's own local storage."""
+        backend = "django.contrib.staticfiles.storage.StaticFilesStorage"
+        storages = {"staticfiles": {"BACKEND": backend}}
+        return self.collect(*arguments, STORAGES=storages, **settings)
+
+    def put(self) -> list[str]:
+        """The names that were uploaded."""
+        prefix = f"{self.bucket.location}/" if self.bucket.location else ""
+        return [key.removeprefix(prefix) for key in self.proxy.keys("PUT")]
+
+    @contextmanager
+    def storage(self) -> Iterator[Any]:
+        """Give the storage as a program would use it."""
+        with self.active():
+            staticfiles_storage.exists  # noqa: B018 (builds it)
+            yield staticfiles_storage._wrapped

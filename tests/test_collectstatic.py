@@ -1,0 +1,446 @@
+"""Django's own collectstatic, end to end, against a real S3 server."""
+
+from __future__ import annotations
+
+import gc
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.contrib.staticfiles.finders import FileSystemFinder
+from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.files.base import ContentFile
+from django.core.management import call_command
+from django.core.management.base import CommandError
+
+from collectfast_storage import CollectfastS3StaticStorage
+from tests.proxy import Handler, Request
+from tests.site import Site
+
+YEAR_1980 = 315532800.0
+
+
+def test_second_deploy_from_fresh_checkout_uploads_nothing(site: Site) -> None:
+    """300 unchanged files with new mtimes cost one LIST, and the command says so."""
+    files = site.write_many(300)
+    first = site.collect()
+    assert first.summary == "300 static files copied."
+    assert first.requests == {"LIST": 1, "PUT": 300}
+    assert site.bucket.files() == files
+
+    site.touch()
+    second = site.collect()
+    assert second.summary == "0 static files copied, 300 unmodified."
+    assert second.requests == {"LIST": 1}
+
+
+def test_changed_file_with_old_mtime_is_uploaded(site: Site) -> None:
+    """Content decides, not clocks: a file from 1980 goes up, in place."""
+    site.write_many(300)
+    site.collect()
+    site.write("dir0/file0.css", "older, and different", mtime=YEAR_1980)
+    deploy = site.collect()
+    assert deploy.requests == {"LIST": 1, "PUT": 1}
+    assert deploy.put == ["dir0/file0.css"]
+    assert deploy.summary == "1 static file copied, 299 unmodified."
+    stored = site.bucket.get("dir0/file0.css")
+    assert stored["Body"].read() == b"older, and different"
+    assert stored["ContentType"] == "text/css"
+
+
+def test_bucket_emptied_behind_a_warm_cache(site: Site) -> None:
+    """The cache is not believed where the bucket says otherwise."""
+    files = site.write_many(300)
+    site.collect()
+    site.bucket.clear()
+    deploy = site.collect()
+    assert deploy.requests == {"LIST": 1, "PUT": 300}
+    assert site.bucket.files() == files
+
+
+def test_dry_run_writes_nothing_and_names_what_a_real_run_uploads(site: Site) -> None:
+    """`--dry-run` is the truth about the next real run."""
+    site.write_many(20)
+    site.collect()
+    site.touch()
+    site.write("dir0/file0.css", "changed")
+    site.write("new.css", "new")
+    before = site.bucket.files()
+
+    dry = site.collect("--dry-run")
+    pretended = {
+        line.removeprefix("Pretending to copy '").rstrip("'")
+        for line in dry.output.splitlines()
+        if line.startswith("Pretending to copy")
+    }
+    assert dry.requests == {"LIST": 1}
+    assert dry.summary == "2 static files copied, 19 unmodified."
+    assert site.bucket.files() == before
+
+    real = site.collect()
+    assert pretended == {str(site.static / name) for name in real.put}
+    assert real.put == ["dir0/file0.css", "new.css"]
+
+
+def test_empty_bucket_is_listed_once(site: Site) -> None:
+    """An empty listing is an answer like any other."""
+    site.write_many(3)
+    assert site.collect("--dry-run").requests == {"LIST": 1}
+
+
+def test_listing_goes_on_after_the_first_thousand(site: Site) -> None:
+    """One LIST a 1,000 objects, below the location only."""
+    for number in range(1001):
+        site.write(f"{number}.txt", str(number))
+    site.bucket.client.put_object(
+        Bucket=site.bucket.name, Key=f"{site.bucket.location}-sibling/a.txt", Body=b""
+    )
+    site.collect()
+    site.touch()
+    again = site.collect()
+    assert again.requests == {"LIST": 2}
+    assert again.summary == "0 static files copied, 1001 unmodified."
+
+
+NAMES = [
+    "with space.css",
+    "plus+plus.css",
+    "per%20cent.css",
+    "%2e%2e.css",
+    "amp&ersand.css",
+    "hash#tag.css",
+    "ünï/çödé-文.css",
+    "quote'\"<tag>.css",
+    "new\nline.css",
+    "equals=question?.css",
+    "dir with space/~tilde.css",
+]
+
+
+def test_names_survive_the_round_trip(site: Site) -> None:
+    """Whatever a file system allows in a name is found again in the listing."""
+    for name in NAMES:
+        site.write(name, name)
+    site.collect("--no-default-ignore")
+    assert site.bucket.names() == sorted(NAMES)
+    site.touch()
+    again = site.collect("--no-default-ignore")
+    assert again.requests == {"LIST": 1}
+    assert again.summary == f"0 static files copied, {len(NAMES)} unmodified."
+
+
+def test_finders_prefix_ignore_and_shadowed_names_as_with_local_storage(
+    site: Site, tmp_path: Path
+) -> None:
+    """Where sources come from, and which wins, is Django's business."""
+    for app in ("app_one", "app_two"):
+        static = tmp_path / app / "static"
+        static.mkdir(parents=True)
+        (tmp_path / app / "__init__.py").touch()
+        (static / "shared.css").write_text(f"from {app}")
+        (static / f"{app}.css").write_text(app)
+        (static / "skipped.map").write_text(app)
+    prefixed = tmp_path / "prefixed"
+    (prefixed / "deep").mkdir(parents=True)
+    (prefixed / "deep" / "inner.css").write_text("inner")
+    site.write("own.css", "own")
+    settings = {
+        "INSTALLED_APPS": ["django.contrib.staticfiles", "app_one", "app_two"],
+        "STATICFILES_DIRS": [str(site.static), ("vendor", str(prefixed))],
+    }
+    sys.path.insert(0, str(tmp_path))
+    try:
+        local = site.collect_locally("--ignore=*.map", **settings)
+        remote = site.collect("--ignore=*.map", **settings)
+        site.touch()
+        local_again = site.collect_locally("--ignore=*.map", **settings)
+        remote_again = site.collect("--ignore=*.map", **settings)
+    finally:
+        sys.path.remove(str(tmp_path))
+    root = site.root / "collected"
+    collected = {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+    assert site.bucket.files() == collected
+    assert collected["shared.css"] == b"from app_one"
+    assert "vendor/deep/inner.css" in collected
+    assert remote.summary == local.summary.replace(f" to '{root}'", "")
+    # The local storage copies what has a new mtime; here only content counts.
+    assert "1 static file copied" in local_again.summary
+    assert remote_again.summary.startswith("0 static files copied, 5 unmodified")
+    assert remote_again.requests == {"LIST": 1}
+
+
+def test_no_post_process_uploads_all_the_same(site: Site) -> None:
+    """Without a barrier every call is carried out as it is made."""
+    files = site.write_many(10)
+    first = site.collect("--no-post-process")
+    assert first.requests == {"LIST": 1, "PUT": 10}
+    assert site.bucket.files() == files
+    site.touch()
+    site.write("dir0/file0.css", "changed")
+    again = site.collect("--no-post-process")
+    assert again.requests == {"LIST": 1, "PUT": 1}
+    assert again.summary == "1 static file copied, 9 unmodified."
+    assert site.bucket.read("dir0/file0.css") == b"changed"
+
+
+def test_another_thread_sees_the_plain_storage(site: Site) -> None:
+    """A run belongs to its thread; others ask the bucket and get its answers."""
+    site.write("a.css", "new")
+    site.bucket.put("a.css", b"old")
+    answers: dict[str, Any] = {}
+
+    def other_thread() -> None:
+        storage = staticfiles_storage
+        answers["exists"] = storage.exists("a.css"), storage.exists("b.css")
+        answers["modified"] = storage.get_modified_time("a.css")
+        storage.save("b.css", ContentFile(b"from another thread"))
+        answers["b"] = site.bucket.read("b.css")
+        storage.delete("b.css")
+        answers["gone"] = "b.css" not in site.bucket.names()
+
+    class Finder(FileSystemFinder):
+        """Lets another thread at the storage in the middle of the run."""
+
+        def list(self, ignore_patterns: Any) -> Iterator[Any]:
+            yield from super().list(ignore_patterns)
+            if sys._getframe(1).f_code.co_name == "collect":
+                thread = threading.Thread(target=other_thread)
+                thread.start()
+                thread.join()
+
+    sys.modules[__name__].Finder = Finder  # type: ignore[attr-defined]
+    site.collect(STATICFILES_FINDERS=[f"{__name__}.Finder"])
+    written = site.bucket.get("a.css")["LastModified"]
+    assert answers.pop("modified") <= written
+    assert answers == {
+        "exists": (True, False),
+        "b": b"from another thread",
+        "gone": True,
+    }
+    assert site.bucket.files() == {"a.css": b"new"}
+
+
+@pytest.mark.parametrize("different", ["location", "bucket"])
+def test_two_storages_with_one_cache_do_not_believe_each_other(
+    site: Site, tmp_path: Path, different: str
+) -> None:
+    """A cache entry is about one object of one bucket of one endpoint."""
+    files = site.write_many(5)
+    site.collect()
+    view = replace(site.bucket)
+    if different == "location":
+        view.location += "-other"
+    else:
+        view.server = replace(view.server, bucket=f"other-{uuid4().hex[:8]}")
+        view.client.create_bucket(Bucket=view.name)
+    options = {"collectfast_preload": False}
+    other = replace(site, bucket=view, options=options)
+    deploy = other.collect()
+    assert deploy.requests == {"HEAD": 5, "PUT": 5}
+    assert view.files() == files
+
+
+def test_warm_cache_without_preload_makes_no_request(site: Site) -> None:
+    """`collectfast_preload=False`: the cache is trusted, what it lacks is asked for."""
+    site.options["collectfast_preload"] = False
+    site.write_many(10)
+    first = site.collect()
+    assert first.requests == {"HEAD": 10, "PUT": 10}
+    site.touch()
+    again = site.collect()
+    assert again.requests == {}
+    assert again.summary == "0 static files copied, 10 unmodified."
+    site.write("dir0/file0.css", "changed")
+    assert site.collect().requests == {"PUT": 1}
+
+
+def test_cold_cache_without_preload_asks_for_each_file_once(site: Site) -> None:
+    """What the bucket holds is recognised by its ETag, one HEAD a file."""
+    site.write_many(10)
+    site.collect()
+    site.options["collectfast_preload"] = False
+    deploy = site.collect(CACHES=_cache(site, "cold"))
+    assert deploy.requests == {"HEAD": 10}
+    assert site.collect(CACHES=_cache(site, "cold")).requests == {}
+
+
+def test_default_cache_holds_more_files_than_it_holds_entries(site: Site) -> None:
+    """Django's default caches keep 300 entries; 1,000 files are remembered in them."""
+    site.options["collectfast_preload"] = False
+    for number in range(1000):
+        site.write(f"{number}.txt", str(number))
+    site.collect()
+    assert site.collect().requests == {}
+
+
+def test_ignore_etag_uploads_everything(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Option, setting or environment variable: all goes up, in place."""
+    site.write_many(5)
+    site.collect()
+    for name in ("option", "setting", "environment"):
+        settings = {"COLLECTFAST_IGNORE_ETAG": True} if name == "setting" else {}
+        with monkeypatch.context() as patch:
+            if name == "environment":
+                patch.setenv("COLLECTFAST_IGNORE_ETAG", "1")
+            if name == "option":
+                patch.setitem(site.options, "collectfast_ignore_etag", True)
+            deploy = site.collect(**settings)
+        assert deploy.requests["PUT"] == 5, name
+        assert deploy.requests["DELETE"] == 0, name
+        assert deploy.summary == "5 static files copied."
+    assert site.collect().requests == {"LIST": 1}
+
+
+def test_ignore_etag_refreshes_the_cache(site: Site) -> None:
+    """What it uploaded is remembered: without a listing, nothing is asked again."""
+    site.options["collectfast_preload"] = False
+    site.write_many(3)
+    site.collect()
+    site.bucket.put("dir0/file0.css", b"overwritten by somebody")
+    site.collect(COLLECTFAST_IGNORE_ETAG=True)
+    assert site.bucket.read("dir0/file0.css") == b"content of 0\n"
+    assert site.collect().requests == {}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-post-process"], ["--dry-run"]])
+def test_disabled_is_django_storages_request_for_request(
+    site: Site, arguments: list[str]
+) -> None:
+    """`COLLECTFAST_ENABLED = False` switches everything off."""
+    site.write_many(6)
+    plain = replace(
+        site,
+        backend="storages.backends.s3.S3StaticStorage",
+        bucket=replace(site.bucket, location=site.bucket.location + "-plain"),
+    )
+    stories = []
+    for each in (plain, site):
+        each.touch()
+        story = []
+        for _ in range(2):
+            deploy = each.collect(*arguments, COLLECTFAST_ENABLED=False)
+            prefix = each.bucket.location
+            keys = [(r.kind, r.key.removeprefix(prefix)) for r in each.proxy.requests]
+            story.append((deploy.summary, keys))
+        stories.append(story)
+    assert stories[0] == stories[1]
+
+
+def test_vanished_source_is_named_and_the_rest_remembered(site: Site) -> None:
+    """A file that goes between listing and upload ends the run, and names itself."""
+    for name in ("a.css", "b.css", "c.css"):
+        site.write(name, name)
+    site.options["collectfast_preload"] = False
+
+    class Finder(FileSystemFinder):
+        """Removes b.css just before the command gets to it."""
+
+        def list(self, ignore_patterns: Any) -> Iterator[Any]:
+            for path, storage in sorted(super().list(ignore_patterns)):
+                if path == "b.css" and sys._getframe(1).f_code.co_name == "collect":
+                    (site.static / path).unlink()
+                yield path, storage
+
+    sys.modules[__name__].Finder = Finder  # type: ignore[attr-defined]
+    with site.active(STATICFILES_FINDERS=[f"{__name__}.Finder"]):
+        with pytest.raises(FileNotFoundError, match=r"b\.css"):
+            call_command("collectstatic", "--noinput", stdout=io.StringIO())
+        gc.collect()
+    assert site.bucket.files() == {"a.css": b"a.css"}
+    site.write("b.css", "b.css")
+    again = site.collect()
+    assert again.put == ["b.css", "c.css"]
+    assert again.requests == {"HEAD": 2, "PUT": 2}
+
+
+def test_missing_bucket_is_one_error_that_names_it(site: Site) -> None:
+    """Not one a file, and at the first request."""
+    site.write_many(5)
+    for preload in (True, False):
+        site.options |= {"bucket_name": "no-such", "collectfast_preload": preload}
+        with pytest.raises(
+            CommandError, match=r"'no-such' cannot be used.*NoSuchBucket"
+        ):
+            site.collect()
+        assert sum(site.proxy.count().values()) <= (1 if preload else 2)
+
+
+def test_missing_credentials_are_one_error_that_names_the_bucket(site: Site) -> None:
+    """The same where boto3 finds nothing to sign with."""
+    site.write_many(5)
+    site.options |= {"access_key": None, "secret_key": None}
+    with pytest.raises(CommandError, match="'tests' cannot be used: Unable to locate"):
+        site.collect()
+    assert site.proxy.count() == {}
+
+
+def test_failed_upload_is_named_with_its_reason_and_the_rest_arrives(
+    site: Site,
+) -> None:
+    """Exit status, name and reason; and the next run sends only what is missing."""
+    files = site.write_many(10)
+
+    def refuse(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "PUT" and request.key.endswith("/file3.txt"):
+            handler.error(403, "AccessDenied", "not this one")
+            return True
+        return False
+
+    site.proxy.fault = refuse
+    with pytest.raises(
+        CommandError, match=r"dir3/file3\.txt: .*not this one"
+    ) as caught:
+        site.collect()
+    assert "Could not upload 1 file" in str(caught.value)
+    assert site.bucket.names() == sorted(files.keys() - {"dir3/file3.txt"})
+    site.proxy.fault = None
+    assert site.collect().put == ["dir3/file3.txt"]
+
+
+def test_failed_upload_without_post_process_ends_the_command(site: Site) -> None:
+    """Where nothing comes after, the failure is raised as it happens."""
+    site.write("a.css", "a")
+
+    def refuse(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "PUT":
+            handler.error(403, "AccessDenied")
+        return request.kind == "PUT"
+
+    site.proxy.fault = refuse
+    with pytest.raises(CommandError, match=r"a\.css: .*AccessDenied"):
+        site.collect("--no-post-process")
+
+
+def test_subclass_that_saves_in_its_own_way_is_asked_to(site: Site) -> None:
+    """A site's own `_save` decides what goes up; equal results go up once."""
+    site.backend = f"{__name__}.Shouting"
+    site.write("a.css", "quiet")
+    site.bucket.put("a.css", b"quiet")
+    assert site.collect().put == ["a.css"]
+    assert site.bucket.read("a.css") == b"QUIET"
+    again = site.collect()
+    assert again.requests == {"LIST": 1}
+    assert site.bucket.read("a.css") == b"QUIET"
+
+
+class Shouting(CollectfastS3StaticStorage):
+    def _save(self, name: str, content: Any) -> str:
+        saved: str = super()._save(name, ContentFile(content.read().upper()))
+        return saved
+
+
+def _cache(site: Site, name: str) -> dict[str, Any]:
+    backend = "django.core.cache.backends.locmem.LocMemCache"
+    return {"default": {"BACKEND": backend, "LOCATION": f"{site.root}-{name}"}}

@@ -1,0 +1,260 @@
+"""A program's own `storage.save()`, outside of any collectstatic."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from django.core.exceptions import SuspiciousOperation
+from django.core.files import File
+from django.core.files.base import ContentFile
+from django.core.management import call_command
+
+from collectfast_storage import CollectfastS3Storage
+from tests.site import Site
+
+
+def test_save_uploads_only_what_differs(site: Site) -> None:
+    """Unknown: a HEAD; remembered: no request; different: an upload."""
+    with site.storage() as storage:
+        storage.save("a.txt", ContentFile(b"one"))
+        assert site.proxy.count() == {"HEAD": 1, "PUT": 1}
+        storage.save("a.txt", ContentFile(b"one"))
+        assert site.proxy.count() == {"HEAD": 1, "PUT": 1}
+        storage.save("a.txt", ContentFile(b"two"))
+        assert site.proxy.count() == {"HEAD": 1, "PUT": 2}
+        storage.save("a.txt", ContentFile(b"two"))
+        assert site.proxy.count() == {"HEAD": 1, "PUT": 2}
+    assert site.bucket.read("a.txt") == b"two"
+
+
+def test_save_of_what_the_bucket_holds_costs_one_head(site: Site) -> None:
+    """A cold cache asks once, and remembers the answer."""
+    site.bucket.put("a.txt", b"one", ContentType="text/plain")
+    with site.storage() as storage:
+        storage.save("a.txt", ContentFile(b"one"))
+        storage.save("a.txt", ContentFile(b"one"))
+    assert site.proxy.count() == {"HEAD": 1}
+
+
+class Unseekable(io.RawIOBase):
+    """Yields its content once, like a pipe."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def readinto(self, buffer: Any) -> int:
+        return self._content.readinto(buffer)
+
+
+def _contents(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "content.txt"
+    path.write_text("grüße\n" * 1000, encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    return {
+        "ContentFile of bytes": lambda: ContentFile(text.encode()),
+        "ContentFile of text": lambda: ContentFile(text),
+        "open binary file": lambda: path.open("rb"),
+        "open text file": lambda: path.open(encoding="utf-8"),
+        "Django File": lambda: File(path.open("rb")),
+        "not seekable": lambda: Unseekable(text.encode()),
+        "read to its end": lambda: _read_to_its_end(path),
+    }
+
+
+def _read_to_its_end(path: Path) -> Any:
+    file = path.open("rb")
+    file.read()
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ContentFile of bytes",
+        "ContentFile of text",
+        "open binary file",
+        "open text file",
+        "Django File",
+        "not seekable",
+        "read to its end",
+    ],
+)
+def test_any_kind_of_content(site: Site, tmp_path: Path, kind: str) -> None:
+    """Whatever django-storages can save is compared and saved here too."""
+    make = _contents(tmp_path)[kind]
+    expected = ("grüße\n" * 1000).encode()
+    with site.storage() as storage:
+        for _ in range(2):
+            with make() as content:
+                assert storage.save("dir/a.txt", content) == "dir/a.txt"
+    assert site.proxy.count() == {"HEAD": 1, "PUT": 1}
+    stored = site.bucket.get("dir/a.txt")
+    assert stored["Body"].read() == expected
+    assert stored["ContentType"] == "text/plain"
+
+
+def test_content_stays_open(site: Site) -> None:
+    """As with Django's own storages, closing is the caller's business."""
+    content = io.BytesIO(b"x")
+    with site.storage() as storage:
+        storage.save("a.txt", content)
+        storage.save("a.txt", content)
+    assert not content.closed
+
+
+def test_large_file_goes_up_in_parts_and_only_once(site: Site, tmp_path: Path) -> None:
+    """Multipart uploads have ETags of their own kind, which are recognised."""
+    path = tmp_path / "large.bin"
+    path.write_bytes(b"0123456789abcdef" * (1024 * 1024))
+    with site.storage() as storage:
+        with path.open("rb") as content:
+            storage.save("large.bin", content)
+        first = site.proxy.count()
+        assert first["PUT"] == 2
+        with path.open("rb") as content:
+            storage.save("large.bin", content)
+        assert site.proxy.count() == first
+    assert site.bucket.read("large.bin") == path.read_bytes()
+    site.settings["CACHES"] = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+            "LOCATION": "cold-for-large-files",
+        }
+    }
+    site.proxy.reset()
+    with site.storage() as storage, path.open("rb") as content:
+        storage.save("large.bin", content)
+    assert site.proxy.count() == {"HEAD": 1}
+
+
+def test_errors_are_those_of_django_storages(site: Site) -> None:
+    """Outside of a run nothing is wrapped."""
+    site.options["bucket_name"] = "no-such"
+    with site.storage() as storage:
+        with pytest.raises(ClientError, match="NoSuchBucket"):
+            storage.save("a.txt", ContentFile(b"x"))
+        with pytest.raises(SuspiciousOperation):
+            storage.exists("../../out.txt")
+        with pytest.raises(SuspiciousOperation):
+            storage.save("../../out.txt", ContentFile(b"x"))
+
+
+def test_failed_upload_is_not_remembered(site: Site) -> None:
+    """What failed is tried again."""
+    site.proxy.fault = lambda handler, request, body: (
+        request.kind == "PUT" and not handler.error(403, "AccessDenied")
+    )
+    with site.storage() as storage:
+        with pytest.raises(ClientError, match="AccessDenied"):
+            storage.save("a.txt", ContentFile(b"x"))
+        site.proxy.fault = None
+        storage.save("a.txt", ContentFile(b"x"))
+    assert site.bucket.read("a.txt") == b"x"
+
+
+def test_forbidden_head_is_not_taken_for_absent(site: Site) -> None:
+    """A 403 is an answer about permissions, not about the object."""
+    site.proxy.fault = lambda handler, request, body: (
+        request.kind == "HEAD" and not handler.error(403, "AccessDenied")
+    )
+    with site.storage() as storage, pytest.raises(ClientError, match="403"):
+        storage.save("a.txt", ContentFile(b"x"))
+    assert site.proxy.count() == {"HEAD": 1}
+
+
+def test_gzip_is_as_django_storages_makes_it(site: Site) -> None:
+    """The same bytes and headers, and not again if unchanged."""
+    site.options["gzip"] = True
+    content = b"body { color: red }\n" * 100
+    with site.storage() as storage:
+        storage.save("a.css", ContentFile(content))
+        stored = site.bucket.get("a.css")
+        compressed = stored["Body"].read()
+        assert stored["ContentEncoding"] == "gzip"
+        assert len(compressed) < len(content)
+        assert gzip.decompress(compressed) == content
+        before = site.proxy.count()
+        storage.save("a.css", ContentFile(content))
+        assert site.proxy.count() == before
+
+
+def test_changed_headers_are_uploaded(site: Site) -> None:
+    """Equal content with another Cache-Control is another object."""
+    for age in (60, 60, 3600):
+        site.options["object_parameters"] = {"CacheControl": f"max-age={age}"}
+        with site.storage() as storage:
+            storage.save("a.txt", ContentFile(b"x"))
+    assert site.proxy.count() == {"HEAD": 1, "PUT": 2}
+    assert site.bucket.get("a.txt")["CacheControl"] == "max-age=3600"
+
+
+def test_pickled_storage_works(site: Site) -> None:
+    """As django-storages' can be handed to another process, so can this."""
+    with site.storage() as storage:
+        copy = pickle.loads(pickle.dumps(storage))
+        # boto3's own TransferConfig does not survive pickling; see its UNSET_DEFAULT.
+        copy.transfer_config = storage.transfer_config
+        copy.save("a.txt", ContentFile(b"x"))
+    assert site.bucket.read("a.txt") == b"x"
+
+
+def test_sixteen_threads_save_through_one_storage(site: Site) -> None:
+    """Every file arrives, and every one is remembered."""
+    with site.storage() as storage:
+        threads = [
+            threading.Thread(
+                target=storage.save, args=(f"{n}.txt", ContentFile(b"%d" % n))
+            )
+            for n in range(16)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert site.bucket.files() == {f"{n}.txt": b"%d" % n for n in range(16)}
+        site.proxy.reset()
+        for n in range(16):
+            storage.save(f"{n}.txt", ContentFile(b"%d" % n))
+        assert site.proxy.count() == {}
+
+
+def test_deconstructs_to_its_public_name() -> None:
+    """A migration that names the storage imports it from where the README does."""
+    storage = CollectfastS3Storage(bucket_name="b")
+    path, _, options = storage.deconstruct()
+    assert path == "collectfast_storage.CollectfastS3Storage"
+    assert options == {"bucket_name": "b"}
+
+
+def test_save_during_a_collectstatic_into_another_storage(site: Site) -> None:
+    """Only the storage that is collected into has a run."""
+    with site.storage() as storage:
+        other = CollectfastS3Storage(**site.storage_options)
+    site.write("a.css", "a")
+    saved: list[str] = []
+
+    class Watching(type(storage)):  # type: ignore[misc]
+        def save(self, name: str, content: Any, max_length: int | None = None) -> str:
+            saved.append(other.save(f"copy/{name}", content))
+            result: str = super().save(name, content, max_length)
+            return result
+
+    globals()["Watching"] = Watching
+    site.backend = f"{__name__}.Watching"
+    with site.active():
+        call_command("collectstatic", "--noinput", stdout=io.StringIO())
+    assert saved == ["copy/a.css"]
+    assert site.bucket.files() == {"a.css": b"a", "copy/a.css": b"a"}
