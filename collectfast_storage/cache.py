@@ -28,12 +28,14 @@ _Shard = dict[str, str]
 class EtagCache:
     """What is remembered of each key of a bucket: what was sent, and the ETag it got.
 
-    Read shard by shard, or all at once with `load`; written by `flush` alone. Two
+    Read shard by shard, or in `bulk` at the first question; written by `flush`. Two
     processes that write one shard at one moment may lose an entry, which costs a
     comparison. A cache that fails is a warning: a deploy does without it.
     """
 
-    def __init__(self, alias: str, timeout: int | None, bucket: str) -> None:
+    def __init__(
+        self, alias: str, timeout: int | None, bucket: str, *, bulk: bool = False
+    ) -> None:
         """Describe what the cache `alias` knows of `bucket`, for `timeout` seconds.
 
         `bucket` tells endpoint and name; a `timeout` of `None` is for ever.
@@ -41,12 +43,9 @@ class EtagCache:
         self._alias = alias
         self._timeout = timeout
         self._namespace = hashlib.sha256(bucket.encode()).hexdigest()[:32]
+        self._bulk = bulk
         self._shards: dict[int, _Shard] = {}
         self._pending: dict[str, str | None] = {}
-
-    def load(self) -> None:
-        """Read everything in one call of the cache."""
-        self._shards = self._read(range(_SHARDS))
 
     def get(self, key: str) -> Remembered | None:
         """Return what is remembered of `key`."""
@@ -55,7 +54,7 @@ class EtagCache:
         else:
             number = _shard_of(key)
             if number not in self._shards:
-                self._shards |= self._read([number])
+                self._shards |= self._read(range(_SHARDS) if self._bulk else [number])
             line = self._shards[number].get(key)
         return _parse(line)
 

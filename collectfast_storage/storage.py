@@ -191,11 +191,12 @@ class CollectfastMixin(_Base):
         return None if run.ended else run
 
     def _collectfast_open(self, command: Command) -> Run:
+        options = self._collectfast_options
         bucket = self._collectfast_bucket()
         return Run(
             Plan(dry_run=command.dry_run, post_process=command.post_process),
             bucket,
-            self._collectfast_ledger(bucket, preload=self._collectfast_options.preload),
+            self._collectfast_ledger(bucket, preload=options.preload, bulk=True),
             SerialExecutor(),
             partial(self._collectfast_sources, command.ignore_patterns),
         )
@@ -208,9 +209,13 @@ class CollectfastMixin(_Base):
             self.transfer_config,
         )
 
-    def _collectfast_ledger(self, bucket: Bucket, *, preload: bool) -> Ledger:
+    def _collectfast_ledger(
+        self, bucket: Bucket, *, preload: bool, bulk: bool
+    ) -> Ledger:
         options = self._collectfast_options
-        cache = EtagCache(options.cache, options.cache_timeout, self._bucket_id())
+        cache = EtagCache(
+            options.cache, options.cache_timeout, self._bucket_id(), bulk=bulk
+        )
         index = RemoteIndex(bucket, self._head_parameters, preload=preload)
         return Ledger(index, cache, trust=not preload, ignore_etag=options.ignore_etag)
 
@@ -235,7 +240,7 @@ class CollectfastMixin(_Base):
     def _collectfast_save(self, key: str, content: Content) -> None:
         """Save outside of a run: one file, at once, with its errors as they are."""
         bucket = self._collectfast_bucket()
-        ledger = self._collectfast_ledger(bucket, preload=False)
+        ledger = self._collectfast_ledger(bucket, preload=False, bulk=False)
         if not ledger.holds(key, content):
             ledger.arrived(key, content.fingerprint, bucket.put(key, content))
         ledger.flush()

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
 from tests.servers import Server
 
 
@@ -25,14 +22,7 @@ class BucketView:
 
     @cached_property
     def client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.server.endpoint,
-            aws_access_key_id=self.server.access_key,
-            aws_secret_access_key=self.server.secret_key,
-            region_name="us-east-1",
-            config=Config(max_pool_connections=1),
-        )
+        return self.server.client(max_pool_connections=1)
 
     def key(self, name: str) -> str:
         return f"{self.location}/{name}" if self.location else name

@@ -14,7 +14,7 @@ django.setup()
 
 from tests.bucket import BucketView  # noqa: E402
 from tests.proxy import Proxy, proxy  # noqa: E402
-from tests.servers import Server, seaweedfs  # noqa: E402
+from tests.servers import Server, local_server  # noqa: E402
 from tests.site import Site  # noqa: E402
 
 _numbers = itertools.count()
@@ -23,7 +23,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A real S3 server, for the whole session."""
-    with seaweedfs() as running:
+    with local_server() as running:
         yield running
 
 

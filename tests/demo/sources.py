@@ -1,0 +1,66 @@
+"""The static files of the demo: real ones, from packages of PyPI."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Package, where in it the static files are, and which of them: some 1,600 in all.
+PACKAGES = {
+    "django": ("contrib/admin/static", ("*",)),
+    "rest_framework": ("static", ("*",)),
+    "fontawesomefree": ("static/fontawesomefree", ("css", "webfonts", "svgs/solid")),
+}
+YEAR_1980 = 315532800
+
+
+def check_out(directory: Path) -> int:
+    """Copy all files to `directory`, with the time of now; return how many."""
+    for package, (below, patterns) in PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None
+        root = Path(spec.origin).parent / below
+        for source in (found for each in patterns for found in root.glob(each)):
+            shutil.copytree(
+                source,
+                directory / source.relative_to(root),
+                copy_function=shutil.copyfile,
+            )
+    return len(files(directory))
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Every file below `directory`, as the bucket should have it."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def check_out_again(directory: Path) -> None:
+    """Do what a build server does: the same files, with new mtimes."""
+    shutil.rmtree(directory)
+    check_out(directory)
+    # A second from now on, lest it be the second of the first deploy.
+    for path in directory.rglob("*"):
+        os.utime(path, (time.time() + 1, time.time() + 1))
+    time.sleep(1)
+
+
+def change_one(directory: Path) -> None:
+    """Put an older file in the place of one, as `git checkout` or a wheel may."""
+    path = directory / "admin" / "css" / "base.css"
+    path.write_text("body { color: black }\n")
+    os.utime(path, (YEAR_1980, YEAR_1980))
+
+
+STEPS: dict[str, Callable[[Path], object]] = {
+    "first deploy": check_out_again,
+    "redeploy, fresh checkout": check_out_again,
+    "redeploy, one file older, changed": change_one,
+}

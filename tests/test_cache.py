@@ -1,0 +1,175 @@
+"""What is remembered, in real Django caches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
+from django.test import override_settings
+
+from collectfast_storage.cache import EtagCache
+from collectfast_storage.etag import Fingerprint, Remembered
+from tests.site import Site
+
+
+class Broken(LocMemCache):
+    """A cache whose server is away."""
+
+    def get_many(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("nobody there")
+
+    set_many = get_many
+
+
+class Refusing(LocMemCache):
+    """A cache that takes no large entry, as Memcached does."""
+
+    def set_many(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        return list(data)
+
+
+class Counting(LocMemCache):
+    """A cache that says how it was used."""
+
+    calls: list[tuple[str, int, Any]] = []  # noqa: RUF012
+
+    def get_many(self, keys: Any, *args: Any) -> Any:
+        keys = list(keys)
+        self.calls.append(("get_many", len(keys), None))
+        return super().get_many(keys, *args)
+
+    def set_many(self, data: Any, timeout: Any = "default", *args: Any) -> Any:
+        self.calls.append(("set_many", len(data), timeout))
+        return super().set_many(data, timeout, *args)
+
+
+def _caches(backend: str | type) -> dict[str, Any]:
+    if not isinstance(backend, str):
+        backend = f"{__name__}.{backend.__name__}"
+    return {"default": {"BACKEND": backend, "LOCATION": uuid4().hex}}
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own() -> Iterator[None]:
+    with override_settings(
+        CACHES=_caches("django.core.cache.backends.locmem.LocMemCache")
+    ):
+        yield
+
+
+def _remembered(number: int) -> Remembered:
+    return Remembered(Fingerprint(f"md5-{number}", "headers"), f"etag-{number}")
+
+
+def _cache(bucket: str = "endpoint bucket", *, bulk: bool = False) -> EtagCache:
+    return EtagCache("default", None, bucket, bulk=bulk)
+
+
+def test_what_is_flushed_is_there_for_the_next() -> None:
+    """And what is not flushed is not."""
+    cache = _cache()
+    cache.remember("a", _remembered(1))
+    assert cache.get("a") == _remembered(1)
+    assert _cache().get("a") is None
+    cache.flush()
+    assert _cache().get("a") == _remembered(1)
+    assert _cache("endpoint other").get("a") is None
+
+
+def test_forgotten_is_gone() -> None:
+    """A deleted key leaves no entry."""
+    cache = _cache()
+    cache.remember("a", _remembered(1))
+    cache.flush()
+    cache.forget("a")
+    assert cache.get("a") is None
+    cache.flush()
+    assert _cache().get("a") is None
+
+
+def test_two_writers_keep_each_others_entries() -> None:
+    """Shards are merged with what is there when they are written."""
+    one, two = _cache(), _cache()
+    for number in range(100):
+        (one if number % 2 else two).remember(str(number), _remembered(number))
+    one.flush()
+    two.flush()
+    fresh = _cache(bulk=True)
+    assert [fresh.get(str(n)) for n in range(100)] == [
+        _remembered(n) for n in range(100)
+    ]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"bytes", 7, ["list"], {"a": 7}, {"a": None}, {"a": "one two"}, {1: "a b c"}],
+)
+def test_garbage_is_nothing_remembered(garbage: object) -> None:
+    """Whoever wrote it, it is not believed, and it is written over."""
+    cache = _cache()
+    cache.remember("a", _remembered(1))
+    cache.flush()
+    for name in list(caches["default"]._cache):  # type: ignore[attr-defined]
+        key = name.split(":", 2)[2]
+        caches["default"].set(key, garbage)
+    assert _cache().get("a") is None
+    cache = _cache()
+    cache.remember("a", _remembered(2))
+    cache.flush()
+    assert _cache().get("a") == _remembered(2)
+
+
+@pytest.mark.parametrize("backend", [Broken, Refusing])
+def test_failing_cache_is_a_warning_and_never_a_failed_deploy(
+    site: Site, backend: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The files arrive, and the log says which cache failed and why."""
+    files = site.write_many(5)
+    with caplog.at_level(logging.WARNING, "collectfast_storage"):
+        deploy = site.collect(CACHES=_caches(backend))
+    assert deploy.requests == {"LIST": 1, "PUT": 5}
+    assert site.bucket.files() == files
+    assert "The cache 'default' (COLLECTFAST_CACHE) failed" in caplog.text
+    assert site.collect(CACHES=_caches(backend)).requests == {"LIST": 1}
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_cache_is_read_and_written_in_bulk_with_its_timeout(
+    site: Site, timeout: int | None
+) -> None:
+    """One call to read, one or none to write, however many files there are."""
+    site.write_many(100)
+    site.options["collectfast_cache_timeout"] = timeout
+    settings = _caches(Counting)
+    Counting.calls.clear()
+    site.collect(CACHES=settings)
+    assert [(name, t) for name, _, t in Counting.calls] == [
+        ("get_many", None),
+        ("get_many", None),
+        ("set_many", timeout),
+    ]
+    Counting.calls.clear()
+    site.collect(CACHES=settings)
+    assert [name for name, _, _ in Counting.calls] == ["get_many"]
+
+
+def test_cache_of_another_alias(site: Site, tmp_path: Path) -> None:
+    """`COLLECTFAST_CACHE` names the one to use; nothing goes into `default`."""
+    site.write_many(3)
+    file_cache = {
+        "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+        "LOCATION": str(tmp_path / "cache"),
+    }
+    site.options["collectfast_preload"] = False
+    settings = {
+        "CACHES": _caches(Broken) | {"files": file_cache},
+        "COLLECTFAST_CACHE": "files",
+    }
+    site.collect(**settings)
+    assert site.collect(**settings).requests == {}
