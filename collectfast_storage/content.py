@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from io import SEEK_END, BytesIO
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
@@ -47,6 +48,18 @@ class Content:
             self._copy.close()
 
     @cached_property
+    def plain(self) -> bytes | None:
+        """The file before compression; `None` where it must be streamed."""
+        return self._less_than_threshold(self._rewound())
+
+    @cached_property
+    def body(self) -> bytes | None:
+        """All that is to be sent; `None` where it must be streamed."""
+        if self._compress is None:
+            return self.plain
+        return self._less_than_threshold(self.stream())
+
+    @cached_property
     def fingerprint(self) -> Fingerprint:
         """What decides whether this must go up again."""
         return Fingerprint(self._md5, digest_of(self.parameters))
@@ -55,32 +68,20 @@ class Content:
     def etag(self) -> str:
         """The ETag that S3 gives this, if it is one that follows from the content."""
         if self.body is not None:
-            return md5_of([self.body])
+            return self._md5 if self._compress is None else md5_of([self.body])
         hasher = PartHasher(self._part_size)
         for chunk in _chunks(self.stream()):
             hasher.update(chunk)
         return hasher.etag()
 
-    @cached_property
-    def body(self) -> bytes | None:
-        """All that is to be sent; `None` where it must be streamed."""
-        body = b""
-        for chunk in _chunks(self.stream()):
-            body += chunk
-            if len(body) >= self._config.multipart_threshold:
-                return None
-        return body
-
     def stream(self) -> Any:
         """Return a readable of all that is to be sent, from its beginning."""
-        plain = self._plain()
+        plain = self._rewound() if self.plain is None else BytesIO(self.plain)
         return self._compress(plain) if self._compress else plain
 
     @cached_property
     def _md5(self) -> str:
-        if self._compress is None and self.body is not None:
-            return self.etag
-        return md5_of(_chunks(self._plain()))
+        return md5_of(_chunks(self._rewound()) if self.plain is None else [self.plain])
 
     @property
     def _part_size(self) -> int:
@@ -89,13 +90,21 @@ class Content:
         It makes them larger for a file of more than 10,000 parts, if it can tell the
         size before it sends: that of a stream being compressed it cannot.
         """
-        size = None if self._compress else self._file.seek(0, 2)
+        size = None if self._compress else self._file.seek(0, SEEK_END)
         adjuster = ChunksizeAdjuster()
         return int(adjuster.adjust_chunksize(self._config.multipart_chunksize, size))
 
-    def _plain(self) -> ReadBytesWrapper:
+    def _rewound(self) -> ReadBytesWrapper:
         self._file.seek(0)
         return ReadBytesWrapper(self._file)
+
+    def _less_than_threshold(self, readable: Any) -> bytes | None:
+        whole = bytearray()
+        for chunk in _chunks(readable):
+            whole += chunk
+            if len(whole) >= self._config.multipart_threshold:
+                return None
+        return bytes(whole)
 
 
 def _copy_unless_rewindable(file: Any, memory: int) -> IO[bytes] | None:

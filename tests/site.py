@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import django
 from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.files.storage import storages
 from django.core.management import call_command
 from django.test import override_settings
 
@@ -111,7 +113,12 @@ class Site:
                 }
             },
         }
-        with override_settings(**(defaults | self.settings | settings)):
+        active = defaults | self.settings | settings
+        with override_settings(**active):
+            if django.VERSION < (5, 1):
+                # override_settings(STORAGES=…) there sets STATICFILES_STORAGE too, that
+                # has no OPTIONS and goes before it; with a settings module it is not so.
+                storages.backends.update(active["STORAGES"])
             yield
 
     def collect(self, *arguments: str, **settings: Any) -> Deploy:
