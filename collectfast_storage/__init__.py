@@ -5,6 +5,7 @@ from __future__ import annotations
 from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.storage import (
     CollectfastMixin,
+    CollectfastS3ManifestStaticStorage,
     CollectfastS3StaticStorage,
     CollectfastS3Storage,
 )
@@ -12,6 +13,7 @@ from collectfast_storage.storage import (
 __all__ = [
     "CollectfastError",
     "CollectfastMixin",
+    "CollectfastS3ManifestStaticStorage",
     "CollectfastS3StaticStorage",
     "CollectfastS3Storage",
 ]

@@ -60,6 +60,13 @@ class Content:
         return self._less_than_threshold(self.stream())
 
     @cached_property
+    def size(self) -> int:
+        """The bytes to be sent; of a compressed stream, those before compression."""
+        if self.body is not None:
+            return len(self.body)
+        return int(self._file.seek(0, SEEK_END))
+
+    @cached_property
     def fingerprint(self) -> Fingerprint:
         """What decides whether this must go up again."""
         return Fingerprint(self._md5, digest_of(self.parameters))
@@ -90,7 +97,7 @@ class Content:
         It makes them larger for a file of more than 10,000 parts, if it can tell the
         size before it sends: that of a stream being compressed it cannot.
         """
-        size = None if self._compress else self._file.seek(0, SEEK_END)
+        size = None if self._compress else self.size
         adjuster = ChunksizeAdjuster()
         return int(adjuster.adjust_chunksize(self._config.multipart_chunksize, size))
 

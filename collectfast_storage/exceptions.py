@@ -23,6 +23,17 @@ class BucketError(CollectfastError):
         super().__init__(f"The bucket {bucket_name!r} cannot be used: {cause}")
 
 
+class ClearError(CollectfastError):
+    """`--clear` would empty a whole bucket."""
+
+    def __init__(self, bucket_name: str) -> None:
+        super().__init__(
+            f"--clear would delete everything in the bucket {bucket_name!r}, whoever "
+            "put it there: this storage has no location. Set its option location "
+            "(setting AWS_LOCATION) to the folder that holds nothing but static files."
+        )
+
+
 class FilesError(CollectfastError):
     """Something failed for some of the files.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 from collectfast_storage.bucket import Bucket
@@ -31,12 +31,16 @@ class RemoteIndex:
 
     def etag(self, key: str) -> str | None:
         """Return the ETag of `key`, `None` if there is no such object."""
-        if self._preload and not self._listed:
-            self._etags = {**dict(self._bucket.list()), **self._etags}
-            self._listed = True
+        if self._preload:
+            self._list()
         if key not in self._etags and not self._listed:
             self._etags[key] = self._bucket.head(key, self._head_parameters(key))
         return self._etags.get(key)
+
+    def keys(self) -> Set[str]:
+        """Return the keys of all objects; there is no way but to list them."""
+        self._list()
+        return {key for key, etag in self._etags.items() if etag is not None}
 
     def put(self, key: str, etag: str) -> None:
         """Note that `key` has been uploaded."""
@@ -45,3 +49,8 @@ class RemoteIndex:
     def remove(self, key: str) -> None:
         """Note that `key` has been deleted."""
         self._etags[key] = None
+
+    def _list(self) -> None:
+        if not self._listed:
+            self._etags = {**dict(self._bucket.list()), **self._etags}
+            self._listed = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from collectfast_storage.cache import EtagCache
 from collectfast_storage.content import Content
 from collectfast_storage.etag import Fingerprint, Remembered
@@ -27,6 +29,10 @@ class Ledger:
     def exists(self, key: str) -> bool:
         """Tell whether the bucket has an object `key`."""
         return self._remote(key, self._cache.get(key)) is not None
+
+    def keys(self) -> Set[str]:
+        """Return the keys that the bucket has."""
+        return self._index.keys()
 
     def holds(self, key: str, content: Content) -> bool:
         """Tell whether the bucket has `content` as `key`, headers included."""

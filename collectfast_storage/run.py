@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from io import BytesIO
+from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from django.core.files import File
 
 from collectfast_storage.bucket import Bucket, concerns_bucket
 from collectfast_storage.capture import Take
 from collectfast_storage.command import Source
 from collectfast_storage.content import Content
 from collectfast_storage.etag import Fingerprint
-from collectfast_storage.exceptions import (
-    BucketError,
-    DeleteError,
-    FilesError,
-    UploadError,
-)
+from collectfast_storage.exceptions import BucketError, DeleteError, UploadError
 from collectfast_storage.ledger import Ledger
-
-Processed = tuple[str, str | None, bool | Exception]
+from collectfast_storage.report import Report
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command was asked to do."""
+    """What is to be done: by a command that collects, or by a program's batch."""
 
+    collects: bool = True
     dry_run: bool = False
-    post_process: bool = True
+    clear: bool = False
+    barrier: bool = True  # whether something comes after the last save
+    as_is: bool = True  # whether what is saved is what the source has
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ class Upload:
     """An upload under way, or done."""
 
     fingerprint: Fingerprint
+    size: int
     etag: Future[str]
 
 
 class Run:
-    """One collectstatic.
+    """One collectstatic, or one batch of a program's own.
 
-    Where the command will post-process, there is a barrier (`finish`): until then
-    failures are gathered and deletes are only noted. Where it will not, every call is
-    carried out as it is made. Names are the bucket's keys.
+    Until its barrier, failures are gathered and deletes are only noted; without one,
+    every call is carried out as it is made. Names are the bucket's keys.
     """
 
     def __init__(
@@ -59,26 +59,42 @@ class Run:
         ledger: Ledger,
         executor: Executor,
         find_sources: Callable[[], Mapping[str, Source]],
+        keep: Iterable[str] = (),
     ) -> None:
-        """Open the run that carries out `plan`; nothing is asked of anyone yet."""
-        self._plan = plan
+        """Open the run that carries out `plan`; nothing is asked of anyone yet.
+
+        A run that clears leaves the keys to `keep` alone.
+        """
+        self.plan = plan
         self._bucket = bucket
         self._ledger = ledger
         self._executor = executor
         self._find_sources = find_sources
+        self._start = time.monotonic()
+        self._held_back: dict[str, Content] = {}
         self._uploads: dict[str, Upload] = {}
-        self._deleted: set[str] = set()
+        self._kept = set(keep)
+        self._unchanged: set[str] = set()
+        self._uploaded: dict[str, int] = {}
+        self._to_delete: set[str] = set()
+        self._deleted: list[str] = []
         self.post_processing = False
         self.ended = False
 
     @cached_property
-    def _sources(self) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, Source]:
+        """The files that are collected, by key."""
         return self._find_sources()
+
+    # What the storage is asked.
 
     def exists(self, key: str) -> bool:
         """Tell whether the bucket will have `key`, after what was done so far."""
-        if key in self._uploads or key in self._deleted:
-            return key not in self._deleted
+        # Asked for the location as a whole, `--clear` has nothing to do: `finish` does.
+        if key == self._bucket.prefix or key in self._to_delete:
+            return False
+        if key in self._held_back or key in self._uploads:
+            return True
         with self._bucket_errors():
             return self._ledger.exists(key)
 
@@ -91,59 +107,106 @@ class Run:
         hands over for it, older if not. `NotImplementedError`, where there is no such
         source, makes the command copy without asking further.
         """
-        source = self._sources.get(key)
-        if source is None:
+        source = self.sources.get(key)
+        if source is None or not self.plan.as_is:
             raise NotImplementedError("Only a comparison of contents can tell.")
         newest = source.modified_time()
         held: list[bool] = []
         with source.open() as file:
             captured_save(file, lambda *sent: held.append(self.holds(*sent)))
-        return newest if held and all(held) else newest - timedelta(days=1)
+        if not held or not all(held):
+            return newest - timedelta(days=1)
+        self._unchanged.add(key)
+        self._arrived(key)
+        return newest
 
     def holds(self, key: str, content: Content) -> bool:
         """Tell whether the bucket has `content` as `key`, or will have."""
-        if upload := self._uploads.get(key):
-            return upload.fingerprint == content.fingerprint
+        coming = self._held_back.get(key) or self._uploads.get(key)
+        if coming is not None:
+            return coming.fingerprint == content.fingerprint
         with self._bucket_errors():
             return self._ledger.holds(key, content)
 
-    def save(self, key: str, content: Content) -> None:
-        """Upload `content` as `key`, unless the bucket holds it."""
-        self._deleted.discard(key)
+    def read(self, key: str) -> IO[bytes] | File[bytes] | None:
+        """Return what is or will be in the bucket as `key`, if it is to be had here.
+
+        Raises `FileNotFoundError` for what this run has deleted.
+        """
+        if key in self._to_delete:
+            raise FileNotFoundError(f"File does not exist: {key}")
+        if key in self._held_back:
+            return BytesIO(self._held_back[key].plain or b"")
+        if key in self.sources and self.post_processing and self.plan.as_is:
+            return self.sources[key].open()
+        if key in self._uploads:
+            self._uploads[key].etag.result()
+        return None
+
+    def save(self, key: str, content: Content, *, final: bool = True) -> None:
+        """Upload `content` as `key`, unless the bucket holds it.
+
+        What is not `final` waits for the barrier, and is forgotten if it is deleted or
+        saved again by then.
+        """
+        self._to_delete.discard(key)
+        self._kept.add(key)
         if self.holds(key, content):
-            return
-        etag = self._executor.submit(self._bucket.put, key, content)
-        self._uploads[key] = Upload(content.fingerprint, etag)
-        if not self._plan.post_process:
-            if failures := self._settle():
-                raise UploadError(failures)
-        elif etag.done() and (error := etag.exception()) and concerns_bucket(error):
-            raise BucketError(self._bucket.name, error) from error
+            self._unchanged.add(key)
+        elif self.plan.dry_run or not (final or content.plain is None):
+            self._held_back[key] = content
+        else:
+            self._held_back.pop(key, None)
+            self._submit(key, content)
+        self._arrived(key)
+
+    def keep(self, key: str) -> None:
+        """Leave `key` alone when clearing."""
+        self._kept.add(key)
 
     def delete(self, key: str) -> None:
         """Delete `key`: at the barrier, unless it is saved again by then."""
-        if self._plan.post_process:
-            self._deleted.add(key)
-        elif key not in self._sources:
+        self._held_back.pop(key, None)
+        self._kept.discard(key)
+        if self.plan.barrier:
+            self._to_delete.add(key)
+        elif key not in self.sources:
             # What is about to be saved is overwritten in place, without a hole.
             self._carry_out_deletes([key])
 
-    def finish(self, processed: Iterable[Processed]) -> Iterator[Processed]:
-        """Post-process, and then be the barrier: wait, delete, report.
+    # How it ends.
 
-        Yields what `collectstatic` expects of a storage's `post_process`:
-        https://docs.djangoproject.com/en/stable/ref/contrib/staticfiles/#django.contrib.staticfiles.storage.StaticFilesStorage.post_process
+    def wait(self) -> None:
+        """Wait for all that was saved; `UploadError` says what did not arrive."""
+        for key in list(self._held_back):
+            self._submit(key, self._held_back.pop(key))
+        if failures := self._settle():
+            raise UploadError(failures)
+
+    def finish(self) -> Report:
+        """Be the barrier: wait, then delete what is left to delete, then report.
+
+        In a run that clears, that is all but the sources and what was saved.
         """
-        self.post_processing = True
-        try:
-            yield from processed
-            if failures := self._settle():
-                raise UploadError(failures)
-            self._carry_out_deletes(self._deleted)
-        except FilesError as error:
-            yield ", ".join(error.failures), None, error
-        finally:
-            self.close()
+        if not self.plan.dry_run:
+            self.wait()
+        # What was only held back was never there.
+        leaving = {key for key in self._to_delete if self._ledger.exists(key)}
+        self._carry_out_deletes(leaving | self._left_over())
+        return self.report()
+
+    def report(self) -> Report:
+        """Say what was done so far."""
+        name_of = self._bucket.name_of
+        return Report(
+            uploaded=tuple(sorted(map(name_of, self._uploaded))),
+            unchanged=tuple(
+                sorted(map(name_of, self._unchanged - self._uploaded.keys()))
+            ),
+            deleted=tuple(sorted(map(name_of, self._deleted))),
+            bytes=sum(self._uploaded.values()),
+            seconds=time.monotonic() - self._start,
+        )
 
     def close(self) -> None:
         """End the run, whether or not it got to its barrier; remember what arrived."""
@@ -152,8 +215,16 @@ class Run:
         self.ended = True
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._settle()
-        if not self._plan.dry_run:
+        if not self.plan.dry_run:
             self._ledger.flush()
+
+    def _submit(self, key: str, content: Content) -> None:
+        etag = self._executor.submit(self._bucket.put, key, content)
+        self._uploads[key] = Upload(content.fingerprint, content.size, etag)
+        if not self.plan.barrier:
+            self.wait()
+        elif etag.done() and (error := etag.exception()) and concerns_bucket(error):
+            raise BucketError(self._bucket.name, error) from error
 
     def _settle(self) -> dict[str, Exception]:
         """Wait for the uploads; return what failed, and why."""
@@ -162,16 +233,43 @@ class Run:
             key = next(iter(self._uploads))
             upload = self._uploads.pop(key)
             try:
-                self._ledger.arrived(key, upload.fingerprint, upload.etag.result())
+                etag = upload.etag.result()
             except Exception as error:
                 failures[self._bucket.name_of(key)] = error
+            else:
+                self._ledger.arrived(key, upload.fingerprint, etag)
+                self._uploaded[key] = upload.size
         return failures
 
+    def _arrived(self, key: str) -> None:
+        """Without a barrier, clear once the last of the sources has arrived."""
+        if self.plan.clear and not self.plan.barrier:
+            self._awaited.discard(key)
+            if not self._awaited:
+                self._carry_out_deletes(self._left_over())
+
+    @cached_property
+    def _awaited(self) -> set[str]:
+        return set(self.sources)
+
+    def _left_over(self) -> set[str]:
+        if not self.plan.clear:
+            return set()
+        with self._bucket_errors():
+            present = self._ledger.keys()
+        # A key with a slash at its end is a folder, to those who believe in them.
+        files = {key for key in present if not key.endswith("/")}
+        return files - self.sources.keys() - self._kept
+
     def _carry_out_deletes(self, keys: Iterable[str]) -> None:
+        if self.plan.dry_run:
+            self._deleted += keys
+            return
         failures = {}
         for key, error in self._bucket.delete(sorted(keys)):
             if error is None:
                 self._ledger.deleted(key)
+                self._deleted.append(key)
             else:
                 failures[self._bucket.name_of(key)] = error
         if failures:

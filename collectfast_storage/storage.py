@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from functools import cache, cached_property, partial, wraps
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from django.contrib.staticfiles.storage import ManifestFilesMixin
+from django.core.files import File
+from django.core.files.base import ContentFile
 from django.core.files.storage import Storage
 from django.utils.deconstruct import deconstructible
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
-from storages.backends.s3 import S3StaticStorage, S3Storage
+from storages.backends.s3 import (
+    S3ManifestStaticStorage,
+    S3StaticStorage,
+    S3Storage,
+)
 from storages.utils import clean_name, lookup_env
 
+from collectfast_storage.barrier import Processed, after_uploads, with_barrier
 from collectfast_storage.bucket import Bucket
 from collectfast_storage.cache import EtagCache
 from collectfast_storage.capture import CapturingBucket, Compressible, Take
 from collectfast_storage.command import Source, calling_command, sources_of
 from collectfast_storage.content import Content
+from collectfast_storage.exceptions import ClearError
 from collectfast_storage.index import RemoteIndex
 from collectfast_storage.ledger import Ledger
 from collectfast_storage.options import Options
-from collectfast_storage.run import Plan, Processed, Run
+from collectfast_storage.report import Batch
+from collectfast_storage.run import Plan, Run
 from collectfast_storage.upload import SerialExecutor
 
 if TYPE_CHECKING:
@@ -35,27 +46,10 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-PostProcess = Callable[..., Iterator[Processed]]
-
-
-def _with_barrier(post_process: PostProcess) -> PostProcess:
-    """Make the outermost `post_process` of a run end with the run's barrier."""
-
-    @wraps(post_process)
-    def wrapper(
-        self: CollectfastMixin,
-        paths: Mapping[str, tuple[Storage, str]],
-        dry_run: bool = False,
-        **options: Any,
-    ) -> Iterator[Processed]:
-        processed = post_process(self, paths, dry_run=dry_run, **options)
-        run = self._collectfast_run()
-        if run is None or run.post_processing:
-            return processed
-        return run.finish(processed)
-
-    wrapper.has_barrier = True  # type: ignore[attr-defined]
-    return wrapper
+_BARRIERS: dict[str, Callable[[Any], Any]] = {
+    "post_process": with_barrier,
+    "save_manifest": after_uploads,
+}
 
 
 class CollectfastMixin(_Base):
@@ -73,8 +67,10 @@ class CollectfastMixin(_Base):
         site's own.
         """
         super().__init_subclass__(**kwargs)
-        if not hasattr(cls.post_process, "has_barrier"):
-            cls.post_process = _with_barrier(cls.post_process)  # type: ignore[method-assign]
+        for name, wrap in _BARRIERS.items():
+            method = getattr(cls, name, None)
+            if method is not None and not hasattr(method, "has_barrier"):
+                setattr(cls, name, wrap(method))
 
     def __init__(self, **settings: Any) -> None:
         """Take the options of django-storages' class and this one's."""
@@ -108,10 +104,8 @@ class CollectfastMixin(_Base):
     def get_modified_time(self, name: str) -> datetime:
         """Answer as django-storages does; while collecting, with a verdict."""
         run = self._collectfast_run()
-        if run is None or run.post_processing:
+        if run is None or not run.plan.collects or run.post_processing:
             return super().get_modified_time(name)
-        if not _saves_as_is(type(self).__mro__):
-            raise NotImplementedError("Only saving it can tell what would be sent.")
         return run.modified_time(
             self._key(name), partial(self._collectfast_captured_save, name)
         )
@@ -129,10 +123,47 @@ class CollectfastMixin(_Base):
         if not self._collectfast_options.enabled:
             return super()._save(name, content)
         run = self._collectfast_run()
-        take = run.save if run else self._collectfast_save
+        take: Take = self._collectfast_save
+        if run is not None:
+            # What exists in memory only, a later pass may supersede.
+            draft = run.post_processing and isinstance(content, ContentFile)
+            take = partial(run.save, final=not draft)
         return self._collectfast_captured_save(name, content, take)
 
-    @_with_barrier
+    def _open(self, name: str, mode: str = "rb") -> Any:
+        """Open as django-storages does; in a run, rather what is to be had locally."""
+        run = self._collectfast_run()
+        if run is not None and mode == "rb":
+            file = run.read(self._key(name))
+            if file is not None:
+                return File(file, name)
+        return super()._open(name, mode)
+
+    @contextmanager
+    def batch(self, *, preload: bool | None = None) -> Generator[Batch]:
+        """Save and delete many files as a collectstatic does.
+
+        Inside of the block, and in its thread, the bucket is listed once, uploads run
+        in the background, and deletes wait for its end. There, `UploadError` or
+        `DeleteError` names each file that failed; after an exception in the block
+        nothing is deleted. With `preload` false, each file is asked for instead of a
+        listing, if the cache does not remember it; the default is the option
+        ``collectfast_preload``.
+        """
+        batch = Batch()
+        if not self._collectfast_options.enabled:
+            yield batch
+            return
+        run = self._collectfast_new_run(Plan(collects=False), preload=preload)
+        outer, self._collectfast_local.batch = self._collectfast_batch, run
+        try:
+            yield batch
+            batch.report = run.finish()
+        finally:
+            self._collectfast_local.batch = outer
+            run.close()
+
+    @with_barrier
     def post_process(
         self,
         paths: Mapping[str, tuple[Storage, str]],
@@ -177,10 +208,16 @@ class CollectfastMixin(_Base):
     def _collectfast_options(self) -> Options:
         return Options.of(self)
 
+    @property
+    def _collectfast_batch(self) -> Run | None:
+        return getattr(self._collectfast_local, "batch", None)
+
     def _collectfast_run(self) -> Run | None:
         """Return the run that the caller is part of, opened by its first call."""
         if not self._collectfast_options.enabled:
             return None
+        if self._collectfast_batch is not None:
+            return self._collectfast_batch
         command = calling_command(self)
         if command is None:
             return None
@@ -191,15 +228,43 @@ class CollectfastMixin(_Base):
         return None if run.ended else run
 
     def _collectfast_open(self, command: Command) -> Run:
-        options = self._collectfast_options
-        bucket = self._collectfast_bucket()
-        return Run(
-            Plan(dry_run=command.dry_run, post_process=command.post_process),
-            bucket,
-            self._collectfast_ledger(bucket, preload=options.preload, bulk=True),
-            SerialExecutor(),
-            partial(self._collectfast_sources, command.ignore_patterns),
+        plan = Plan(
+            dry_run=command.dry_run,
+            clear=command.clear,
+            barrier=command.post_process,
+            as_is=_saves_as_is(type(self).__mro__),
         )
+        if plan.clear and not self._normalize_name(""):
+            raise ClearError(self.bucket_name)
+        find_sources = partial(self._collectfast_sources, command.ignore_patterns)
+        return self._collectfast_new_run(plan, find_sources)
+
+    def _collectfast_new_run(
+        self,
+        plan: Plan,
+        find_sources: Callable[[], dict[str, Source]] = dict,
+        *,
+        preload: bool | None = None,
+    ) -> Run:
+        bucket = self._collectfast_bucket()
+        if preload is None:
+            preload = self._collectfast_options.preload
+        return Run(
+            plan,
+            bucket,
+            self._collectfast_ledger(bucket, preload=preload, bulk=True),
+            SerialExecutor(),
+            find_sources,
+            keep=map(self._key, self._collectfast_irreplaceable(plan)),
+        )
+
+    def _collectfast_irreplaceable(self, plan: Plan) -> Iterator[str]:
+        """Yield the names that a clearing run must keep, as it saves none of them."""
+        if plan.clear and isinstance(self, ManifestFilesMixin):
+            if plan.dry_run or not plan.barrier:
+                yield self.manifest_name
+            if not plan.barrier:
+                yield from self.hashed_files.values()
 
     def _collectfast_bucket(self) -> Bucket:
         return Bucket(
@@ -264,3 +329,8 @@ class CollectfastS3Storage(CollectfastMixin, S3Storage):
 @deconstructible(path="collectfast_storage.CollectfastS3StaticStorage")
 class CollectfastS3StaticStorage(CollectfastMixin, S3StaticStorage):
     """`storages.backends.s3.S3StaticStorage` that uploads only what changed."""
+
+
+@deconstructible(path="collectfast_storage.CollectfastS3ManifestStaticStorage")
+class CollectfastS3ManifestStaticStorage(CollectfastMixin, S3ManifestStaticStorage):
+    """`storages.backends.s3.S3ManifestStaticStorage` that uploads only what changed."""

@@ -116,8 +116,8 @@ class Site:
         active = defaults | self.settings | settings
         with override_settings(**active):
             if django.VERSION < (5, 1):
-                # override_settings(STORAGES=…) there sets STATICFILES_STORAGE too, that
-                # has no OPTIONS and goes before it; with a settings module it is not so.
+                # There override_settings(STORAGES=…) sets STATICFILES_STORAGE as well,
+                # which goes before it and has no OPTIONS; a settings module does not.
                 storages.backends.update(active["STORAGES"])
             yield
 

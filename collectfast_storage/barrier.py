@@ -1,0 +1,129 @@
+"""Where a run of collectstatic ends: after `post_process`, and before the manifest.
+
+Django's own `post_process` and `save_manifest` do all the work; these stand around
+them, in whatever order a site's class has its bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any
+
+from django.contrib.staticfiles.storage import HashedFilesMixin
+from django.core.files.storage import Storage
+
+from collectfast_storage.command import calling_command
+from collectfast_storage.exceptions import FilesError
+from collectfast_storage.report import Report
+from collectfast_storage.run import Run
+
+Paths = Mapping[str, tuple[Storage, str]]
+Processed = tuple[str, str | None, Any]
+PostProcess = Callable[..., Iterator[Processed]]
+
+
+def with_barrier(post_process: PostProcess) -> PostProcess:
+    """Make the outermost `post_process` of a run the run's barrier."""
+
+    @wraps(post_process)
+    def wrapper(
+        self: Any, paths: Paths, dry_run: bool = False, **options: Any
+    ) -> Iterator[Processed]:
+        run = self._collectfast_run()
+        if run is None or run.post_processing:
+            return post_process(self, paths, dry_run=dry_run, **options)
+        return _to_the_barrier(
+            self, run, paths, post_process(self, paths, dry_run=dry_run, **options)
+        )
+
+    wrapper.has_barrier = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def after_uploads(save_manifest: Callable[..., None]) -> Callable[..., None]:
+    """Make `save_manifest` wait for all else, and fail if something did not arrive."""
+
+    @wraps(save_manifest)
+    def wrapper(self: Any) -> None:
+        run = self._collectfast_run()
+        if run is not None:
+            run.wait()
+        with _batch_of(self.manifest_storage, self):
+            save_manifest(self)
+
+    wrapper.has_barrier = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _to_the_barrier(
+    storage: Any, run: Run, paths: Paths, processed: Iterator[Processed]
+) -> Iterator[Processed]:
+    """Post-process, then finish the run; a failure is reported as Django wants it.
+
+    https://docs.djangoproject.com/en/stable/ref/contrib/staticfiles/#django.contrib.staticfiles.storage.StaticFilesStorage.post_process
+    """
+    run.post_processing = True
+    try:
+        if isinstance(storage, HashedFilesMixin):
+            if run.plan.dry_run and run.plan.clear:
+                yield from _pretended(storage, paths)
+            processed = _with_copies_checked(storage, paths, processed)
+        yield from processed
+        _tell(storage, run, run.finish())
+    except FilesError as error:
+        yield ", ".join(error.failures), None, error
+    finally:
+        run.close()
+
+
+def _with_copies_checked(
+    storage: Any, paths: Paths, processed: Iterator[Processed]
+) -> Iterator[Processed]:
+    """Save again what Django did not, as an object of its hashed name exists.
+
+    A name is no proof of content and headers; the save compares them.
+    """
+    for name, hashed_name, outcome in processed:
+        if outcome is False and hashed_name is not None:
+            source, path = paths[name]
+            with source.open(path) as file:
+                storage._save(hashed_name, file)
+        yield name, hashed_name, outcome
+
+
+def _pretended(storage: Any, paths: Paths) -> Iterator[Processed]:
+    """Let Django's own post-processing tell this run which hashed names there would be.
+
+    In a dry run nothing is uploaded; only what goes wrong is passed on.
+    """
+    hashed_files = storage.hashed_files
+    try:
+        for processed in HashedFilesMixin.post_process(storage, paths):  # type: ignore[arg-type]
+            if isinstance(processed[2], Exception):
+                yield processed
+            elif processed[1] is not None:
+                storage._collectfast_run().keep(storage._key(processed[1]))
+    finally:
+        storage.hashed_files = hashed_files
+
+
+def _tell(storage: Any, run: Run, report: Report) -> None:
+    """Let the command count and log what was cleared, as if it had done so itself."""
+    command = calling_command(storage)
+    if command is None or not run.plan.clear:
+        return
+    verb, level = ("Pretending to delete", 1) if run.plan.dry_run else ("Deleting", 2)
+    for name in report.deleted:
+        command.log(f"{verb} '{name}'", level=level)
+    # Django 6.0 counts them in its summary; older ones do not.
+    getattr(command, "deleted_files", []).extend(report.deleted)
+
+
+def _batch_of(manifest_storage: Any, storage: Any) -> AbstractContextManager[Any]:
+    """Keep a manifest in another bucket from being deleted before it is replaced."""
+    if manifest_storage is storage or not hasattr(manifest_storage, "batch"):
+        return nullcontext()
+    batch: AbstractContextManager[Any] = manifest_storage.batch(preload=False)
+    return batch

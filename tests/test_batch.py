@@ -1,0 +1,116 @@
+"""`with storage.batch()`: a program's own saves and deletes, as in a collectstatic."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.files.base import ContentFile
+
+from collectfast_storage.exceptions import UploadError
+from tests.site import Site
+
+
+def test_batch_lists_once_and_reports(site: Site) -> None:
+    """One listing, one barrier, and a report of what was done."""
+    for name in ("same.txt", "old.txt", "gone.txt"):
+        site.bucket.put(name, b"content")
+    with site.storage() as storage:
+        with storage.batch() as batch:
+            for name in ("same.txt", "new.txt"):
+                storage.save(name, ContentFile(b"content"))
+            storage.save("old.txt", ContentFile(b"other"))
+            storage.delete("gone.txt")
+            assert not storage.exists("gone.txt")
+            assert storage.exists("new.txt")
+            storage.delete("never there.txt")
+        assert site.proxy.count() == {"LIST": 1, "PUT": 2, "DELETE MANY": 1}
+        assert batch.report.uploaded == ("new.txt", "old.txt")
+        assert batch.report.unchanged == ("same.txt",)
+        assert batch.report.deleted == ("gone.txt",)
+        assert batch.report.bytes == len(b"content") + len(b"other")
+        assert 0 < batch.report.seconds < 60
+        # After it, the storage is the plain one again.
+        assert storage.exists("new.txt")
+        assert site.proxy.count()["HEAD"] == 1
+    assert site.bucket.files() == {
+        "same.txt": b"content",
+        "new.txt": b"content",
+        "old.txt": b"other",
+    }
+
+
+def test_own_writes_can_be_read(site: Site) -> None:
+    """What was saved in a batch is read back in it; what was deleted is not there."""
+    site.bucket.put("gone.txt", b"x")
+    with site.storage() as storage, storage.batch():
+        storage.save("a.txt", ContentFile(b"one"))
+        with storage.open("a.txt") as file:
+            assert file.read() == b"one"
+        storage.save("a.txt", ContentFile(b"two"))
+        with storage.open("a.txt") as file:
+            assert file.read() == b"two"
+        storage.delete("gone.txt")
+        with pytest.raises(FileNotFoundError):
+            storage.open("gone.txt")
+    assert site.bucket.files() == {"a.txt": b"two"}
+
+
+def test_delete_and_save_again_is_no_delete(site: Site) -> None:
+    """What is needed after all stays, without a request."""
+    site.bucket.put("a.txt", b"one")
+    with site.storage() as storage, storage.batch() as batch:
+        storage.delete("a.txt")
+        storage.save("a.txt", ContentFile(b"one"))
+    assert site.proxy.count() == {"LIST": 1}
+    assert batch.report.unchanged == ("a.txt",)
+
+
+def test_failures_are_raised_at_the_end_naming_every_file(site: Site) -> None:
+    """And nothing is deleted."""
+    site.bucket.put("gone.txt", b"x")
+    site.proxy.fault = lambda handler, request, body: (
+        request.kind == "PUT"
+        and "bad" in request.key
+        and not handler.error(403, "AccessDenied")
+    )
+    with (
+        site.storage() as storage,
+        pytest.raises(UploadError) as caught,
+        storage.batch(),
+    ):
+        for name in ("bad1.txt", "good.txt", "bad2.txt"):
+            storage.save(name, ContentFile(name.encode()))
+        storage.delete("gone.txt")
+    assert list(caught.value.failures) == ["bad1.txt", "bad2.txt"]
+    assert site.bucket.names() == ["gone.txt", "good.txt"]
+
+
+def test_exception_in_the_block_deletes_nothing(site: Site) -> None:
+    """The exception is passed on; what has arrived is remembered."""
+    site.bucket.put("gone.txt", b"x")
+    with site.storage() as storage:
+        with pytest.raises(ZeroDivisionError), storage.batch():
+            storage.save("a.txt", ContentFile(b"a"))
+            storage.delete("gone.txt")
+            1 / 0  # noqa: B018
+        assert site.bucket.names() == ["a.txt", "gone.txt"]
+        site.proxy.reset()
+        storage.save("a.txt", ContentFile(b"a"))
+        assert site.proxy.count() == {}
+
+
+def test_without_preload_a_batch_asks_for_what_it_does_not_know(site: Site) -> None:
+    """For a few files in a large bucket, a HEAD each is less than a listing."""
+    site.bucket.put("a.txt", b"a")
+    with site.storage() as storage, storage.batch(preload=False):
+        storage.save("a.txt", ContentFile(b"a"))
+        storage.save("b.txt", ContentFile(b"b"))
+    assert site.proxy.count() == {"HEAD": 2, "PUT": 1}
+
+
+def test_disabled_batch_is_none(site: Site) -> None:
+    """The same program works with the plain class."""
+    site.options["collectfast_enabled"] = False
+    with site.storage() as storage, storage.batch() as batch:
+        storage.save("a.txt", ContentFile(b"a"))
+    assert site.proxy.count() == {"PUT": 1}
+    assert batch.report.uploaded == ()
