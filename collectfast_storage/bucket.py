@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree
 
 from botocore.exceptions import (
     ClientError,
@@ -14,6 +17,7 @@ from botocore.exceptions import (
 )
 
 from collectfast_storage.content import Content
+from collectfast_storage.wire import Wire
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -29,6 +33,14 @@ _BUCKET_WIDE = {
     "NoSuchBucket",
     "SignatureDoesNotMatch",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing: keys with their ETags, and the token of what comes next."""
+
+    etags: dict[str, str]
+    token: str  # empty after the last page
 
 
 class Bucket:
@@ -62,35 +74,70 @@ class Bucket:
     def _client(self) -> S3Client:
         return self._connect()
 
-    def list(self) -> Iterator[tuple[str, str]]:
-        """Yield key and ETag of each object below the prefix, 1,000 a request."""
-        paginator = self._client.get_paginator("list_objects_v2")
-        for page in paginator.paginate(Bucket=self.name, Prefix=self.prefix):
-            for entry in page.get("Contents", ()):
-                yield entry["Key"], _bare(entry["ETag"])
+    @cached_property
+    def _wire(self) -> Wire:
+        return Wire(self._client, self.name)
+
+    def connect(self) -> None:
+        """Make ready for requests from many threads; a client is made in one."""
+        self._wire  # noqa: B018
+
+    def list(self, after: str = "", token: str = "") -> Page:
+        """Return up to 1,000 keys below the prefix.
+
+        From the first one on, or the first one `after` a key, or where the page before
+        ended, as its `token` tells.
+        """
+        query = {"encoding-type": "url", "prefix": self.prefix}
+        query |= {"start-after": after} if after else {}
+        query |= {"continuation-token": token} if token else {}
+        response = self._wire.list(**query)
+        page = None if response is None else _parse_page(response.content)
+        return page or self._list_by_boto3(after, token)
+
+    def _list_by_boto3(self, after: str, token: str) -> Page:
+        start = {"ContinuationToken": token} if token else {}
+        response = self._client.list_objects_v2(
+            Bucket=self.name,
+            Prefix=self.prefix,
+            StartAfter=after,
+            **start,  # type: ignore[arg-type]
+        )
+        entries = response.get("Contents", ())
+        etags = {entry["Key"]: _bare(entry["ETag"]) for entry in entries}
+        more = response["IsTruncated"]
+        return Page(etags, response["NextContinuationToken"] if more else "")
 
     def head(self, key: str, parameters: dict[str, Any]) -> str | None:
         """Return the ETag of `key`; `None` if there is no such object."""
+        response = self._wire.head(key, parameters)
+        if response is not None:
+            absent = response.status_code == 404
+            return None if absent else _bare(response.headers["ETag"])
         try:
-            response = self._client.head_object(Bucket=self.name, Key=key, **parameters)
+            answer = self._client.head_object(Bucket=self.name, Key=key, **parameters)
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                 return None
             raise
-        return _bare(response["ETag"])
+        return _bare(answer["ETag"])
 
     def put(self, key: str, content: Content) -> str:
         """Upload `content` as `key`, and return the ETag it got."""
         if content.body is None:
             return self._put_stream(key, content)
-        response = self._client.put_object(
+        md5, headers = content.body_md5, content.fingerprint.headers
+        response = self._wire.put(key, content.body, md5, headers, content.parameters)
+        if response is not None:
+            return _bare(response.headers["ETag"])
+        answer = self._client.put_object(
             Bucket=self.name,
             Key=key,
             Body=content.body,
-            ContentMD5=b64encode(bytes.fromhex(content.etag)).decode(),
+            ContentMD5=b64encode(bytes.fromhex(md5)).decode(),
             **content.parameters,
         )
-        return _bare(response["ETag"])
+        return _bare(answer["ETag"])
 
     def _put_stream(self, key: str, content: Content) -> str:
         stream = content.stream()
@@ -113,6 +160,25 @@ class Bucket:
             )
             errors = {e["Key"]: _reason(e) for e in response.get("Errors", ())}
             yield from ((key, errors.get(key)) for key in batch)
+
+
+def _parse_page(content: bytes) -> Page | None:
+    """Read the answer to ListObjectsV2; `None` if it is not one."""
+    try:
+        root = ElementTree.fromstring(content)  # noqa: S314 (as botocore does)
+    except ElementTree.ParseError:
+        return None
+    namespace = root.tag.removesuffix("ListBucketResult")
+    token = root.findtext(f"{namespace}NextContinuationToken") or ""
+    if root.findtext(f"{namespace}IsTruncated") != ("true" if token else "false"):
+        return None
+    decode = root.findtext(f"{namespace}EncodingType") == "url"
+    etags = {}
+    for entry in root.iterfind(f"{namespace}Contents"):
+        key = entry.findtext(f"{namespace}Key") or ""
+        etag = entry.findtext(f"{namespace}ETag") or ""
+        etags[unquote_plus(key) if decode else key] = _bare(etag)
+    return Page(etags, token)
 
 
 def concerns_bucket(error: BaseException) -> bool:

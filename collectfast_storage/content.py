@@ -75,11 +75,16 @@ class Content:
     def etag(self) -> str:
         """The ETag that S3 gives this, if it is one that follows from the content."""
         if self.body is not None:
-            return self._md5 if self._compress is None else md5_of([self.body])
+            return self.body_md5
         hasher = PartHasher(self._part_size)
         for chunk in _chunks(self.stream()):
             hasher.update(chunk)
         return hasher.etag()
+
+    @cached_property
+    def body_md5(self) -> str:
+        """The MD5 of `body`, in hexadecimal."""
+        return self._md5 if self._compress is None else md5_of([self.body or b""])
 
     def stream(self) -> Any:
         """Return a readable of all that is to be sent, from its beginning."""

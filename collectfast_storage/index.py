@@ -51,6 +51,12 @@ class RemoteIndex:
         self._etags[key] = None
 
     def _list(self) -> None:
-        if not self._listed:
-            self._etags = {**dict(self._bucket.list()), **self._etags}
-            self._listed = True
+        if self._listed:
+            return
+        page = self._bucket.list()
+        found = page.etags
+        while page.token:
+            page = self._bucket.list(token=page.token)
+            found |= page.etags
+        self._etags = {**found, **self._etags}
+        self._listed = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from collectfast_storage.etag import Fingerprint
 from collectfast_storage.exceptions import BucketError, DeleteError, UploadError
 from collectfast_storage.ledger import Ledger
 from collectfast_storage.report import Report
+from collectfast_storage.upload import BoundedExecutor, SerialExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Run:
         plan: Plan,
         bucket: Bucket,
         ledger: Ledger,
-        executor: Executor,
+        executor: SerialExecutor | BoundedExecutor,
         find_sources: Callable[[], Mapping[str, Source]],
         keep: Iterable[str] = (),
     ) -> None:
@@ -73,6 +75,7 @@ class Run:
         self._start = time.monotonic()
         self._held_back: dict[str, Content] = {}
         self._uploads: dict[str, Upload] = {}
+        self._latest: deque[Future[str]] = deque()
         self._kept = set(keep)
         self._unchanged: set[str] = set()
         self._uploaded: dict[str, int] = {}
@@ -219,12 +222,24 @@ class Run:
             self._ledger.flush()
 
     def _submit(self, key: str, content: Content) -> None:
-        etag = self._executor.submit(self._bucket.put, key, content)
-        self._uploads[key] = Upload(content.fingerprint, content.size, etag)
+        if key in self._uploads:  # Two at once might arrive in any order.
+            wait([self._uploads[key].etag])
+        # A file that does not fit into memory is sent while it is still open.
+        executor = self._executor if content.plain is not None else SerialExecutor()
+        size = len(content.plain or b"")
+        self._check()
+        etag = executor.submit_sized(size, self._bucket.put, key, content)
+        self._uploads[key] = Upload(content.fingerprint, size, etag)
+        self._latest.append(etag)
         if not self.plan.barrier:
             self.wait()
-        elif etag.done() and (error := etag.exception()) and concerns_bucket(error):
-            raise BucketError(self._bucket.name, error) from error
+
+    def _check(self) -> None:
+        """End the run at the first sign that nothing would arrive."""
+        while self._latest and self._latest[0].done():
+            error = self._latest.popleft().exception()
+            if error is not None and concerns_bucket(error):
+                raise BucketError(self._bucket.name, error) from error
 
     def _settle(self) -> dict[str, Exception]:
         """Wait for the uploads; return what failed, and why."""
@@ -234,7 +249,7 @@ class Run:
             upload = self._uploads.pop(key)
             try:
                 etag = upload.etag.result()
-            except Exception as error:
+            except (Exception, CancelledError) as error:
                 failures[self._bucket.name_of(key)] = error
             else:
                 self._ledger.arrived(key, upload.fingerprint, etag)

@@ -36,7 +36,7 @@ from collectfast_storage.ledger import Ledger
 from collectfast_storage.options import Options
 from collectfast_storage.report import Batch
 from collectfast_storage.run import Plan, Run
-from collectfast_storage.upload import SerialExecutor
+from collectfast_storage.upload import executor
 
 if TYPE_CHECKING:
     from django.contrib.staticfiles.management.commands.collectstatic import Command
@@ -253,7 +253,7 @@ class CollectfastMixin(_Base):
             plan,
             bucket,
             self._collectfast_ledger(bucket, preload=preload, bulk=True),
-            SerialExecutor(),
+            executor(self._collectfast_options.threads),
             find_sources,
             keep=map(self._key, self._collectfast_irreplaceable(plan)),
         )

@@ -1,0 +1,356 @@
+"""
+An in-memory S3 endpoint with a set round trip, which counts requests.
+
+``python -m tests.benchmark.endpoint --round-trip 0.02`` prints its address. It knows as
+much of S3 as the tools that are compared ask for, checks Content-MD5, believes any
+signature, and answers ``/-/counts`` (and forgets them on ``/-/reset``) at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import bisect
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+DATE = "Tue, 24 Nov 2026 00:00:00 GMT"
+ISO_DATE = "2026-11-24T00:00:00.000Z"
+XML = '<?xml version="1.0" encoding="UTF-8"?>'
+NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class Object:
+    __slots__ = ("content", "etag", "headers")
+
+    def __init__(self, content: bytes, etag: str, headers: dict[str, str]) -> None:
+        self.content = content
+        self.etag = etag
+        self.headers = headers
+
+
+class Store:
+    """Buckets, created by whatever names them."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[str, dict[str, Object]] = {}
+        self.sorted: dict[str, list[str] | None] = {}
+        self.uploads: dict[str, dict[int, bytes]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def answer(
+        self, method: str, target: str, headers: dict[str, str], body: bytes
+    ) -> Answer:
+        """Carry out one request."""
+        parts = urlsplit(target)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        if bucket == "-":
+            return self._about(key)
+        self.counts[_kind(method, key, query)] += 1
+        if "content-md5" in headers:
+            digest = hashlib.md5(body, usedforsecurity=False).digest()
+            if base64.b64encode(digest).decode() != headers["content-md5"]:
+                return _error(400, "BadDigest")
+        if not key:
+            return self._bucket(method, bucket, query, body)
+        return self._object(method, bucket, key, query, headers, body)
+
+    def _about(self, what: str) -> Answer:
+        text = json.dumps(self.counts).encode()
+        if what == "reset":
+            self.counts.clear()
+        if what == "drop":
+            self.buckets.clear()
+            self.sorted.clear()
+        return 200, {}, text
+
+    def _bucket(
+        self, method: str, bucket: str, query: dict[str, list[str]], body: bytes
+    ) -> Answer:
+        if method == "POST" and "delete" in query:
+            for element in ElementTree.fromstring(body).iter():
+                if element.tag.endswith("Key"):
+                    self._delete(bucket, element.text or "")
+            return 200, {}, f"{XML}<DeleteResult {NAMESPACE}/>".encode()
+        if method == "GET" and "location" in query:
+            return 200, {}, f"{XML}<LocationConstraint {NAMESPACE}/>".encode()
+        if method == "GET" and ("versioning" in query or "object-lock" in query):
+            return 200, {}, f"{XML}<VersioningConfiguration {NAMESPACE}/>".encode()
+        if method == "GET" and not bucket:
+            return 200, {}, f"{XML}<ListAllMyBucketsResult {NAMESPACE}/>".encode()
+        if method == "GET":
+            return self._list(
+                bucket, {name: values[0] for name, values in query.items()}
+            )
+        return 200, {}, b""
+
+    def _object(
+        self,
+        method: str,
+        bucket: str,
+        key: str,
+        query: dict[str, list[str]],
+        headers: dict[str, str],
+        body: bytes,
+    ) -> Answer:
+        objects = self.buckets.setdefault(bucket, {})
+        if method == "PUT" and "uploadId" in query:
+            part = int(query["partNumber"][0])
+            self.uploads[query["uploadId"][0]][part] = body
+            return 200, {"ETag": f'"{_md5(body)}"'}, b""
+        if method == "PUT":
+            kept = {
+                name: value
+                for name, value in headers.items()
+                if name.startswith(
+                    ("content-type", "content-enc", "cache", "x-amz-meta")
+                )
+            }
+            return self._put(bucket, key, Object(body, _md5(body), kept))
+        if method == "POST" and "uploads" in query:
+            number = str(len(self.uploads) + 1)
+            self.uploads[number] = {}
+            text = f"<UploadId>{number}</UploadId><Key>{escape(key)}</Key>"
+            root = "InitiateMultipartUploadResult"
+            return 200, {}, f"{XML}<{root} {NAMESPACE}>{text}</{root}>".encode()
+        if method == "POST":
+            return self._complete(bucket, key, query["uploadId"][0])
+        if method == "DELETE":
+            self._delete(bucket, key)
+            return 204, {}, b""
+        if key not in objects:
+            return _error(404, "NoSuchKey")
+        found = objects[key]
+        head = {"ETag": f'"{found.etag}"', "Last-Modified": DATE, **found.headers}
+        return 200, head, found.content
+
+    def _put(self, bucket: str, key: str, new: Object) -> Answer:
+        objects = self.buckets.setdefault(bucket, {})
+        if key not in objects:
+            self.sorted[bucket] = None
+        objects[key] = new
+        return 200, {"ETag": f'"{new.etag}"'}, b""
+
+    def _complete(self, bucket: str, key: str, upload: str) -> Answer:
+        parts = [part for _, part in sorted(self.uploads.pop(upload).items())]
+        digests = b"".join(
+            hashlib.md5(p, usedforsecurity=False).digest() for p in parts
+        )
+        etag = f"{_md5(digests)}-{len(parts)}"
+        self._put(bucket, key, Object(b"".join(parts), etag, {}))
+        root = "CompleteMultipartUploadResult"
+        text = f"<ETag>&quot;{etag}&quot;</ETag>"
+        return 200, {}, f"{XML}<{root} {NAMESPACE}>{text}</{root}>".encode()
+
+    def _delete(self, bucket: str, key: str) -> None:
+        if self.buckets.setdefault(bucket, {}).pop(key, None) is not None:
+            self.sorted[bucket] = None
+
+    def _keys(self, bucket: str) -> list[str]:
+        keys = self.sorted.get(bucket)
+        if keys is None:
+            keys = self.sorted[bucket] = sorted(self.buckets.get(bucket, {}))
+        return keys
+
+    def _list(self, bucket: str, query: dict[str, str]) -> Answer:
+        prefix = query.get("prefix", "")
+        after = query.get("continuation-token") or query.get("start-after")
+        after = after or query.get("marker") or ""
+        limit = min(int(query.get("max-keys", 1000)), 1000)
+        found: list[str] = []
+        last, more = "", False
+        for text, last_of_it in self._entries(bucket, prefix, after, query):
+            if len(found) == limit:
+                more = True
+                break
+            found.append(text)
+            last = last_of_it
+        name = quote if query.get("encoding-type") == "url" else escape
+        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>"
+        token += f"<NextMarker>{escape(name(last))}</NextMarker>"
+        encoding = "<EncodingType>url</EncodingType>" if name is quote else ""
+        head = (
+            f"<Name>{bucket}</Name><Prefix>{escape(name(prefix))}</Prefix>{encoding}"
+            f"<KeyCount>{len(found)}</KeyCount><MaxKeys>{limit}</MaxKeys>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token if more else ''}"
+        )
+        root = f"ListBucketResult {NAMESPACE}"
+        text = f"{XML}<{root}>{head}{''.join(found)}</ListBucketResult>"
+        return 200, {"Content-Type": "application/xml"}, text.encode()
+
+    def _entries(
+        self, bucket: str, prefix: str, after: str, query: dict[str, str]
+    ) -> Iterator[tuple[str, str]]:
+        keys, objects = self._keys(bucket), self.buckets.get(bucket, {})
+        name = quote if query.get("encoding-type") == "url" else escape
+        delimiter = query.get("delimiter", "")
+        folder = None
+        start = max(bisect.bisect_right(keys, after), bisect.bisect_left(keys, prefix))
+        for key in keys[start:]:
+            if not key.startswith(prefix):
+                break
+            rest = key[len(prefix) :]
+            if delimiter and delimiter in rest:
+                this = prefix + rest.split(delimiter)[0] + delimiter
+                if this == folder:
+                    continue
+                folder = this
+                inner = f"<Prefix>{escape(name(this))}</Prefix>"
+                yield f"<CommonPrefixes>{inner}</CommonPrefixes>", this + "\U0010ffff"
+                continue
+            found = objects[key]
+            yield (
+                f"<Contents><Key>{escape(name(key))}</Key>"
+                f"<LastModified>{ISO_DATE}</LastModified>"
+                f"<ETag>&quot;{found.etag}&quot;</ETag><Size>{len(found.content)}</Size>"
+                "<StorageClass>STANDARD</StorageClass></Contents>",
+                key,
+            )
+
+
+def _kind(method: str, key: str, query: dict[str, list[str]]) -> str:
+    if method == "GET" and not key:
+        return "LIST" if not {"location", "versioning"} & query.keys() else "other"
+    if method == "POST":
+        return "DELETE MANY" if "delete" in query else "other"
+    if method in ("HEAD", "PUT") and not key:
+        return "other"
+    return method
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _error(status: int, code: str) -> Answer:
+    text = f"{XML}<Error><Code>{code}</Code><Message>{code}</Message></Error>"
+    return status, {"Content-Type": "application/xml"}, text.encode()
+
+
+class Connection(asyncio.Protocol):
+    """One connection; each answer leaves a round trip after its request arrived."""
+
+    def __init__(self, store: Store, round_trip: float) -> None:
+        self._store = store
+        self._round_trip = round_trip
+        self._buffer = bytearray()
+        self._head: tuple[str, str, dict[str, str]] | None = None
+        self._continued = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while self._take_one():
+            pass
+
+    def _take_one(self) -> bool:
+        if self._head is None:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return False
+            self._head = _parse_head(bytes(self._buffer[:end]))
+            del self._buffer[: end + 4]
+            self._continued = "expect" not in self._head[2]
+        method, target, headers = self._head
+        if not self._continued:
+            self._continued = True
+            self._later(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self._body(headers)
+        if body is None:
+            return False
+        self._head = None
+        status, fields, content = self._store.answer(method, target, headers, body)
+        lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        answer = head if method == "HEAD" else head + content
+        if target.startswith("/-/"):
+            self._transport.write(answer)
+        else:
+            self._later(answer)
+        return bool(self._buffer)
+
+    def _body(self, headers: dict[str, str]) -> bytes | None:
+        if headers.get("transfer-encoding") == "chunked":
+            return self._chunked()
+        length = int(headers.get("content-length", 0))
+        if len(self._buffer) < length:
+            return None
+        body = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        if "x-amz-decoded-content-length" in headers:
+            return _dechunked(body)[0]
+        return body
+
+    def _chunked(self) -> bytes | None:
+        body, used = _dechunked(bytes(self._buffer))
+        if not used:
+            return None
+        del self._buffer[:used]
+        return body
+
+    def _later(self, answer: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._round_trip, self._write, answer)
+
+    def _write(self, answer: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(answer)
+
+
+def _parse_head(head: bytes) -> tuple[str, str, dict[str, str]]:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, target, _ = first.split(" ", 2)
+    pairs = (line.partition(":") for line in lines)
+    return method, target, {name.lower(): value.strip() for name, _, value in pairs}
+
+
+def _dechunked(data: bytes) -> tuple[bytes, int]:
+    """Return the body in `data` and the bytes it took; 0 if it is not all there."""
+    body, position = bytearray(), 0
+    while True:
+        end = data.find(b"\r\n", position)
+        if end < 0:
+            return b"", 0
+        size = int(data[position:end].split(b";")[0], 16)
+        position = end + 2
+        if len(data) < position + size:
+            return b"", 0
+        if size == 0:
+            end = data.find(b"\r\n\r\n", end)
+            return bytes(body), end + 4 if end >= 0 else 0
+        body += data[position : position + size]
+        position += size + 2
+
+
+async def _serve(round_trip: float) -> None:
+    store = Store()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Connection(store, round_trip), "127.0.0.1", 0, backlog=1024
+    )
+    port = server.sockets[0].getsockname()[1]
+    print(f"http://127.0.0.1:{port}", flush=True)
+    await server.serve_forever()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--round-trip", type=float, default=0.02, help="seconds")
+    asyncio.run(_serve(parser.parse_args().round_trip))
+
+
+if __name__ == "__main__":
+    main()
