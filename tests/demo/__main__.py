@@ -18,7 +18,7 @@ from tests.demo import sources
 from tests.proxy import Proxy, proxy
 from tests.servers import Server, local_server
 
-MANAGE = Path(__file__).with_name("manage.py")
+MANAGE = Path(__file__).parents[1] / "manage.py"
 STORAGES = {
     "collectfast-storage": "collectfast_storage.CollectfastS3StaticStorage",
     "django-storages": "storages.backends.s3.S3StaticStorage",
@@ -102,13 +102,21 @@ def demo_server() -> Iterator[Server]:
 
 def deploy(backend: str, view: BucketView, counting: Proxy, checkout: Path) -> float:
     """Run ``manage.py collectstatic --noinput``, and return how long it took."""
+    cache = "django.core.cache.backends.filebased.FileBasedCache"
+    location = str(checkout.parent / "cache")
+    options = {
+        "endpoint_url": counting.endpoint,
+        "bucket_name": view.name,
+        "location": view.location,
+        "region_name": "us-east-1",
+    }
     environment = os.environ | {
-        "DEMO_STATIC": str(checkout),
-        "DEMO_BACKEND": backend,
-        "DEMO_ENDPOINT": counting.endpoint,
-        "DEMO_BUCKET": view.name,
-        "DEMO_LOCATION": view.location,
-        "DEMO_CACHE": str(checkout.parent / "cache"),
+        "SITE_STATIC": str(checkout),
+        "SITE_BACKEND": backend,
+        "SITE_OPTIONS": json.dumps(options),
+        "SITE_CACHES": json.dumps(
+            {"default": {"BACKEND": cache, "LOCATION": location}}
+        ),
         "AWS_ACCESS_KEY_ID": view.server.access_key,
         "AWS_SECRET_ACCESS_KEY": view.server.secret_key,
     }

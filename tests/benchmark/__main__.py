@@ -1,0 +1,224 @@
+"""``make bench``: everyone side by side, in one run, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmark import tree
+from tests.benchmark.contestants import CONTESTANTS, KEYS, SUBSETS, Contestant, Course
+
+STEPS: dict[str, Callable[[Path], object]] = {
+    "first deploy": lambda static: None,
+    "unchanged": lambda static: None,
+    "unchanged, new mtimes": tree.touch,
+    "one file changed": tree.change_one,
+}
+WRITES = ("PUT", "LIST", "HEAD", "GET", "DELETE", "DELETE MANY")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One deploy: seconds, MiB, and requests by kind."""
+
+    wall: float
+    cpu: float
+    memory: float
+    requests: dict[str, int]
+
+    def times(self, factor: float) -> Sample:
+        requests = {kind: round(n * factor) for kind, n in self.requests.items()}
+        return Sample(self.wall * factor, self.cpu * factor, self.memory, requests)
+
+
+Samples = dict[tuple[str, str], list[Sample]]
+
+
+def main() -> None:
+    arguments = _arguments()
+    samples: Samples = {}
+    with tempfile.TemporaryDirectory(prefix="collectfast-bench-") as directory:
+        static = Path(directory) / "static"
+        count = tree.build(static, arguments.size)
+        size = sum(p.stat().st_size for p in static.rglob("*") if p.is_file()) / 2**20
+        with endpoint(arguments.round_trip) as url:
+            for number in range(arguments.repeat):
+                for name in arguments.only or CONTESTANTS:
+                    folder = Path(directory) / "run"
+                    for step, sample in deploys(name, folder, static, url):
+                        samples.setdefault((name, step), []).append(sample)
+                        print(f"{number + 1}. {name}, {step}: {sample.wall:.2f} s")
+    title = (
+        f"{count:,} files, {size:.0f} MiB, round trip {arguments.round_trip * 1000:.0f} "
+        f"ms, {os.cpu_count()} cores ({platform.machine()}), CPython "
+        f"{platform.python_version()}; medians of {arguments.repeat}"
+    )
+    print(f"\n{title}\n\n{table(samples)}\n\n{ratios(samples)}")
+    if arguments.chart:
+        from tests.benchmark.chart import draw
+
+        draw(arguments.chart, title, _medians(samples))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=2500, help="files")
+    parser.add_argument("--round-trip", type=float, default=0.02, help="seconds")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements of each")
+    parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="contestants")
+    parser.add_argument("--chart", type=Path, help="an SVG to write")
+    return parser.parse_args()
+
+
+@contextmanager
+def endpoint(round_trip: float) -> Iterator[str]:
+    """Run the endpoint in a process of its own for as long as the block lasts."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.benchmark.endpoint",
+            f"--round-trip={round_trip}",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def deploys(
+    name: str, folder: Path, static: Path, url: str
+) -> Iterator[tuple[str, Sample]]:
+    """Run all steps of one contestant into an empty bucket."""
+    folder.mkdir()
+    factor = 1.0
+    own = folder / "static"
+    shutil.copytree(static, own)
+    if name in SUBSETS:
+        factor = _reduce(own, SUBSETS[name])
+    course = Course(own, folder, url, "bench")
+    try:
+        for step, prepare in STEPS.items():
+            prepare(own)
+            _about(url, "reset")
+            yield step, measure(CONTESTANTS[name], course).times(factor)
+    finally:
+        _about(url, "drop")
+        shutil.rmtree(folder)
+
+
+def _reduce(static: Path, size: int) -> float:
+    files = sorted(path for path in static.rglob("*") if path.is_file())
+    for path in files[size:]:
+        path.unlink()
+    return max(len(files) / size, 1)
+
+
+def measure(contestant: Contestant, course: Course) -> Sample:
+    """Run the commands of one deploy, each a whole process."""
+    environment = os.environ | KEYS | contestant.environment(course)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    wall = cpu = memory = 0.0
+    for command in contestant.commands(course):
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        process.stderr.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall += time.perf_counter() - start
+        cpu += usage.ru_utime + usage.ru_stime
+        memory = max(memory, _mebibytes(usage))
+        if process.returncode:
+            sys.exit(f"{command} failed:\n{errors.decode()}")
+    counts = json.loads(_about(course.endpoint, "counts"))
+    return Sample(wall, cpu, memory, counts)
+
+
+def _mebibytes(usage: resource.struct_rusage) -> float:
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _about(url: str, what: str) -> bytes:
+    with urllib.request.urlopen(f"{url}/-/{what}") as response:
+        answer: bytes = response.read()
+    return answer
+
+
+def _medians(samples: Samples) -> dict[tuple[str, str], float]:
+    return {
+        key: statistics.median(sample.wall for sample in each)
+        for key, each in samples.items()
+    }
+
+
+def table(samples: Samples) -> str:
+    """Return a Markdown table: a row a contestant and step."""
+    lines = [
+        "| | | wall | CPU | peak RSS | requests |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for (name, step), each in samples.items():
+        median = [
+            statistics.median(getattr(sample, figure) for sample in each)
+            for figure in ("wall", "cpu", "memory")
+        ]
+        counts = each[-1].requests
+        kinds = [f"{counts[kind]:,} {kind}" for kind in WRITES if counts.get(kind)]
+        about = "~" if name in SUBSETS else ""
+        lines.append(
+            f"| {name} | {step} | {about}{median[0]:.2f} s | {about}{median[1]:.2f} s "
+            f"| {median[2]:.0f} MiB | {about}{', '.join(kinds)} |"
+        )
+    return "\n".join(lines)
+
+
+def ratios(samples: Samples) -> str:
+    """Return what is compared with what: medians of the ratios, run by run."""
+    lines = ["| ratio of wall times | " + " | ".join(STEPS) + " |"]
+    lines.append("|---|" + "---:|" * len(STEPS))
+    workarounds = ("local, then rclone", "manifest: local, then rclone", "s5cmd sync")
+    for ours in CONTESTANTS:
+        for other in workarounds:
+            manifest = ours.startswith("manifest")
+            if "collectfast-storage" not in ours or (ours, "unchanged") not in samples:
+                continue
+            if (other, "unchanged") not in samples:
+                continue
+            if manifest != other.startswith("manifest"):
+                continue
+            cells = [_ratio(samples[ours, s], samples[other, s]) for s in STEPS]
+            lines.append(f"| {ours} / {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ratio(ours: list[Sample], others: list[Sample]) -> str:
+    pairs = zip(ours, others, strict=True)
+    return f"{statistics.median(a.wall / b.wall for a, b in pairs):.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The files that are deployed: those of packages from PyPI, as many as asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGES = ("django", "rest_framework", "wagtail", "fontawesomefree")
+STATIC = "static"
+
+
+def build(directory: Path, size: int) -> int:
+    """Put `size` files into `directory`, copies where there are not as many."""
+    count = 0
+    for copy in itertools.count():
+        for source, name in _files():
+            target = directory / (f"copy{copy}" if copy else "") / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            count += 1
+            if count == size:
+                return count
+    raise AssertionError("unreachable")
+
+
+def _files() -> Iterator[tuple[Path, str]]:
+    """Yield file and name, what is referenced by CSS and JavaScript before the rest."""
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None
+        for folder in sorted(Path(spec.origin).parent.rglob(STATIC)):
+            for path in sorted(folder.rglob("*")):
+                name = path.relative_to(folder).as_posix()
+                if path.is_file() and "js-packages" not in name:
+                    yield path, name
+
+
+def touch(directory: Path) -> None:
+    """Make every file newer, as a fresh checkout does."""
+    now = time.time() + 2
+    for path in directory.rglob("*"):
+        if path.is_file():
+            os.utime(path, (now, now))
+
+
+def change_one(directory: Path) -> None:
+    path = directory / "admin" / "img" / "LICENSE"
+    path.write_text(f"changed at {time.time_ns()}\n")

@@ -1,0 +1,35 @@
+"""A small Django site for demo and benchmark; the environment says what differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import django
+from django.conf import settings
+from django.core.management import execute_from_command_line
+
+environ = os.environ
+settings.configure(
+    SECRET_KEY="demo",
+    INSTALLED_APPS=[
+        *json.loads(environ.get("SITE_APPS", "[]")),
+        "django.contrib.staticfiles",
+    ],
+    STATIC_URL="/static/",
+    STATIC_ROOT=environ.get("SITE_ROOT"),
+    STATICFILES_DIRS=[environ["SITE_STATIC"]],
+    CACHES=json.loads(environ.get("SITE_CACHES", "null"))
+    or {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}},
+    STORAGES={
+        "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+        "staticfiles": {
+            "BACKEND": environ["SITE_BACKEND"],
+            "OPTIONS": json.loads(environ.get("SITE_OPTIONS", "{}")),
+        },
+    },
+    **json.loads(environ.get("SITE_SETTINGS", "{}")),
+)
+django.setup()
+execute_from_command_line(sys.argv)
