@@ -17,6 +17,7 @@ from botocore.exceptions import (
 )
 
 from collectfast_storage.content import Content
+from collectfast_storage.native import Native
 from collectfast_storage.wire import Wire
 
 if TYPE_CHECKING:
@@ -78,9 +79,13 @@ class Bucket:
     def _wire(self) -> Wire:
         return Wire(self._client, self.name)
 
+    @cached_property
+    def _native(self) -> Native | None:
+        return Native.at(self._wire.place, self._wire.credentials)
+
     def connect(self) -> None:
         """Make ready for requests from many threads; a client is made in one."""
-        self._wire  # noqa: B018
+        self._native  # noqa: B018
 
     def list(self, after: str = "", token: str = "") -> Page:
         """Return up to 1,000 keys below the prefix.
@@ -91,8 +96,8 @@ class Bucket:
         query = {"encoding-type": "url", "prefix": self.prefix}
         query |= {"start-after": after} if after else {}
         query |= {"continuation-token": token} if token else {}
-        response = self._wire.list(**query)
-        page = None if response is None else _parse_page(response.content)
+        response = self._wire.list(query)
+        page = None if response is None else _parse_page(response.data)
         return page or self._list_by_boto3(after, token)
 
     def _list_by_boto3(self, after: str, token: str) -> Page:
@@ -112,7 +117,7 @@ class Bucket:
         """Return the ETag of `key`; `None` if there is no such object."""
         response = self._wire.head(key, parameters)
         if response is not None:
-            absent = response.status_code == 404
+            absent = response.status == 404
             return None if absent else _bare(response.headers["ETag"])
         try:
             answer = self._client.head_object(Bucket=self.name, Key=key, **parameters)
@@ -127,6 +132,10 @@ class Bucket:
         if content.body is None:
             return self._put_stream(key, content)
         md5, headers = content.body_md5, content.fingerprint.headers
+        if self._native is not None:
+            etag = self._native.put(key, content.body, md5, content.parameters)
+            if etag is not None:
+                return etag
         response = self._wire.put(key, content.body, md5, headers, content.parameters)
         if response is not None:
             return _bare(response.headers["ETag"])

@@ -86,6 +86,19 @@ class Content:
         """The MD5 of `body`, in hexadecimal."""
         return self._md5 if self._compress is None else md5_of([self.body or b""])
 
+    @property
+    def compresses(self) -> bool:
+        """Whether the file is compressed before it is sent."""
+        return self._compress is not None
+
+    def settle(self) -> None:
+        """Work out fingerprint and ETag, and let go of the file and its content."""
+        self.fingerprint  # noqa: B018
+        self.etag  # noqa: B018
+        self.__dict__.pop("plain", None)
+        self.__dict__.pop("body", None)
+        self._file = None
+
     def stream(self) -> Any:
         """Return a readable of all that is to be sent, from its beginning."""
         plain = self._rewound() if self.plain is None else BytesIO(self.plain)

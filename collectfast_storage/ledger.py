@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from concurrent.futures import Executor
 
 from collectfast_storage.cache import EtagCache
 from collectfast_storage.content import Content
@@ -25,6 +26,14 @@ class Ledger:
         self._cache = cache
         self._trust = trust
         self._ignore_etag = ignore_etag
+
+    def load(self, executor: Executor, wanted: Sequence[str]) -> None:
+        """Let the index list what is likely to hold the keys `wanted`, sorted."""
+        self._index.load(executor, wanted)
+
+    def remembers(self, key: str) -> bool:
+        """Tell whether the cache knows `key`."""
+        return self._cache.get(key) is not None
 
     def exists(self, key: str) -> bool:
         """Tell whether the bucket has an object `key`."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import CancelledError, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
 from typing import IO, Any
 
@@ -60,18 +60,26 @@ class Run:
         bucket: Bucket,
         ledger: Ledger,
         executor: SerialExecutor | BoundedExecutor,
-        find_sources: Callable[[], Mapping[str, Source]],
+        captured_save: Callable[[str, Any, Take], object],
+        find_sources: Callable[[], Mapping[str, Source]] = dict,
+        expected: Iterable[str] = (),
         keep: Iterable[str] = (),
     ) -> None:
         """Open the run that carries out `plan`; nothing is asked of anyone yet.
 
-        A run that clears leaves the keys to `keep` alone.
+        ``captured_save(name, file, take)`` hands to `take` what a save would send. The
+        keys `expected` will be asked for beside those of the sources; a run that
+        clears leaves those to `keep` alone.
         """
         self.plan = plan
         self._bucket = bucket
         self._ledger = ledger
         self._executor = executor
+        self._captured_save = captured_save
         self._find_sources = find_sources
+        self._expected = expected
+        self._prepared = False
+        self._read_ahead: dict[str, Content] = {}
         self._start = time.monotonic()
         self._held_back: dict[str, Content] = {}
         self._uploads: dict[str, Upload] = {}
@@ -98,26 +106,28 @@ class Run:
             return False
         if key in self._held_back or key in self._uploads:
             return True
+        self._prepare()
         with self._bucket_errors():
             return self._ledger.exists(key)
 
-    def modified_time(
-        self, key: str, captured_save: Callable[[Any, Take], object]
-    ) -> datetime:
+    def modified_time(self, key: str) -> datetime:
         """Return a time that is the verdict on `key`.
 
-        As new as its source if the bucket holds what ``captured_save(file, take)``
-        hands over for it, older if not. `NotImplementedError`, where there is no such
-        source, makes the command copy without asking further.
+        As new as its source if the bucket holds what saving that would send, older if
+        not. `NotImplementedError`, where there is no such source, makes the command
+        copy without asking further.
         """
         source = self.sources.get(key)
         if source is None or not self.plan.as_is:
             raise NotImplementedError("Only a comparison of contents can tell.")
+        self._prepare()
         newest = source.modified_time()
-        held: list[bool] = []
-        with source.open() as file:
-            captured_save(file, lambda *sent: held.append(self.holds(*sent)))
-        if not held or not all(held):
+        content = self._read_ahead.pop(key, None)
+        if content is not None:
+            held = self.holds(key, content)
+        else:
+            held = self._handed_over(key, source, lambda sent: self.holds(key, sent))
+        if not held:
             return newest - timedelta(days=1)
         self._unchanged.add(key)
         self._arrived(key)
@@ -128,6 +138,7 @@ class Run:
         coming = self._held_back.get(key) or self._uploads.get(key)
         if coming is not None:
             return coming.fingerprint == content.fingerprint
+        self._prepare()
         with self._bucket_errors():
             return self._ledger.holds(key, content)
 
@@ -220,6 +231,43 @@ class Run:
         self._settle()
         if not self.plan.dry_run:
             self._ledger.flush()
+
+    def _prepare(self) -> None:
+        """At the first question, list the bucket, and read sources while it answers."""
+        if self._prepared:
+            return
+        self._prepared = True
+        wanted = sorted({*self.sources, *self._expected})
+        with self._bucket_errors(), ThreadPoolExecutor(1) as loader:
+            # Not in a thread of the executor, which has to run what this waits for.
+            loading = loader.submit(self._ledger.load, self._executor, wanted)
+            for key, source in self.sources.items() if self.plan.as_is else ():
+                if loading.done():
+                    break
+                with suppress(OSError):  # The command will meet it, and name it.
+                    self._handed_over(key, source, partial(self._remember_ahead, key))
+            loading.result()
+
+    def _remember_ahead(self, key: str, content: Content) -> None:
+        # What is remembered need not be compressed to be compared.
+        if content.plain is not None and not (
+            content.compresses and self._ledger.remembers(key)
+        ):
+            content.settle()
+            self._read_ahead[key] = content
+
+    def _handed_over(
+        self, key: str, source: Source, judge: Callable[[Content], object]
+    ) -> bool:
+        """Tell whether `judge` is true of what saving `source` would send as `key`."""
+        verdicts: list[object] = []
+        with source.open() as file:
+            self._captured_save(
+                self._bucket.name_of(key),
+                file,
+                lambda _, content: verdicts.append(judge(content)),
+            )
+        return bool(verdicts) and all(verdicts)
 
     def _submit(self, key: str, content: Content) -> None:
         if key in self._uploads:  # Two at once might arrive in any order.

@@ -11,6 +11,7 @@ from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from botocore.config import Config
 from django.contrib.staticfiles.storage import ManifestFilesMixin
 from django.core.files import File
 from django.core.files.base import ContentFile
@@ -106,9 +107,7 @@ class CollectfastMixin(_Base):
         run = self._collectfast_run()
         if run is None or not run.plan.collects or run.post_processing:
             return super().get_modified_time(name)
-        return run.modified_time(
-            self._key(name), partial(self._collectfast_captured_save, name)
-        )
+        return run.modified_time(self._key(name))
 
     def delete(self, name: str) -> None:
         """Delete as django-storages does; in a run, not before it is safe."""
@@ -175,6 +174,16 @@ class CollectfastMixin(_Base):
             yield from super().post_process(paths, dry_run=dry_run, **options)
 
     # What django-storages asks in `_save`; see `capture`.
+
+    @property
+    def connection(self) -> Any:
+        """The boto3 resource, with as many connections as there are threads."""
+        config: Any = self.client_config
+        threads = self._collectfast_options.threads
+        if config.max_pool_connections < threads:
+            config = config.merge(Config(max_pool_connections=threads))
+            self.client_config: Any = config
+        return super().connection
 
     @property
     def bucket(self) -> Any:
@@ -254,9 +263,17 @@ class CollectfastMixin(_Base):
             bucket,
             self._collectfast_ledger(bucket, preload=preload, bulk=True),
             executor(self._collectfast_options.threads),
+            self._collectfast_captured_save,
             find_sources,
+            expected=self._collectfast_expected() if plan.collects else (),
             keep=map(self._key, self._collectfast_irreplaceable(plan)),
         )
+
+    def _collectfast_expected(self) -> Iterator[str]:
+        """Yield the keys that post-processing will ask for."""
+        if isinstance(self, ManifestFilesMixin):
+            yield self._key(self.manifest_name)
+            yield from map(self._key, self.hashed_files.values())
 
     def _collectfast_irreplaceable(self, plan: Plan) -> Iterator[str]:
         """Yield the names that a clearing run must keep, as it saves none of them."""

@@ -63,9 +63,10 @@ def main() -> None:
                         samples.setdefault((name, step), []).append(sample)
                         print(f"{number + 1}. {name}, {step}: {sample.wall:.2f} s")
     title = (
-        f"{count:,} files, {size:.0f} MiB, round trip {arguments.round_trip * 1000:.0f} "
-        f"ms, {os.cpu_count()} cores ({platform.machine()}), CPython "
-        f"{platform.python_version()}; medians of {arguments.repeat}"
+        f"{count:,} files, {size:.0f} MiB, "
+        f"round trip {arguments.round_trip * 1000:.0f} ms, "
+        f"{os.cpu_count()} cores ({platform.machine()}), "
+        f"CPython {platform.python_version()}; medians of {arguments.repeat}"
     )
     print(f"\n{title}\n\n{table(samples)}\n\n{ratios(samples)}")
     if arguments.chart:

@@ -174,7 +174,7 @@ class Store:
                 break
             found.append(text)
             last = last_of_it
-        name = quote if query.get("encoding-type") == "url" else escape
+        name = quote if query.get("encoding-type") == "url" else str
         token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>"
         token += f"<NextMarker>{escape(name(last))}</NextMarker>"
         encoding = "<EncodingType>url</EncodingType>" if name is quote else ""
@@ -191,7 +191,7 @@ class Store:
         self, bucket: str, prefix: str, after: str, query: dict[str, str]
     ) -> Iterator[tuple[str, str]]:
         keys, objects = self._keys(bucket), self.buckets.get(bucket, {})
-        name = quote if query.get("encoding-type") == "url" else escape
+        name = quote if query.get("encoding-type") == "url" else str
         delimiter = query.get("delimiter", "")
         folder = None
         start = max(bisect.bisect_right(keys, after), bisect.bisect_left(keys, prefix))
