@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.staticfiles.storage import HashedFilesMixin
 from django.core.files.storage import Storage
@@ -17,7 +17,9 @@ from django.core.files.storage import Storage
 from collectfast_storage.command import calling_command
 from collectfast_storage.exceptions import FilesError
 from collectfast_storage.report import Report
-from collectfast_storage.run import Run
+
+if TYPE_CHECKING:
+    from collectfast_storage.run import Run
 
 Paths = Mapping[str, tuple[Storage, str]]
 Processed = tuple[str, str | None, Any]
@@ -104,7 +106,7 @@ def _pretended(storage: Any, paths: Paths) -> Iterator[Processed]:
             if isinstance(processed[2], Exception):
                 yield processed
             elif processed[1] is not None:
-                storage._collectfast_run().keep(storage._key(processed[1]))
+                storage._collectfast_run().keep(storage._collectfast_key(processed[1]))
     finally:
         storage.hashed_files = hashed_files
 

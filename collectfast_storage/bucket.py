@@ -56,16 +56,20 @@ class Bucket:
         prefix: str,
         connect: Callable[[], S3Client],
         config: TransferConfig,
+        *,
+        fast: bool,
     ) -> None:
         """Describe what is below `prefix` in the bucket `name`.
 
         `prefix` is empty or ends with a slash; `connect` is called at the first
-        request, for a client that any thread may use.
+        request, for a client that any thread may use. The `fast` ways are for many
+        requests; one is sooner made by boto3 than prepared.
         """
         self.name = name
         self.prefix = prefix
         self._connect = connect
         self._config = config
+        self._fast = fast
 
     def name_of(self, key: str) -> str:
         """Return the name that the storage's users know `key` by."""
@@ -76,12 +80,13 @@ class Bucket:
         return self._connect()
 
     @cached_property
-    def _wire(self) -> Wire:
-        return Wire(self._client, self.name)
+    def _wire(self) -> Wire | None:
+        return Wire(self._client, self.name) if self._fast else None
 
     @cached_property
     def _native(self) -> Native | None:
-        return Native.at(self._wire.place, self._wire.credentials)
+        wire = self._wire
+        return None if wire is None else Native.at(wire.place, wire.credentials)
 
     def connect(self) -> None:
         """Make ready for requests from many threads; a client is made in one."""
@@ -96,7 +101,7 @@ class Bucket:
         query = {"encoding-type": "url", "prefix": self.prefix}
         query |= {"start-after": after} if after else {}
         query |= {"continuation-token": token} if token else {}
-        response = self._wire.list(query)
+        response = self._wire and self._wire.list(query)
         page = None if response is None else _parse_page(response.data)
         return page or self._list_by_boto3(after, token)
 
@@ -115,7 +120,7 @@ class Bucket:
 
     def head(self, key: str, parameters: dict[str, Any]) -> str | None:
         """Return the ETag of `key`; `None` if there is no such object."""
-        response = self._wire.head(key, parameters)
+        response = self._wire and self._wire.head(key, parameters)
         if response is not None:
             absent = response.status == 404
             return None if absent else _bare(response.headers["ETag"])
@@ -136,9 +141,10 @@ class Bucket:
             etag = self._native.put(key, content.body, md5, content.parameters)
             if etag is not None:
                 return etag
-        response = self._wire.put(key, content.body, md5, headers, content.parameters)
-        if response is not None:
-            return _bare(response.headers["ETag"])
+        if self._wire is not None:
+            sent = self._wire.put(key, content.body, md5, headers, content.parameters)
+            if sent is not None:
+                return _bare(sent.headers["ETag"])
         answer = self._client.put_object(
             Bucket=self.name,
             Key=key,

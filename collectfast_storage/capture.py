@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boto3.s3.transfer import TransferConfig
 
-from collectfast_storage.content import Content
+if TYPE_CHECKING:
+    from collectfast_storage.content import Content
 
-Take = Callable[[str, Content], None]
+Take = Callable[[str, "Content"], None]
 
 
 class CapturingBucket:
@@ -52,6 +53,8 @@ class CapturingObject:
         Config: TransferConfig,  # noqa: N803
     ) -> None:
         """Hand over what boto3 would upload."""
+        from collectfast_storage.content import Content
+
         if isinstance(Fileobj, Compressible):
             content = Content(Fileobj.plain, ExtraArgs, Config, Fileobj.compress)
         else:

@@ -7,40 +7,33 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from botocore.config import Config
-from django.contrib.staticfiles.storage import ManifestFilesMixin
 from django.core.files import File
 from django.core.files.base import ContentFile
 from django.core.files.storage import Storage
 from django.utils.deconstruct import deconstructible
-from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 from storages.backends.s3 import (
     S3ManifestStaticStorage,
     S3StaticStorage,
     S3Storage,
 )
-from storages.utils import clean_name, lookup_env
+from storages.utils import clean_name
 
 from collectfast_storage.barrier import Processed, after_uploads, with_barrier
-from collectfast_storage.bucket import Bucket
-from collectfast_storage.cache import EtagCache
 from collectfast_storage.capture import CapturingBucket, Compressible, Take
-from collectfast_storage.command import Source, calling_command, sources_of
-from collectfast_storage.content import Content
-from collectfast_storage.exceptions import ClearError
-from collectfast_storage.index import RemoteIndex
-from collectfast_storage.ledger import Ledger
+from collectfast_storage.command import calling_command
 from collectfast_storage.options import Options
 from collectfast_storage.report import Batch
-from collectfast_storage.run import Plan, Run
-from collectfast_storage.upload import executor
 
 if TYPE_CHECKING:
     from django.contrib.staticfiles.management.commands.collectstatic import Command
+
+    from collectfast_storage.content import Content
+    from collectfast_storage.run import Run
 
 if TYPE_CHECKING:
     from storages.backends.s3 import S3Storage as _Base
@@ -100,14 +93,18 @@ class CollectfastMixin(_Base):
     def exists(self, name: str) -> bool:
         """Answer as django-storages does; in a run, without asking the bucket."""
         run = self._collectfast_run()
-        return super().exists(name) if run is None else run.exists(self._key(name))
+        return (
+            super().exists(name)
+            if run is None
+            else run.exists(self._collectfast_key(name))
+        )
 
     def get_modified_time(self, name: str) -> datetime:
         """Answer as django-storages does; while collecting, with a verdict."""
         run = self._collectfast_run()
         if run is None or not run.plan.collects or run.post_processing:
             return super().get_modified_time(name)
-        return run.modified_time(self._key(name))
+        return run.modified_time(self._collectfast_key(name))
 
     def delete(self, name: str) -> None:
         """Delete as django-storages does; in a run, not before it is safe."""
@@ -115,7 +112,7 @@ class CollectfastMixin(_Base):
         if run is None:
             super().delete(name)
         else:
-            run.delete(self._key(name))
+            run.delete(self._collectfast_key(name))
 
     def _save(self, name: str, content: Any) -> str:
         """Save as django-storages does, but do not upload what the bucket holds."""
@@ -133,7 +130,7 @@ class CollectfastMixin(_Base):
         """Open as django-storages does; in a run, rather what is to be had locally."""
         run = self._collectfast_run()
         if run is not None and mode == "rb":
-            file = run.read(self._key(name))
+            file = run.read(self._collectfast_key(name))
             if file is not None:
                 return File(file, name)
         return super()._open(name, mode)
@@ -153,7 +150,9 @@ class CollectfastMixin(_Base):
         if not self._collectfast_options.enabled:
             yield batch
             return
-        run = self._collectfast_new_run(Plan(collects=False), preload=preload)
+        from collectfast_storage.wiring import open_batch
+
+        run = open_batch(self, preload=preload)
         outer, self._collectfast_local.batch = self._collectfast_batch, run
         try:
             yield batch
@@ -232,110 +231,20 @@ class CollectfastMixin(_Base):
             return None
         run = self._collectfast_runs.get(command)
         if run is None:
-            run = self._collectfast_runs[command] = self._collectfast_open(command)
+            from collectfast_storage.wiring import open_run
+
+            run = self._collectfast_runs[command] = open_run(self, command)
             weakref.finalize(command, run.close)
         return None if run.ended else run
 
-    def _collectfast_open(self, command: Command) -> Run:
-        plan = Plan(
-            dry_run=command.dry_run,
-            clear=command.clear,
-            barrier=command.post_process,
-            as_is=_saves_as_is(type(self).__mro__),
-        )
-        if plan.clear and not self._normalize_name(""):
-            raise ClearError(self.bucket_name)
-        find_sources = partial(self._collectfast_sources, command.ignore_patterns)
-        return self._collectfast_new_run(plan, find_sources)
-
-    def _collectfast_new_run(
-        self,
-        plan: Plan,
-        find_sources: Callable[[], dict[str, Source]] = dict,
-        *,
-        preload: bool | None = None,
-    ) -> Run:
-        bucket = self._collectfast_bucket()
-        if preload is None:
-            preload = self._collectfast_options.preload
-        return Run(
-            plan,
-            bucket,
-            self._collectfast_ledger(bucket, preload=preload, bulk=True),
-            executor(self._collectfast_options.threads),
-            self._collectfast_captured_save,
-            find_sources,
-            expected=self._collectfast_expected() if plan.collects else (),
-            keep=map(self._key, self._collectfast_irreplaceable(plan)),
-        )
-
-    def _collectfast_expected(self) -> Iterator[str]:
-        """Yield the keys that post-processing will ask for."""
-        if isinstance(self, ManifestFilesMixin):
-            yield self._key(self.manifest_name)
-            yield from map(self._key, self.hashed_files.values())
-
-    def _collectfast_irreplaceable(self, plan: Plan) -> Iterator[str]:
-        """Yield the names that a clearing run must keep, as it saves none of them."""
-        if plan.clear and isinstance(self, ManifestFilesMixin):
-            if plan.dry_run or not plan.barrier:
-                yield self.manifest_name
-            if not plan.barrier:
-                yield from self.hashed_files.values()
-
-    def _collectfast_bucket(self) -> Bucket:
-        return Bucket(
-            self.bucket_name,
-            self._normalize_name(""),
-            lambda: self.connection.meta.client,
-            self.transfer_config,
-        )
-
-    def _collectfast_ledger(
-        self, bucket: Bucket, *, preload: bool, bulk: bool
-    ) -> Ledger:
-        options = self._collectfast_options
-        cache = EtagCache(
-            options.cache, options.cache_timeout, self._bucket_id(), bulk=bulk
-        )
-        index = RemoteIndex(bucket, self._head_parameters, preload=preload)
-        return Ledger(index, cache, trust=not preload, ignore_etag=options.ignore_etag)
-
-    def _bucket_id(self) -> str:
-        endpoint = self.endpoint_url or lookup_env(
-            ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-        )
-        return f"{endpoint} {self.session_profile} {self.bucket_name}"
-
-    def _head_parameters(self, key: str) -> dict[str, Any]:
-        """Return what a HEAD of `key` needs, such as a customer's encryption key."""
-        parameters = self.get_object_parameters(key)
-        return {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
-
-    def _collectfast_sources(self, ignore_patterns: list[str]) -> dict[str, Source]:
-        return {self._key(name): source for name, source in sources_of(ignore_patterns)}
-
-    def _key(self, name: str) -> str:
+    def _collectfast_key(self, name: str) -> str:
         key: str = self._normalize_name(clean_name(name))
         return key
 
     def _collectfast_save(self, key: str, content: Content) -> None:
-        """Save outside of a run: one file, at once, with its errors as they are."""
-        bucket = self._collectfast_bucket()
-        ledger = self._collectfast_ledger(bucket, preload=False, bulk=False)
-        if not ledger.holds(key, content):
-            ledger.arrived(key, content.fingerprint, bucket.put(key, content))
-        ledger.flush()
+        from collectfast_storage.wiring import save_alone
 
-
-@cache
-def _saves_as_is(classes: tuple[type, ...]) -> bool:
-    """Tell whether nobody but Django, django-storages and this project saves."""
-    ours = {Storage, S3Storage, CollectfastMixin}
-    return all(
-        parent in ours or not {"save", "_save"} & vars(parent).keys()
-        for parent in classes
-    )
+        save_alone(self, key, content)
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")
