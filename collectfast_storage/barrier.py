@@ -71,13 +71,25 @@ def _to_the_barrier(
         if isinstance(storage, HashedFilesMixin):
             if run.plan.dry_run and run.plan.clear:
                 yield from _pretended(storage, paths)
-            processed = _with_copies_checked(storage, paths, processed)
+            if _post_processes_as_django(type(storage).__mro__):
+                processed = _with_copies_checked(storage, paths, processed)
         yield from processed
         _tell(storage, run, run.finish())
     except FilesError as error:
         yield ", ".join(error.failures), None, error
     finally:
         run.close()
+
+
+def _post_processes_as_django(classes: tuple[type, ...]) -> bool:
+    """Tell whether what is yielded means what Django means by it."""
+    methods = [vars(each)["post_process"] for each in classes if _has_own(each)]
+    modules = {getattr(each, "__wrapped__", each).__module__ for each in methods}
+    return modules <= {HashedFilesMixin.__module__, "collectfast_storage.storage"}
+
+
+def _has_own(each: type) -> bool:
+    return "post_process" in vars(each)
 
 
 def _with_copies_checked(
@@ -125,7 +137,12 @@ def _tell(storage: Any, run: Run, report: Report) -> None:
 
 def _batch_of(manifest_storage: Any, storage: Any) -> AbstractContextManager[Any]:
     """Keep a manifest in another bucket from being deleted before it is replaced."""
-    if manifest_storage is storage or not hasattr(manifest_storage, "batch"):
+    if manifest_storage is storage or not getattr(
+        manifest_storage, "_collectfast_enabled", False
+    ):
         return nullcontext()
-    batch: AbstractContextManager[Any] = manifest_storage.batch(preload=False)
+    # One file is sooner asked for than listed; and it is too dear to trust the cache.
+    batch: AbstractContextManager[Any] = manifest_storage._collectfast_own_batch(
+        preload=False, trust=False
+    )
     return batch

@@ -11,6 +11,7 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from botocore.exceptions import (
+    BotoCoreError,
     ClientError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -101,7 +102,7 @@ class Bucket:
         query = {"encoding-type": "url", "prefix": self.prefix}
         query |= {"start-after": after} if after else {}
         query |= {"continuation-token": token} if token else {}
-        response = self._wire and self._wire.list(query)
+        response = None if self._wire is None else self._wire.list(query)
         page = None if response is None else _parse_page(response.data)
         return page or self._list_by_boto3(after, token)
 
@@ -120,7 +121,7 @@ class Bucket:
 
     def head(self, key: str, parameters: dict[str, Any]) -> str | None:
         """Return the ETag of `key`; `None` if there is no such object."""
-        response = self._wire and self._wire.head(key, parameters)
+        response = None if self._wire is None else self._wire.head(key, parameters)
         if response is not None:
             absent = response.status == 404
             return None if absent else _bare(response.headers["ETag"])
@@ -161,20 +162,39 @@ class Bucket:
         self._client.upload_fileobj(
             stream, self.name, key, ExtraArgs=content.parameters, Config=self._config
         )
-        # boto3 does not say which ETag it got. Should this not be it, then it equals
-        # no ETag in the bucket, and is not believed.
-        return content.etag
+        # boto3 does not say which ETag it got.
+        try:
+            answer = self._client.head_object(
+                Bucket=self.name, Key=key, **_of_a_head(content.parameters)
+            )
+        except ClientError:
+            return content.etag
+        etag = _bare(answer["ETag"])
+        if etag != content.etag and not content.is_as_hashed():
+            raise OSError("the file changed while it was uploaded")
+        return etag
 
     def delete(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         """Delete `keys`, 1,000 a request; yield each with its error, if any."""
         for start in range(0, len(keys), 1000):
             batch = keys[start : start + 1000]
-            response = self._client.delete_objects(
-                Bucket=self.name,
-                Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
-            )
-            errors = {e["Key"]: _reason(e) for e in response.get("Errors", ())}
+            try:
+                errors = self._delete(batch)
+            except (BotoCoreError, ClientError) as error:
+                errors = dict.fromkeys(batch, str(error))
             yield from ((key, errors.get(key)) for key in batch)
+
+    def _delete(self, keys: Sequence[str]) -> dict[str, str]:
+        response = self._client.delete_objects(
+            Bucket=self.name,
+            Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
+        )
+        return {error["Key"]: _reason(error) for error in response.get("Errors", ())}
+
+
+def _of_a_head(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return those write parameters that reading needs: a customer's own key."""
+    return {name: v for name, v in parameters.items() if name.startswith("SSECustomer")}
 
 
 def _parse_page(content: bytes) -> Page | None:

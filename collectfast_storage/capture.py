@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from boto3.s3.transfer import TransferConfig
@@ -49,18 +50,21 @@ class CapturingObject:
     def upload_fileobj(
         self,
         Fileobj: Any,  # noqa: N803 (boto3's names)
-        ExtraArgs: dict[str, Any],  # noqa: N803
-        Config: TransferConfig,  # noqa: N803
+        ExtraArgs: dict[str, Any] | None = None,  # noqa: N803
+        Callback: Callable[[int], None] | None = None,  # noqa: N803
+        Config: TransferConfig | None = None,  # noqa: N803
     ) -> None:
         """Hand over what boto3 would upload."""
         from collectfast_storage.content import Content
 
+        plain, compress = Fileobj, None
         if isinstance(Fileobj, Compressible):
-            content = Content(Fileobj.plain, ExtraArgs, Config, Fileobj.compress)
-        else:
-            content = Content(Fileobj, ExtraArgs, Config)
-        with closing(content):
+            plain, compress = Fileobj.plain, Fileobj.compress
+        config = Config or TransferConfig()
+        with closing(Content(plain, ExtraArgs or {}, config, compress)) as content:
             self._take(self._key, content)
+        if Callback is not None:
+            Callback(content.size)
 
     def __getattr__(self, name: str) -> Any:
         """Ask the object itself."""
@@ -74,6 +78,15 @@ class Compressible:
         """Describe what ``compress(plain)`` would yield, for as long as it can wait."""
         self.plain = plain
         self.compress = compress
+
+    @cached_property
+    def _compressed(self) -> Any:
+        return self.compress(self.plain)
+
+    def read(self, *size: int) -> bytes:
+        """Compress after all, for whoever wants to see what comes of it."""
+        content: bytes = self._compressed.read(*size)
+        return content
 
     def close(self) -> None:
         """Close the plain file."""

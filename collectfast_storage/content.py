@@ -50,7 +50,10 @@ class Content:
     @cached_property
     def plain(self) -> bytes | None:
         """The file before compression; `None` where it must be streamed."""
-        return self._less_than_threshold(self._rewound())
+        plain = self._less_than_threshold(self._rewound())
+        if plain is not None:
+            self._file = None  # Held for long, it would hold its content twice.
+        return plain
 
     @cached_property
     def body(self) -> bytes | None:
@@ -64,6 +67,8 @@ class Content:
         """The bytes to be sent; of a compressed stream, those before compression."""
         if self.body is not None:
             return len(self.body)
+        if self.plain is not None:
+            return len(self.plain)
         return int(self._file.seek(0, SEEK_END))
 
     @cached_property
@@ -90,6 +95,10 @@ class Content:
     def compresses(self) -> bool:
         """Whether the file is compressed before it is sent."""
         return self._compress is not None
+
+    def is_as_hashed(self) -> bool:
+        """Tell whether the file still has the content that the fingerprint tells of."""
+        return self.plain is not None or md5_of(_chunks(self._rewound())) == self._md5
 
     def settle(self) -> None:
         """Work out fingerprint and ETag, and let go of the file and its content."""

@@ -31,6 +31,10 @@ class Remembered:
     etag: str
 
 
+# Of an upload of which nobody knows whether it arrived: nothing equals this.
+UNCERTAIN = Remembered(Fingerprint("-", "-"), "-")
+
+
 def new_md5() -> hashlib._Hash:
     """Return an MD5 that FIPS machines allow, as it protects nothing."""
     return hashlib.md5(usedforsecurity=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence, Set
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import Executor
+from itertools import zip_longest
 from typing import Any
 
 from collectfast_storage.bucket import Bucket, Page
@@ -35,6 +36,7 @@ class RemoteIndex:
         self._etags: dict[str, str | None] = {}
         self._loaded = not preload
         self._complete = False
+        self._doubtful: set[str] = set()
 
     def load(self, executor: Executor, wanted: Sequence[str] = ()) -> None:
         """List what is likely to hold the keys `wanted`, which are sorted."""
@@ -54,7 +56,7 @@ class RemoteIndex:
         """Return the ETag of `key`, `None` if there is no such object."""
         if not self._loaded:
             self._list_to_the_end()
-        if key not in self._etags and not self._complete:
+        if key not in self._etags and (not self._complete or key in self._doubtful):
             self._etags[key] = self._head(key)
         return self._etags.get(key)
 
@@ -72,6 +74,11 @@ class RemoteIndex:
         """Note that `key` has been deleted."""
         self._etags[key] = None
 
+    def forget(self, key: str) -> None:
+        """Note that somebody else may have changed `key`: ask when it matters."""
+        self._etags.pop(key, None)
+        self._doubtful.add(key)
+
     def _take(self, page: Page) -> None:
         # What this run has put or deleted is newer than a listing.
         self._etags = {**page.etags, **self._etags}
@@ -83,37 +90,46 @@ class RemoteIndex:
         """Tell whether pages like `page` save more HEADs than they cost."""
         if not wanted:
             return True
-        last = max(page.etags, default="")
-        found = bisect_right(wanted, last)
+        found = bisect_right(wanted, max(page.etags, default=""))
         return found >= len(page.etags) / 20 or len(wanted) - found <= _HEADS_PER_PAGE
 
     def _list_the_rest(
         self, executor: Executor, page: Page, wanted: Sequence[str]
     ) -> None:
         """List what comes after `page`, in as many ranges as it will have pages."""
-        last = max(page.etags)
-        found = bisect_right(wanted, last)
-        # A little less than a page each, lest a few objects more cost a page more.
-        step = max(found * 19 // 20, 1)
-        starts = [last, *wanted[found + step - 1 : -1 : step]] if found else [last]
-        ranges: list[Future[list[Page]]] = [
-            executor.submit(self._list_range, start, end)
-            for start, end in zip(starts, [*starts[1:], None], strict=True)
+        ranges = [
+            executor.submit(self._list_range, token, start, end)
+            for token, start, end in self._ranges(page, wanted)
         ]
         for pages in ranges:
             for each in pages.result():
                 self._take(each)
         self._complete = True
 
-    def _list_range(self, start: str, end: str | None) -> list[Page]:
-        """List from after `start` to `end`, or to the end of all."""
-        pages = [self._bucket.list(after=start)]
-        while pages[-1].token and (end is None or max(pages[-1].etags) < end):
+    def _ranges(
+        self, page: Page, wanted: Sequence[str]
+    ) -> Iterator[tuple[str, str, str | None]]:
+        """Yield a token or a key to start after, and a key to end with, for each."""
+        keys = list(page.etags)
+        found = bisect_right(wanted, keys[-1]) if keys == sorted(keys) else 0
+        # A little less than a page each, lest a few objects more cost a page more.
+        step = found * 19 // 20
+        ends = wanted[found + step - 1 : -1 : step] if step else ()
+        starts = [("", end) for end in ends]
+        for (token, start), end in zip_longest([(page.token, ""), *starts], ends):
+            yield token, start, end
+
+    def _list_range(self, token: str, start: str, end: str | None) -> list[Page]:
+        """List from `token` or after `start` to the key `end`, or to the end of all."""
+        pages = [self._bucket.list(after=start, token=token)]
+        while pages[-1].token and (
+            end is None or max(pages[-1].etags, default="") < end
+        ):
             pages.append(self._bucket.list(token=pages[-1].token))
         return pages
 
     def _list_to_the_end(self) -> None:
-        for page in self._list_range("", None):
+        for page in self._list_range("", "", None):
             self._take(page)
         self._loaded = self._complete = True
 

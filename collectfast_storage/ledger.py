@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 
 from collectfast_storage.cache import EtagCache
 from collectfast_storage.content import Content
-from collectfast_storage.etag import Fingerprint, Remembered
+from collectfast_storage.etag import UNCERTAIN, Fingerprint, Remembered
 from collectfast_storage.index import RemoteIndex
 
 
@@ -45,9 +45,9 @@ class Ledger:
 
     def holds(self, key: str, content: Content) -> bool:
         """Tell whether the bucket has `content` as `key`, headers included."""
-        if self._ignore_etag:
-            return False
         remembered = self._cache.get(key)
+        if self._ignore_etag or remembered == UNCERTAIN:
+            return False
         remote = self._remote(key, remembered)
         if remote is None:
             return False
@@ -63,6 +63,16 @@ class Ledger:
         self._index.put(key, etag)
         self._cache.remember(key, Remembered(fingerprint, etag))
 
+    def failed(self, key: str) -> None:
+        """Note that an upload of `key` failed, and may have arrived all the same."""
+        self._index.forget(key)
+        self._cache.remember(key, UNCERTAIN)
+
+    def written(self, key: str) -> None:
+        """Note that `key` was written by other means."""
+        self._index.forget(key)
+        self._cache.forget(key)
+
     def deleted(self, key: str) -> None:
         """Note that `key` was deleted."""
         self._index.remove(key)
@@ -73,6 +83,6 @@ class Ledger:
         self._cache.flush()
 
     def _remote(self, key: str, remembered: Remembered | None) -> str | None:
-        if self._trust and remembered is not None:
+        if self._trust and remembered is not None and remembered != UNCERTAIN:
             return remembered.etag
         return self._index.etag(key)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -44,7 +45,7 @@ class Upload:
 
     fingerprint: Fingerprint
     size: int
-    etag: Future[str]
+    outcome: Future[str | Exception]  # the ETag it got, or what went wrong
 
 
 class Run:
@@ -64,12 +65,14 @@ class Run:
         find_sources: Callable[[], Mapping[str, Source]] = dict,
         expected: Iterable[str] = (),
         keep: Iterable[str] = (),
+        delete_one: Callable[[str], object] | None = None,
     ) -> None:
         """Open the run that carries out `plan`; nothing is asked of anyone yet.
 
         ``captured_save(name, file, take)`` hands to `take` what a save would send. The
         keys `expected` will be asked for beside those of the sources; a run that
-        clears leaves those to `keep` alone.
+        clears leaves those to `keep` alone. With `delete_one`, it is called with the
+        name of each object that is to go.
         """
         self.plan = plan
         self._bucket = bucket
@@ -78,18 +81,21 @@ class Run:
         self._captured_save = captured_save
         self._find_sources = find_sources
         self._expected = expected
+        self._delete_one = delete_one
         self._prepared = False
         self._read_ahead: dict[str, Content] = {}
         self._start = time.monotonic()
         self._held_back: dict[str, Content] = {}
         self._uploads: dict[str, Upload] = {}
-        self._latest: deque[Future[str]] = deque()
+        self._latest: deque[Future[str | Exception]] = deque()
+        self._reworked: set[str] = set()
         self._kept = set(keep)
         self._unchanged: set[str] = set()
         self._uploaded: dict[str, int] = {}
         self._to_delete: set[str] = set()
         self._deleted: list[str] = []
         self.post_processing = False
+        self.stands_aside = False
         self.ended = False
 
     @cached_property
@@ -151,11 +157,19 @@ class Run:
             raise FileNotFoundError(f"File does not exist: {key}")
         if key in self._held_back:
             return BytesIO(self._held_back[key].plain or b"")
-        if key in self.sources and self.post_processing and self.plan.as_is:
+        own = self.post_processing and self.plan.as_is and key not in self._reworked
+        if own and key in self.sources:
             return self.sources[key].open()
-        if key in self._uploads:
-            self._uploads[key].etag.result()
+        self.settle(key)
         return None
+
+    def settle(self, key: str) -> None:
+        """Wait until what was saved as `key` is there; `UploadError` if it is not."""
+        upload = self._uploads.get(key)
+        if upload is not None and isinstance(
+            error := upload.outcome.result(), Exception
+        ):
+            raise UploadError({self._bucket.name_of(key): error}) from error
 
     def save(self, key: str, content: Content, *, final: bool = True) -> None:
         """Upload `content` as `key`, unless the bucket holds it.
@@ -165,6 +179,8 @@ class Run:
         """
         self._to_delete.discard(key)
         self._kept.add(key)
+        if self.post_processing:
+            self._reworked.add(key)
         if self.holds(key, content):
             self._unchanged.add(key)
         elif self.plan.dry_run or not (final or content.plain is None):
@@ -177,6 +193,15 @@ class Run:
     def keep(self, key: str) -> None:
         """Leave `key` alone when clearing."""
         self._kept.add(key)
+
+    def written(self, key: str) -> None:
+        """Note that `key` was written by other means than `save`: it is to stay."""
+        self._to_delete.discard(key)
+        self._held_back.pop(key, None)
+        self._read_ahead.pop(key, None)
+        self._reworked.add(key)
+        self._kept.add(key)
+        self._ledger.written(key)
 
     def delete(self, key: str) -> None:
         """Delete `key`: at the barrier, unless it is saved again by then."""
@@ -208,6 +233,11 @@ class Run:
         leaving = {key for key in self._to_delete if self._ledger.exists(key)}
         self._carry_out_deletes(leaving | self._left_over())
         return self.report()
+
+    def synchronise(self) -> None:
+        """Wait for what is under way, for whoever looks at the bucket as a whole."""
+        for key in list(self._uploads):
+            self.settle(key)
 
     def report(self) -> Report:
         """Say what was done so far."""
@@ -271,23 +301,23 @@ class Run:
 
     def _submit(self, key: str, content: Content) -> None:
         if key in self._uploads:  # Two at once might arrive in any order.
-            wait([self._uploads[key].etag])
+            self._uploads[key].outcome.result()
+        self._end_early()
         # A file that does not fit into memory is sent while it is still open.
         executor = self._executor if content.plain is not None else SerialExecutor()
-        size = len(content.plain or b"")
-        self._check()
-        etag = executor.submit_sized(size, self._bucket.put, key, content)
-        self._uploads[key] = Upload(content.fingerprint, size, etag)
-        self._latest.append(etag)
+        size, fingerprint = content.size, content.fingerprint
+        outcome = executor.submit_sized(size, _attempt, self._bucket, key, content)
+        self._uploads[key] = Upload(fingerprint, size, outcome)
+        self._latest.append(outcome)
         if not self.plan.barrier:
             self.wait()
 
-    def _check(self) -> None:
+    def _end_early(self) -> None:
         """End the run at the first sign that nothing would arrive."""
         while self._latest and self._latest[0].done():
-            error = self._latest.popleft().exception()
-            if error is not None and concerns_bucket(error):
-                raise BucketError(self._bucket.name, error) from error
+            outcome = self._latest.popleft().result()
+            if isinstance(outcome, Exception) and concerns_bucket(outcome):
+                raise BucketError(self._bucket.name, outcome) from outcome
 
     def _settle(self) -> dict[str, Exception]:
         """Wait for the uploads; return what failed, and why."""
@@ -295,12 +325,14 @@ class Run:
         while self._uploads:
             key = next(iter(self._uploads))
             upload = self._uploads.pop(key)
-            try:
-                etag = upload.etag.result()
-            except (Exception, CancelledError) as error:
-                failures[self._bucket.name_of(key)] = error
+            if upload.outcome.cancelled():
+                continue
+            outcome = upload.outcome.result()
+            if isinstance(outcome, Exception):
+                self._ledger.failed(key)
+                failures[self._bucket.name_of(key)] = outcome
             else:
-                self._ledger.arrived(key, upload.fingerprint, etag)
+                self._ledger.arrived(key, upload.fingerprint, outcome)
                 self._uploaded[key] = upload.size
         return failures
 
@@ -329,7 +361,7 @@ class Run:
             self._deleted += keys
             return
         failures = {}
-        for key, error in self._bucket.delete(sorted(keys)):
+        for key, error in self._delete_all(sorted(keys)):
             if error is None:
                 self._ledger.deleted(key)
                 self._deleted.append(key)
@@ -338,9 +370,35 @@ class Run:
         if failures:
             raise DeleteError(failures)
 
+    def _delete_all(self, keys: Sequence[str]) -> Iterator[tuple[str, object]]:
+        if self._delete_one is None:
+            yield from self._bucket.delete(keys)
+            return
+        for key in keys:
+            self.stands_aside = True
+            try:
+                self._delete_one(self._bucket.name_of(key))
+            except (BotoCoreError, ClientError) as error:
+                yield key, error
+            else:
+                yield key, None
+            finally:
+                self.stands_aside = False
+
     @contextmanager
     def _bucket_errors(self) -> Generator[None]:
         try:
             yield
         except (BotoCoreError, ClientError) as error:
             raise BucketError(self._bucket.name, error) from error
+
+
+def _attempt(bucket: Bucket, key: str, content: Content) -> str | Exception:
+    """Upload, and return what went wrong without what it holds on to: the content."""
+    if not threading.main_thread().is_alive():
+        return CancelledError()  # The interpreter ends, and waits for its threads.
+    try:
+        return bucket.put(key, content)
+    except Exception as error:
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property, partial
+from io import SEEK_END
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from botocore.config import Config
 from django.core.files import File
@@ -79,7 +80,11 @@ class CollectfastMixin(_Base):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
         state: dict[str, Any] = super().__getstate__()
-        for name in ("_collectfast_runs", "_collectfast_local"):
+        for name in (
+            "_collectfast_runs",
+            "_collectfast_open_runs",
+            "_collectfast_local",
+        ):
             state.pop(name, None)
         return state
 
@@ -103,20 +108,38 @@ class CollectfastMixin(_Base):
         """Answer as django-storages does; while collecting, with a verdict."""
         run = self._collectfast_run()
         if run is None or not run.plan.collects or run.post_processing:
+            if run is not None:
+                run.settle(self._collectfast_key(name))
             return super().get_modified_time(name)
         return run.modified_time(self._collectfast_key(name))
 
     def delete(self, name: str) -> None:
         """Delete as django-storages does; in a run, not before it is safe."""
         run = self._collectfast_run()
-        if run is None:
-            super().delete(name)
-        else:
+        if run is not None:
             run.delete(self._collectfast_key(name))
+            return
+        self._collectfast_written(name)
+        super().delete(name)
+
+    def size(self, name: str) -> int:
+        """Answer as django-storages does, when what is under way has arrived."""
+        run = self._collectfast_run()
+        if run is not None and (file := run.read(self._collectfast_key(name))):
+            with file:
+                return file.seek(0, SEEK_END)
+        return super().size(name)
+
+    def listdir(self, name: str) -> tuple[list[str], list[str]]:
+        """Answer as django-storages does, when what is under way has arrived."""
+        run = self._collectfast_run()
+        if run is not None:
+            run.synchronise()
+        return super().listdir(name)
 
     def _save(self, name: str, content: Any) -> str:
         """Save as django-storages does, but do not upload what the bucket holds."""
-        if not self._collectfast_options.enabled:
+        if not self._collectfast_enabled:
             return super()._save(name, content)
         run = self._collectfast_run()
         take: Take = self._collectfast_save
@@ -124,11 +147,22 @@ class CollectfastMixin(_Base):
             # What exists in memory only, a later pass may supersede.
             draft = run.post_processing and isinstance(content, ContentFile)
             take = partial(run.save, final=not draft)
-        return self._collectfast_captured_save(name, content, take)
+        taken: list[str] = []
+
+        def take_note(key: str, sent: Content) -> None:
+            taken.append(key)
+            take(key, sent)
+
+        saved = self._collectfast_captured_save(name, content, take_note)
+        if run is None or self._collectfast_key(saved) not in taken:
+            self._collectfast_written(saved, forget=not taken)
+        return saved
 
     def _open(self, name: str, mode: str = "rb") -> Any:
         """Open as django-storages does; in a run, rather what is to be had locally."""
         run = self._collectfast_run()
+        if "w" in mode:
+            self._collectfast_written(name)
         if run is not None and mode == "rb":
             file = run.read(self._collectfast_key(name))
             if file is not None:
@@ -142,23 +176,36 @@ class CollectfastMixin(_Base):
         Inside of the block, and in its thread, the bucket is listed once, uploads run
         in the background, and deletes wait for its end. There, `UploadError` or
         `DeleteError` names each file that failed; after an exception in the block
-        nothing is deleted. With `preload` false, each file is asked for instead of a
-        listing, if the cache does not remember it; the default is the option
+        nothing is deleted. A batch in a batch is part of it. With `preload` false, each
+        file is asked for instead of a listing, if the cache does not remember it; the
+        default is the option
         ``collectfast_preload``.
         """
-        batch = Batch()
-        if not self._collectfast_options.enabled:
+        outer = self._collectfast_run()
+        if outer is not None or not self._collectfast_enabled:
+            batch = Batch()
             yield batch
+            batch.report = outer.report() if outer else batch.report
             return
+        with self._collectfast_own_batch(preload) as batch:
+            yield batch
+
+    @contextmanager
+    def _collectfast_own_batch(
+        self, preload: bool | None = None, trust: bool | None = None
+    ) -> Generator[Batch]:
         from collectfast_storage.wiring import open_batch
 
-        run = open_batch(self, preload=preload)
-        outer, self._collectfast_local.batch = self._collectfast_batch, run
+        batch = Batch()
+        run = open_batch(self, preload=preload, trust=trust)
+        self._collectfast_local.batch = run
+        self._collectfast_open_runs.add(run)
         try:
             yield batch
             batch.report = run.finish()
         finally:
-            self._collectfast_local.batch = outer
+            if self._collectfast_batch is run:
+                self._collectfast_local.batch = None
             run.close()
 
     @with_barrier
@@ -200,32 +247,45 @@ class CollectfastMixin(_Base):
 
     def _collectfast_captured_save(self, name: str, content: Any, take: Take) -> str:
         """Save as django-storages does, but hand to `take` what it would upload."""
+        outer = getattr(self._collectfast_local, "take", None)
         self._collectfast_local.take = take
         try:
             return super()._save(name, content)
         finally:
-            self._collectfast_local.take = None
+            self._collectfast_local.take = outer
 
     # Where the parts are put together.
 
     def _collectfast_reset(self) -> None:
         self._collectfast_runs: WeakKeyDictionary[Command, Run] = WeakKeyDictionary()
+        self._collectfast_open_runs: WeakSet[Run] = WeakSet()
         self._collectfast_local = threading.local()
 
     @cached_property
     def _collectfast_options(self) -> Options:
         return Options.of(self)
 
+    @cached_property
+    def _collectfast_enabled(self) -> bool:
+        """Whether this is in force: not with a `bucket` that is a site's own."""
+        own = [parent for parent in type(self).__mro__ if "bucket" in vars(parent)]
+        return self._collectfast_options.enabled and all(
+            parent in (CollectfastMixin, S3Storage) for parent in own
+        )
+
     @property
     def _collectfast_batch(self) -> Run | None:
-        return getattr(self._collectfast_local, "batch", None)
+        run: Run | None = getattr(self._collectfast_local, "batch", None)
+        return None if run is None or run.ended else run
 
     def _collectfast_run(self) -> Run | None:
         """Return the run that the caller is part of, opened by its first call."""
-        if not self._collectfast_options.enabled:
+        if not self._collectfast_enabled:
             return None
-        if self._collectfast_batch is not None:
-            return self._collectfast_batch
+        run = self._collectfast_batch or self._collectfast_command_run()
+        return None if run is None or run.ended or run.stands_aside else run
+
+    def _collectfast_command_run(self) -> Run | None:
         command = calling_command(self)
         if command is None:
             return None
@@ -234,8 +294,22 @@ class CollectfastMixin(_Base):
             from collectfast_storage.wiring import open_run
 
             run = self._collectfast_runs[command] = open_run(self, command)
+            self._collectfast_open_runs.add(run)
             weakref.finalize(command, run.close)
-        return None if run.ended else run
+        return run
+
+    def _collectfast_written(self, name: str, *, forget: bool = True) -> None:
+        """Tell whoever may think otherwise that `name` is written by other means."""
+        if not self._collectfast_enabled:
+            return
+        key = self._collectfast_key(name)
+        for run in list(self._collectfast_open_runs):
+            if not run.ended:
+                run.written(key)
+        if forget:
+            from collectfast_storage import wiring
+
+            wiring.forget(self, key)
 
     def _collectfast_key(self, name: str) -> str:
         key: str = self._normalize_name(clean_name(name))

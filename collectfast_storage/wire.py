@@ -95,8 +95,12 @@ class Wire:
         self._client: Any = client
         self._bucket_name = bucket_name
         self._templates: dict[str, _Template | None] = {}
-        # One thread at a time makes templates: it watches all that the client sends.
         self._lock = threading.Lock()
+        # Registered for good: botocore's emitter caches what is registered, so that
+        # what comes and goes may be seen, or not be seen, by other threads.
+        self._client.meta.events.register_first(
+            "before-send.s3", _catch, unique_id="collectfast-catch"
+        )
 
     @property
     def place(self) -> Place | None:
@@ -226,34 +230,39 @@ class Wire:
 
     def _catch(self, operation: str, parameters: dict[str, Any]) -> _Template | None:
         """Make botocore prepare a request, and keep it from being sent."""
-        caught: list[Any] = []
-        thread = threading.get_ident()
-
-        def catch(request: Any, **_: Any) -> AWSResponse | None:
-            if threading.get_ident() != thread:
-                return None
-            caught.append(request)
-            headers: Any = {"ETag": '"-"'}
-            return AWSResponse(request.url, 200, headers, _Nothing())
-
         # A directory bucket needs a session that only boto3 keeps.
         if self._bucket_name.endswith("--x-s3"):
             return None
-        events = self._client.meta.events
-        events.register_first("before-send.s3", catch)
+        caught: list[Any] = []
+        _catching.caught = caught
         try:
             getattr(self._client, operation)(
                 Bucket=self._bucket_name, Key=_PROBE, **parameters
             )
         finally:
-            events.unregister("before-send.s3", catch)
-        # Asked with a request that changes nothing, whoever else answers is there.
-        if not caught or (
-            operation == "head_object"
-            and events.emit("before-send.s3.HeadObject", request=caught[0])
-        ):
+            _catching.caught = None
+        if not caught or (operation == "head_object" and self._is_watched(caught[0])):
             return None
         return _template_of(caught[0])
+
+    def _is_watched(self, request: Any) -> bool:
+        """Tell whether somebody else answers, asked with what changes nothing."""
+        event = "before-send.s3.HeadObject"
+        answers = self._client.meta.events.emit(event, request=request)
+        return any(handler is not _catch for handler, _ in answers)
+
+
+_catching = threading.local()
+
+
+def _catch(request: Any, **_: Any) -> Any:
+    """Answer in the server's place, in a thread that makes a template."""
+    caught = getattr(_catching, "caught", None)
+    if caught is None:
+        return None
+    caught.append(request)
+    headers: Any = {"ETag": '"-"'}
+    return AWSResponse(request.url, 200, headers, _Nothing())
 
 
 class _Nothing:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import ClientError
 from django.contrib.staticfiles.storage import ManifestFilesMixin
 from django.core.files.storage import Storage
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
@@ -27,15 +28,17 @@ from collectfast_storage.run import Plan, Run
 from collectfast_storage.upload import executor
 
 if TYPE_CHECKING:
-    from django.contrib.staticfiles.management.commands.collectstatic import Command
+    from botocore.exceptions import ClientError
+from django.contrib.staticfiles.management.commands.collectstatic import Command
 
 
 def open_run(storage: Any, command: Command) -> Run:
     """Open the run of a collectstatic; `ClearError` if it must not be."""
     plan = Plan(
-        dry_run=command.dry_run,
-        clear=command.clear,
-        barrier=command.post_process,
+        # A command of a site's own may ask before these are set.
+        dry_run=getattr(command, "dry_run", False),
+        clear=getattr(command, "clear", False),
+        barrier=getattr(command, "post_process", True),
         as_is=_saves_as_is(type(storage).__mro__),
     )
     if plan.clear and not storage._collectfast_key(""):
@@ -46,40 +49,72 @@ def open_run(storage: Any, command: Command) -> Run:
         return {storage._collectfast_key(name): source for name, source in found}
 
     # Not the command itself: the run must not keep it alive.
-    command_patterns = command.ignore_patterns
+    command_patterns = getattr(command, "ignore_patterns", [])
     return Run(
         plan,
-        *_parts(storage, preload=storage._collectfast_options.preload),
+        *_parts(storage, storage._collectfast_options.preload),
         find_sources,
         expected=map(storage._collectfast_key, _expected(storage)),
         keep=map(storage._collectfast_key, _irreplaceable(storage, plan)),
+        delete_one=_delete_one(storage),
     )
 
 
-def open_batch(storage: Any, *, preload: bool | None) -> Run:
+def open_batch(storage: Any, *, preload: bool | None, trust: bool | None) -> Run:
     """Open the run of a program's batch."""
     if preload is None:
         preload = storage._collectfast_options.preload
-    return Run(Plan(collects=False), *_parts(storage, preload=preload))
+    parts = _parts(storage, preload, trust)
+    return Run(Plan(collects=False), *parts, delete_one=_delete_one(storage))
 
 
 def save_alone(storage: Any, key: str, content: Content) -> None:
     """Save outside of any run: one file, at once, with boto3's errors as they are."""
     bucket = _bucket(storage, fast=False)
-    ledger = _ledger(storage, bucket, preload=False, bulk=False)
-    if not ledger.holds(key, content):
+    ledger = _ledger(storage, bucket, preload=False, trust=True, bulk=False)
+    try:
+        if _holds(ledger, key, content):
+            return
         ledger.arrived(key, content.fingerprint, bucket.put(key, content))
+    except BaseException:
+        ledger.failed(key)
+        raise
+    finally:
+        ledger.flush()
+
+
+def forget(storage: Any, key: str) -> None:
+    """Let the cache forget `key`, which is deleted or written by other means."""
+    bucket = _bucket(storage, fast=False)
+    ledger = _ledger(storage, bucket, preload=False, trust=True, bulk=False)
+    ledger.written(key)
     ledger.flush()
 
 
-def _parts(storage: Any, *, preload: bool) -> tuple[Bucket, Ledger, Any, Any]:
+def _holds(ledger: Ledger, key: str, content: Content) -> bool:
+    try:
+        return ledger.holds(key, content)
+    except ClientError:
+        # Who may write and not read has to write; what is wrong beside, that tells.
+        return False
+
+
+def _parts(
+    storage: Any, preload: bool, trust: bool | None = None
+) -> tuple[Bucket, Ledger, Any, Any]:
     bucket = _bucket(storage, fast=True)
+    trust = not preload if trust is None else trust
     return (
         bucket,
-        _ledger(storage, bucket, preload=preload, bulk=True),
+        _ledger(storage, bucket, preload=preload, trust=trust, bulk=True),
         executor(storage._collectfast_options.threads),
         storage._collectfast_captured_save,
     )
+
+
+def _delete_one(storage: Any) -> Any:
+    """Return the storage's `delete` if it is a site's own; it takes one by one."""
+    return storage.delete if _overridden(type(storage).__mro__, "delete") else None
 
 
 def _bucket(storage: Any, *, fast: bool) -> Bucket:
@@ -92,7 +127,9 @@ def _bucket(storage: Any, *, fast: bool) -> Bucket:
     )
 
 
-def _ledger(storage: Any, bucket: Bucket, *, preload: bool, bulk: bool) -> Ledger:
+def _ledger(
+    storage: Any, bucket: Bucket, *, preload: bool, trust: bool, bulk: bool
+) -> Ledger:
     def head_parameters(key: str) -> dict[str, Any]:
         """Return what a HEAD of `key` needs, such as a customer's encryption key."""
         parameters = storage.get_object_parameters(key)
@@ -102,7 +139,7 @@ def _ledger(storage: Any, bucket: Bucket, *, preload: bool, bulk: bool) -> Ledge
     identity = _identity(storage)
     cache = EtagCache(options.cache, options.cache_timeout, identity, bulk=bulk)
     index = RemoteIndex(bucket, head_parameters, preload=preload)
-    return Ledger(index, cache, trust=not preload, ignore_etag=options.ignore_etag)
+    return Ledger(index, cache, trust=trust, ignore_etag=options.ignore_etag)
 
 
 def _identity(storage: Any) -> str:
@@ -128,13 +165,17 @@ def _irreplaceable(storage: Any, plan: Plan) -> Iterator[str]:
             yield from storage.hashed_files.values()
 
 
-@cache
 def _saves_as_is(classes: tuple[type, ...]) -> bool:
     """Tell whether nobody but Django, django-storages and this project saves."""
-    ours = {Storage, S3Storage}
-    return all(
-        parent in ours
-        or parent.__module__ == "collectfast_storage.storage"
-        or not {"save", "_save"} & vars(parent).keys()
+    return not _overridden(classes, "save", "_save")
+
+
+@cache
+def _overridden(classes: tuple[type, ...], *names: str) -> bool:
+    """Tell whether one of `classes` that is a site's own has a method of its own."""
+    return any(
+        {*names} & vars(parent).keys()
         for parent in classes
+        if parent not in (Storage, S3Storage)
+        and parent.__module__ != "collectfast_storage.storage"
     )

@@ -64,6 +64,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def pass_on(self, body: bytes) -> None:
         """Ask the server, and answer with what it says."""
+        self.answer(*self._ask(body))
+
+    def pass_on_silently(self, body: bytes) -> None:
+        """Ask the server, and keep its answer."""
+        self._ask(body)
+
+    def _ask(self, body: bytes) -> tuple[int, bytes, list[tuple[str, str]]]:
         self.upstream.putrequest(
             self.command, self.path, skip_host=True, skip_accept_encoding=True
         )
@@ -74,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             self.upstream.putheader("Content-Length", str(len(body)))
         self.upstream.endheaders(body)
         response = self.upstream.getresponse()
-        self.answer(response.status, response.read(), response.getheaders())
+        return response.status, response.read(), response.getheaders()
 
     def answer(
         self, status: int, body: bytes, headers: list[tuple[str, str]] | None = None

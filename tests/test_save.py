@@ -17,6 +17,7 @@ from django.core.files.base import ContentFile
 from django.core.management import call_command
 
 from collectfast_storage import CollectfastS3Storage
+from tests.proxy import Handler, Request
 from tests.site import Site
 
 
@@ -165,14 +166,48 @@ def test_failed_upload_is_not_remembered(site: Site) -> None:
     assert site.bucket.read("a.txt") == b"x"
 
 
-def test_forbidden_head_is_not_taken_for_absent(site: Site) -> None:
-    """A 403 is an answer about permissions, not about the object."""
+def test_who_may_write_but_not_read_can_save(site: Site) -> None:
+    """As with django-storages: without an answer to the HEAD, the file goes up."""
     site.proxy.fault = lambda handler, request, body: (
         request.kind == "HEAD" and not handler.error(403, "AccessDenied")
     )
-    with site.storage() as storage, pytest.raises(ClientError, match="403"):
+    with site.storage() as storage:
         storage.save("a.txt", ContentFile(b"x"))
-    assert site.proxy.count() == {"HEAD": 1}
+    assert site.proxy.count() == {"HEAD": 1, "PUT": 1}
+    assert site.bucket.read("a.txt") == b"x"
+
+
+def test_save_delete_save(site: Site) -> None:
+    """What was deleted or written by other means is not believed to be there."""
+    with site.storage() as storage:
+        storage.save("a.txt", ContentFile(b"one"))
+        storage.delete("a.txt")
+        storage.save("a.txt", ContentFile(b"one"))
+        assert site.bucket.read("a.txt") == b"one"
+        with storage.open("a.txt", "wb") as file:
+            file.write(b"two")
+        storage.save("a.txt", ContentFile(b"one"))
+    assert site.bucket.read("a.txt") == b"one"
+
+
+def test_lost_answer_is_not_taken_for_a_failed_upload(site: Site) -> None:
+    """It may have arrived: a rollback has to go up, whatever was remembered before."""
+    with site.storage() as storage:
+        storage.save("a.txt", ContentFile(b"one"))
+
+        def lose(handler: Handler, request: Request, body: bytes) -> bool:
+            if request.kind == "PUT":
+                handler.pass_on_silently(body)
+                handler.error(403, "AccessDenied")
+            return request.kind == "PUT"
+
+        site.proxy.fault = lose
+        with pytest.raises(ClientError):
+            storage.save("a.txt", ContentFile(b"two"))
+        site.proxy.fault = None
+        assert site.bucket.read("a.txt") == b"two"
+        storage.save("a.txt", ContentFile(b"one"))
+    assert site.bucket.read("a.txt") == b"one"
 
 
 def test_gzip_is_as_django_storages_makes_it(site: Site) -> None:
