@@ -73,9 +73,14 @@ def _to_the_barrier(
                 yield from _pretended(storage, paths)
             if _post_processes_as_django(type(storage).__mro__):
                 processed = _with_copies_checked(storage, paths, processed)
-        yield from processed
+        for each in processed:
+            if isinstance(each[2], Exception):
+                run.close()
+            yield each
         _tell(storage, run, run.finish())
     except FilesError as error:
+        # Before the command raises it, and keeps this generator from its end.
+        run.close()
         yield ", ".join(error.failures), None, error
     finally:
         run.close()

@@ -169,10 +169,9 @@ class Bucket:
             )
         except ClientError:
             return content.etag
-        etag = _bare(answer["ETag"])
-        if etag != content.etag and not content.is_as_hashed():
+        if not content.is_as_hashed():
             raise OSError("the file changed while it was uploaded")
-        return etag
+        return _bare(answer["ETag"])
 
     def delete(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         """Delete `keys`, 1,000 a request; yield each with its error, if any."""

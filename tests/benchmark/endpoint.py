@@ -16,12 +16,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-DATE = "Tue, 24 Nov 2026 00:00:00 GMT"
-ISO_DATE = "2026-11-24T00:00:00.000Z"
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 
@@ -29,12 +29,13 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Object:
-    __slots__ = ("content", "etag", "headers")
+    __slots__ = ("content", "etag", "headers", "modified")
 
     def __init__(self, content: bytes, etag: str, headers: dict[str, str]) -> None:
         self.content = content
         self.etag = etag
         self.headers = headers
+        self.modified = datetime.now(UTC)
 
 
 class Store:
@@ -130,7 +131,11 @@ class Store:
         if key not in objects:
             return _error(404, "NoSuchKey")
         found = objects[key]
-        head = {"ETag": f'"{found.etag}"', "Last-Modified": DATE, **found.headers}
+        head = {
+            "ETag": f'"{found.etag}"',
+            "Last-Modified": format_datetime(found.modified, usegmt=True),
+            **found.headers,
+        }
         return 200, head, found.content
 
     def _put(self, bucket: str, key: str, new: Object) -> Answer:
@@ -210,7 +215,7 @@ class Store:
             found = objects[key]
             yield (
                 f"<Contents><Key>{escape(name(key))}</Key>"
-                f"<LastModified>{ISO_DATE}</LastModified>"
+                f"<LastModified>{found.modified:%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
                 f"<ETag>&quot;{found.etag}&quot;</ETag><Size>{len(found.content)}</Size>"
                 "<StorageClass>STANDARD</StorageClass></Contents>",
                 key,
