@@ -268,6 +268,7 @@ class Run:
             return
         self._prepared = True
         wanted = sorted({*self.sources, *self._expected})
+        self._bucket.connect()
         with self._bucket_errors(), ThreadPoolExecutor(1) as loader:
             # Not in a thread of the executor, which has to run what this waits for.
             loading = loader.submit(self._ledger.load, self._executor, wanted)

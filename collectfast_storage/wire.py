@@ -137,8 +137,11 @@ class Wire:
 
         `headers_id` tells one set of parameters from another.
         """
-        # A checksum that was asked for has to be computed: boto3 does.
-        if any(name.startswith("Checksum") for name in parameters):
+        # A checksum that was asked for has to be computed: boto3 does. And who watches
+        # botocore's requests must not be shown one that writes.
+        if self._pool is None or any(
+            name.startswith("Checksum") for name in parameters
+        ):
             return None
         template = self._template("put_object", headers_id, parameters)
         headers = {"content-md5": b64encode(bytes.fromhex(md5)).decode()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from django.core.files.base import ContentFile
 
@@ -114,3 +116,41 @@ def test_disabled_batch_is_none(site: Site) -> None:
         storage.save("a.txt", ContentFile(b"a"))
     assert site.proxy.count() == {"PUT": 1}
     assert batch.report.uploaded == ()
+
+
+def test_batch_in_a_batch_is_part_of_it(site: Site) -> None:
+    """What the inner one saves, the end of the outer one does not delete."""
+    site.bucket.put("a.txt", b"old")
+    with site.storage() as storage, storage.batch() as outer:
+        storage.delete("a.txt")
+        with storage.batch():
+            storage.save("a.txt", ContentFile(b"new"))
+        storage.save("a.txt", ContentFile(b"new"))
+    assert site.bucket.files() == {"a.txt": b"new"}
+    assert outer.report.deleted == ()
+
+
+def test_what_is_written_beside_the_batch_is_kept(site: Site) -> None:
+    """By a file opened for writing, or by another thread."""
+    site.bucket.put("a.txt", b"old")
+    site.bucket.put("b.txt", b"old")
+    with site.storage() as storage, storage.batch():
+        storage.delete("a.txt")
+        with storage.open("a.txt", "wb") as file:
+            file.write(b"new")
+        storage.delete("b.txt")
+        content = ContentFile(b"new")
+        thread = threading.Thread(target=storage.save, args=("b.txt", content))
+        thread.start()
+        thread.join()
+    assert site.bucket.files() == {"a.txt": b"new", "b.txt": b"new"}
+
+
+def test_size_and_listing_wait_for_what_is_under_way(site: Site) -> None:
+    """They are about the bucket, and so they see it as the batch leaves it."""
+    with site.storage() as storage, storage.batch():
+        storage.save("dir/a.txt", ContentFile(b"1234"))
+        assert storage.size("dir/a.txt") == 4
+        storage.save("dir/b.txt", ContentFile(b"12"))
+        assert storage.listdir("dir") == ([], ["a.txt", "b.txt"])
+        assert storage.get_modified_time("dir/b.txt") is not None

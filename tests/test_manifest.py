@@ -374,3 +374,31 @@ def test_post_process_outside_of_a_command_is_djangos(site: Site) -> None:
         processed = list(storage.post_process({"new.txt": (source, "new.txt")}))
     assert [(name, done) for name, _, done in processed] == [("new.txt", True)]
     assert list(json.loads(site.bucket.read(MANIFEST))["paths"]) == ["new.txt"]
+
+
+class OwnPostProcess(CollectfastS3ManifestStaticStorage):
+    def post_process(self, paths: Any, dry_run: bool = False, **options: Any) -> Any:
+        yield from super().post_process(paths, dry_run=dry_run, **options)
+        if self.exists("plain.min.css"):
+            yield "css/plain.css", "plain.min.css", False
+        else:
+            self._save("plain.min.css", ContentFile(b"minified"))
+            yield "css/plain.css", "plain.min.css", True
+
+
+def test_own_post_process_means_what_it_yields(site: Site) -> None:
+    """A file that it kept is not taken for a copy of the source."""
+    site.backend = f"{__name__}.OwnPostProcess"
+    for _ in range(2):
+        site.collect()
+        assert site.bucket.read("plain.min.css") == b"minified"
+
+
+def test_manifest_that_vanished_elsewhere_is_written_again(site: Site) -> None:
+    """It is too dear to trust the cache about it."""
+    site.backend = f"{__name__}.RemoteManifest"
+    site.collect()
+    key = f"{site.bucket.location}-manifest/{MANIFEST}"
+    site.bucket.client.delete_object(Bucket=site.bucket.name, Key=key)
+    site.collect()
+    site.bucket.client.head_object(Bucket=site.bucket.name, Key=key)

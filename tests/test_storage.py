@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,8 @@ def test_matrix_tests_what_it_says() -> None:
         pytest.skip("not in the matrix")
     major, minor = django.VERSION[:2]
     python = "".join(map(str, sys.version_info[:2]))
-    assert name == f"py{python}-django{major}{minor}"
+    assert name.removesuffix("-obstore") == f"py{python}-django{major}{minor}"
+    assert (find_spec("obstore") is not None) == name.endswith("-obstore")
 
 
 @pytest.mark.skipif(django.VERSION >= (5, 1), reason="STATICFILES_STORAGE ended in 5.1")
@@ -185,3 +188,86 @@ def test_file_overwrite_false_finds_another_name(site: Site) -> None:
     assert first == "a.txt"
     assert second != first
     assert site.bucket.files() == {first: b"one", second: b"two"}
+
+
+class OwnPut(S3StaticStorage):
+    def _save(self, name: str, content: Any) -> Any:
+        self.bucket.Object(self._normalize_name(name)).put(Body=content.read())
+        return name
+
+
+class OwnPutMine(collectfast_storage.CollectfastMixin, OwnPut):
+    pass
+
+
+class ThreadedSave(CollectfastS3StaticStorage):
+    def save(self, name: str, content: Any, max_length: int | None = None) -> str:
+        copy = ContentFile(content.read())
+        thread = threading.Thread(target=super().save, args=(name, copy))
+        thread.start()
+        thread.join()
+        return name
+
+
+class Companion(S3StaticStorage):
+    def _save(self, name: str, content: Any) -> Any:
+        if not name.endswith(".txt"):
+            self.save(f"{name}.txt", ContentFile(b"beside " + content.read()))
+        return super()._save(name, content)
+
+
+class CompanionMine(collectfast_storage.CollectfastMixin, Companion):
+    pass
+
+
+class OwnBucket(CollectfastS3StaticStorage):
+    @property
+    def bucket(self) -> Any:
+        return self.connection.Bucket(self.bucket_name)
+
+
+@pytest.mark.parametrize("backend", ["OwnPutMine", "ThreadedSave", "OwnBucket"])
+def test_who_uploads_by_other_means_loses_nothing(site: Site, backend: str) -> None:
+    """What the command deletes first, and a subclass then writes, is there."""
+    site.backend = f"{__name__}.{backend}"
+    for content in (b"one", b"two"):
+        site.write("a.css", content)
+        site.touch()
+        site.collect()
+        site.collect()
+        assert site.bucket.files() == {"a.css": content}
+
+
+def test_companion_saved_on_the_way_is_kept(site: Site) -> None:
+    """A `_save` that saves something else first does both."""
+    site.backend = f"{__name__}.CompanionMine"
+    site.write("a.css", "a")
+    for _ in range(2):
+        site.collect("--clear")
+        assert site.bucket.files() == {"a.css": b"a", "a.css.txt": b"beside a"}
+
+
+def test_dry_run_of_a_storage_with_a_bucket_of_its_own(site: Site) -> None:
+    """It writes nothing, whatever is not known of it."""
+    site.backend = f"{__name__}.OwnBucket"
+    site.write("a.css", "a")
+    site.collect("--dry-run")
+    assert site.bucket.names() == []
+
+
+class NoDelete(S3StaticStorage):
+    def delete(self, name: str) -> None:
+        pass
+
+
+class NoDeleteMine(collectfast_storage.CollectfastMixin, NoDelete):
+    pass
+
+
+def test_own_delete_is_asked(site: Site) -> None:
+    """A site that deletes nothing does so in a run as well."""
+    site.backend = f"{__name__}.NoDeleteMine"
+    site.write("a.css", "a")
+    site.bucket.put("leftover.css", b"leftover")
+    site.collect("--clear")
+    assert site.bucket.names() == ["a.css", "leftover.css"]

@@ -35,7 +35,8 @@ def draw(path: Path, title: str, medians: Mapping[tuple[str, str], float]) -> No
     path.write_text(
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{y:.0f}' "
         "font-family='sans-serif' font-size='12'>"
-        f"<rect width='100%' height='100%' fill='#ffffff'/>{head}{''.join(parts)}</svg>\n"
+        f"<rect width='100%' height='100%' fill='#ffffff'/>{head}"
+        f"{''.join(parts)}</svg>\n"
     )
 
 

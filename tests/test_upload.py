@@ -1,0 +1,77 @@
+"""Where uploads run: within bounds, and with one interface."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from collectfast_storage.upload import BoundedExecutor, SerialExecutor, executor
+from tests.proxy import Handler, Request
+from tests.site import Site
+
+
+def test_bytes_in_flight_are_bounded() -> None:
+    """What has no room waits; what is larger than the bound goes alone."""
+    lock, under_way, most = threading.Lock(), [0], [0]
+
+    def hold(size: int) -> None:
+        with lock:
+            under_way[0] += size
+            most[0] = max(most[0], under_way[0])
+        time.sleep(0.005)
+        with lock:
+            under_way[0] -= size
+
+    with BoundedExecutor(16, most_bytes=100) as bounded:
+        futures = [bounded.submit_sized(s, hold, s) for s in [30] * 20 + [100] * 3]
+        futures.append(bounded.submit_sized(1000, hold, 100))
+    assert [future.result() for future in futures] == [None] * 24
+    assert most[0] <= 100
+
+
+def test_room_is_given_back_by_what_fails() -> None:
+    """Else the run would stand still."""
+    with BoundedExecutor(2, most_bytes=10) as bounded:
+        for _ in range(10):
+            failed = bounded.submit_sized(10, lambda: 1 / 0)
+        assert isinstance(failed.exception(), ZeroDivisionError)
+
+
+def test_serial_twin_is_done_at_once_in_the_callers_thread() -> None:
+    serial = SerialExecutor()
+    assert serial.submit_sized(1, threading.get_ident).result() == threading.get_ident()
+    assert isinstance(serial.submit(lambda: 1 / 0).exception(), ZeroDivisionError)
+
+
+def test_zero_threads_is_the_serial_twin() -> None:
+    assert isinstance(executor(0), SerialExecutor)
+    assert isinstance(executor(3), BoundedExecutor)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_no_more_requests_at_once_than_asked_for(site: Site, threads: int) -> None:
+    """`collectfast_threads` is a promise to the server; 0 is one after another."""
+    site.options["collectfast_threads"] = threads
+    files = site.write_many(30)
+    lock, under_way, most = threading.Lock(), [0], [0]
+
+    def count(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind != "PUT":
+            return False
+        with lock:
+            under_way[0] += 1
+            most[0] = max(most[0], under_way[0])
+        time.sleep(0.01)
+        # Before it is answered: then the client may send the next one.
+        with lock:
+            under_way[0] -= 1
+        handler.pass_on(body)
+        return True
+
+    site.proxy.fault = count
+    site.collect()
+    assert site.bucket.files() == files
+    assert most[0] <= max(threads, 1)
+    assert site.collect().requests == {"LIST": 1}
