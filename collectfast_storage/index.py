@@ -38,6 +38,11 @@ class RemoteIndex:
         self._complete = False
         self._doubtful: set[str] = set()
 
+    @property
+    def lists(self) -> bool:
+        """Whether `load` has anything to do."""
+        return not self._loaded
+
     def load(self, executor: Executor, wanted: Sequence[str] = ()) -> None:
         """List what is likely to hold the keys `wanted`, which are sorted."""
         if self._loaded:

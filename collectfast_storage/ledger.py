@@ -27,6 +27,11 @@ class Ledger:
         self._trust = trust
         self._ignore_etag = ignore_etag
 
+    @property
+    def lists(self) -> bool:
+        """Whether `load` has anything to do."""
+        return self._index.lists
+
     def load(self, executor: Executor, wanted: Sequence[str]) -> None:
         """Let the index list what is likely to hold the keys `wanted`, sorted."""
         self._index.load(executor, wanted)

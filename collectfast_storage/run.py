@@ -269,7 +269,8 @@ class Run:
         self._prepared = True
         wanted = sorted({*self.sources, *self._expected})
         with self._bucket_errors(), ThreadPoolExecutor(1) as loader:
-            self._bucket.connect()
+            if self._ledger.lists:
+                self._bucket.connect()
             # Not in a thread of the executor, which has to run what this waits for.
             loading = loader.submit(self._ledger.load, self._executor, wanted)
             for key, source in self.sources.items() if self.plan.as_is else ():

@@ -264,6 +264,40 @@ def test_warm_cache_without_preload_makes_no_request(site: Site) -> None:
     assert site.collect().requests == {"PUT": 1}
 
 
+def test_warm_cache_without_preload_needs_no_credentials(site: Site) -> None:
+    """Where nothing is asked, nothing has to be signed."""
+    site.options["collectfast_preload"] = False
+    site.write_many(3)
+    site.collect()
+    site.options |= {"access_key": None, "secret_key": None}
+    assert site.collect().summary == "0 static files copied, 3 unmodified."
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_lost_answer_is_no_failed_upload(site: Site, preload: bool) -> None:
+    """It may have arrived: a rollback goes up, whatever was remembered before."""
+    site.options["collectfast_preload"] = preload
+
+    def lose(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "PUT":
+            handler.pass_on_silently(body)
+            handler.error(403, "AccessDenied")
+        return request.kind == "PUT"
+
+    def deploy(age: int) -> None:
+        site.options["object_parameters"] = {"CacheControl": f"max-age={age}"}
+        site.collect()
+
+    site.write("a.css", "a")
+    deploy(1)
+    site.proxy.fault = lose
+    with pytest.raises(CommandError, match="AccessDenied"):
+        deploy(2)
+    site.proxy.fault = None
+    deploy(1)
+    assert site.bucket.get("a.css")["CacheControl"] == "max-age=1"
+
+
 def test_cold_cache_without_preload_asks_for_each_file_once(site: Site) -> None:
     """What the bucket holds is recognised by its ETag, one HEAD a file."""
     site.write_many(10)

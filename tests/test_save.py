@@ -293,3 +293,13 @@ def test_save_during_a_collectstatic_into_another_storage(site: Site) -> None:
         call_command("collectstatic", "--noinput", stdout=io.StringIO())
     assert saved == ["copy/a.css"]
     assert site.bucket.files() == {"a.css": b"a", "copy/a.css": b"a"}
+
+    # It has no barrier to wait for: what fails is raised as it happens.
+    site.write("b.css", "b")
+    site.proxy.fault = lambda handler, request, body: (
+        "copy/" in request.key
+        and request.kind == "PUT"
+        and not handler.error(403, "AccessDenied")
+    )
+    with site.active(), pytest.raises(ClientError, match="AccessDenied"):
+        call_command("collectstatic", "--noinput", stdout=io.StringIO())
