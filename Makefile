@@ -6,13 +6,21 @@ BIN = $(VENV)/bin
 PYENV_ROOT ?= $(HOME)/.pyenv
 MATRIX_PATH = $(PATH):$(subst $() ,:,$(wildcard $(PYENV_ROOT)/versions/3.1[123].*/bin))
 
-.PHONY: demo test lint types matrix bench clean
+.PHONY: demo test model lint types matrix coverage lowest lookalikes bench clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m tests.demo
 
+# PYTEST="coverage run -m pytest" for a report by `make coverage`.
+PYTEST = pytest
 test: $(VENV)/test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m $(PYTEST) $(ARGS)
+
+# Random sequences of edits, deploys and faults; SEQUENCES=5000 for more of them.
+SEQUENCES ?= 500
+model: $(VENV)/test
+	$(BIN)/python -m pytest tests/test_model.py tests/test_model_manifest.py \
+		--sequences $(SEQUENCES) $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -24,6 +32,24 @@ types: $(VENV)/types
 matrix: $(VENV)/matrix
 	PATH="$(MATRIX_PATH)" $(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner $(ARGS)
 
+# Of what `make test PYTEST="coverage run -m pytest"` and `make matrix` have run.
+coverage: $(VENV)/test
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# The same tests, with other servers than SeaweedFS.
+lookalikes: lookalike-moto lookalike-rclone
+
+lookalike-%: $(VENV)-lookalikes/test
+	COLLECTFAST_TEST_SERVER=$* $(VENV)-lookalikes/bin/python -m pytest -q \
+		-p no:cacheprovider -m "not slow" $(ARGS)
+
+# What depends on how boto3, urllib3 and Django are made, with the oldest that will do.
+LOWEST_ARGS ?= $(addprefix tests/test_, $(addsuffix .py, \
+	collectstatic exchange manifest packaging permissions save signing wire))
+lowest: $(VENV)/matrix
+	PATH="$(MATRIX_PATH)" $(BIN)/tox run --recreate -e py311-django42-lowest -- $(wildcard $(LOWEST_ARGS))
+
 # SIZE=10000 for more files, ARGS="--only collectfast-storage" for fewer contestants.
 SIZE ?= 2500
 bench: $(VENV)/bench $(VENV)-obstore/bench $(VENV)-aws/bench
@@ -31,7 +57,7 @@ bench: $(VENV)/bench $(VENV)-obstore/bench $(VENV)-aws/bench
 		$(BIN)/python -m tests.benchmark --size $(SIZE) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-obstore $(VENV)-aws .tox
+	rm -rf $(VENV) $(VENV)-lookalikes $(VENV)-obstore $(VENV)-aws .tox
 
 $(VENV)/pip: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +74,14 @@ $(VENV)/test: $(VENV)/pip
 
 $(VENV)/%: $(VENV)/test
 	$(BIN)/python -m pip install --quiet --group $*
+	touch $@
+
+# Apart, as moto brings much along.
+$(VENV)-lookalikes/test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lookalikes
+	$(VENV)-lookalikes/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lookalikes/bin/python -m pip install --quiet --editable . \
+		--group test --group lookalikes
 	touch $@
 
 # Apart, as it is used wherever it is installed.

@@ -63,8 +63,8 @@ class CapturingObject:
         config = Config or TransferConfig()
         with closing(Content(plain, ExtraArgs or {}, config, compress)) as content:
             self._take(self._key, content)
-        if Callback is not None:
-            Callback(content.size)
+            if Callback is not None:
+                Callback(content.size)
 
     def __getattr__(self, name: str) -> Any:
         """Ask the object itself."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,18 @@ def calling_command(storage: object) -> Command | None:
 def _target(command: Command) -> object:
     """Return the storage of `command`, which is a `LazyObject` unless replaced."""
     return getattr(command.storage, "_wrapped", command.storage)
+
+
+def tell_cleared(storage: object, names: Iterable[str], *, dry_run: bool) -> None:
+    """Let the command count and log what was cleared, as if it had done so itself."""
+    command = calling_command(storage)
+    if command is None:  # pragma: no cover (a run that clears is a command's)
+        return
+    verb, level = ("Pretending to delete", 1) if dry_run else ("Deleting", 2)
+    for name in names:
+        command.log(f"{verb} '{name}'", level=level)
+    # Django 6.0 counts them in its summary; older ones do not.
+    getattr(command, "deleted_files", []).extend(names)
 
 
 @dataclass(frozen=True, slots=True)

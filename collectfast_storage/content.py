@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from io import SEEK_END, BytesIO
+from io import SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
@@ -12,9 +12,20 @@ from boto3.s3.transfer import TransferConfig
 from s3transfer.utils import ChunksizeAdjuster
 from storages.utils import ReadBytesWrapper, is_seekable
 
-from collectfast_storage.etag import Fingerprint, PartHasher, digest_of, md5_of
+from collectfast_storage.etag import (
+    SMALLEST_PART,
+    Fingerprint,
+    PartHasher,
+    digest_of,
+    md5_of,
+    new_md5,
+    number_of_parts,
+    part_sizes,
+)
 
 _CHUNK_SIZE = 256 * 1024
+# Instead of an ETag, where the file changes while it is read: no object has it.
+CHANGING = "changing"
 
 
 class Content:
@@ -39,6 +50,8 @@ class Content:
         self.parameters = parameters
         self._config = config
         self._compress = compress
+        self._is_settled = False
+        self._streamed: _Hashed | None = None
         self._copy = _copy_unless_rewindable(file, config.multipart_threshold)
         self._file = file if self._copy is None else self._copy
 
@@ -76,20 +89,51 @@ class Content:
         """What decides whether this must go up again."""
         return Fingerprint(self._md5, digest_of(self.parameters))
 
-    @cached_property
-    def etag(self) -> str:
-        """The ETag that S3 gives this, if it is one that follows from the content."""
-        if self.body is not None:
-            return self.body_md5
-        hasher = PartHasher(self._part_size)
-        for chunk in _chunks(self.stream()):
-            hasher.update(chunk)
-        return hasher.etag()
+    @property
+    def multipart_etag(self) -> str:
+        """The ETag that S3 gives this in parts, if it follows from the content."""
+        etag = self._etags_in([self._part_size])[0]
+        # One content's ETag is never to be remembered with the fingerprint of another.
+        return etag if self.is_as_hashed() else CHANGING
+
+    def has_etag(self, etag: str) -> bool:
+        """Tell whether `etag` is one of this content, in whatever parts it was sent."""
+        parts = number_of_parts(etag)
+        if not parts:
+            return etag == self.body_md5 and self.is_as_hashed()
+        if parts == 1:
+            in_one = f"{md5_of([bytes.fromhex(self.body_md5)])}-1"
+            return etag == in_one and self.is_as_hashed()
+        if self._is_settled:
+            return False
+        size, sizes = self._size_as_sent, [self._part_size]
+        if size is not None:
+            sizes = part_sizes(size, parts, self._part_size)
+        return etag in self._etags_in(sizes) and self.is_as_hashed()
+
+    def _etags_in(self, sizes: Sequence[int]) -> list[str]:
+        """Return the ETags of uploads in parts of each of the `sizes`, in one pass."""
+        hashers = [PartHasher(size) for size in sizes]
+        for chunk in _chunks(self.stream()) if hashers else ():
+            for hasher in hashers:
+                hasher.update(chunk)
+        return [hasher.etag() for hasher in hashers]
 
     @cached_property
     def body_md5(self) -> str:
-        """The MD5 of `body`, in hexadecimal."""
-        return self._md5 if self._compress is None else md5_of([self.body or b""])
+        """The MD5 of all that is to be sent, in hexadecimal."""
+        if self._compress is None:
+            return self._md5
+        return md5_of([self.body] if self.body is not None else _chunks(self.stream()))
+
+    @property
+    def has_opaque_etag(self) -> bool:
+        """Whether the write parameters make for an ETag that says nothing of content.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+        """
+        encryption = str(self.parameters.get("ServerSideEncryption", ""))
+        return encryption.startswith("aws:kms") or "SSECustomerKey" in self.parameters
 
     @property
     def compresses(self) -> bool:
@@ -97,20 +141,26 @@ class Content:
         return self._compress is not None
 
     def is_as_hashed(self) -> bool:
-        """Tell whether the file still has the content that the fingerprint tells of."""
-        return self.plain is not None or md5_of(_chunks(self._rewound())) == self._md5
+        """Tell whether what was last streamed is what the fingerprint tells of."""
+        return self._streamed is None or self._streamed.md5.hexdigest() == self._md5
+
+    @property
+    def can_settle(self) -> bool:
+        """Whether its MD5 is enough to know each ETag that this may have."""
+        return self.body is not None and len(self.body) < SMALLEST_PART
 
     def settle(self) -> None:
-        """Work out fingerprint and ETag, and let go of the file and its content."""
+        """Work out fingerprint and MD5, and let go of the file and its content."""
         self.fingerprint  # noqa: B018
-        self.etag  # noqa: B018
+        self.body_md5  # noqa: B018
         self.__dict__.pop("plain", None)
         self.__dict__.pop("body", None)
         self._file = None
+        self._is_settled = True
 
     def stream(self) -> Any:
         """Return a readable of all that is to be sent, from its beginning."""
-        plain = self._rewound() if self.plain is None else BytesIO(self.plain)
+        plain = self._hashed() if self.plain is None else BytesIO(self.plain)
         return self._compress(plain) if self._compress else plain
 
     @cached_property
@@ -124,21 +174,69 @@ class Content:
         It makes them larger for a file of more than 10,000 parts, if it can tell the
         size before it sends: that of a stream being compressed it cannot.
         """
-        size = None if self._compress else self.size
         adjuster = ChunksizeAdjuster()
-        return int(adjuster.adjust_chunksize(self._config.multipart_chunksize, size))
+        chunk_size = self._config.multipart_chunksize
+        return int(adjuster.adjust_chunksize(chunk_size, self._size_as_sent))
+
+    @property
+    def _size_as_sent(self) -> int | None:
+        if self.body is not None:
+            return len(self.body)
+        return None if self._compress else self.size
+
+    def _hashed(self) -> _Stream:
+        self._streamed = _Hashed(self._rewound())
+        return _Stream(self._streamed, _CHUNK_SIZE)
 
     def _rewound(self) -> ReadBytesWrapper:
         self._file.seek(0)
         return ReadBytesWrapper(self._file)
 
     def _less_than_threshold(self, readable: Any) -> bytes | None:
-        whole = bytearray()
+        chunks, size = [], 0
         for chunk in _chunks(readable):
-            whole += chunk
-            if len(whole) >= self._config.multipart_threshold:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size >= self._config.multipart_threshold:
                 return None
-        return bytes(whole)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class _Hashed(RawIOBase):
+    """Hashes what is read of a file, from its last rewinding on."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+        self._ended = False
+        self.md5 = new_md5()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        if whence == SEEK_SET:
+            self._ended = False
+        if (offset, whence) == (0, SEEK_SET):
+            self.md5 = new_md5()
+        self._file.seek(offset, whence)
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        # An end is final: django-storages' compression reads on, and is not ready for
+        # a file that grows.
+        chunk = b"" if self._ended else self._file.read(len(buffer))
+        self._ended = not chunk
+        self.md5.update(chunk)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+
+class _Stream(BufferedReader):
+    """Read in whatever way; a class of its own, so that `close` may be replaced."""
 
 
 def _copy_unless_rewindable(file: Any, memory: int) -> IO[bytes] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,10 @@ class Fingerprint:
 
     md5: str  # of the content before compression
     headers: str  # digest of the parameters of the write
+
+    def __str__(self) -> str:
+        """Return it as an object's metadata keep it."""
+        return f"{self.md5}-{self.headers}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,36 @@ def md5_of(chunks: Iterable[bytes]) -> str:
     return md5.hexdigest()
 
 
+def content_md5(md5: str) -> str:
+    """Return the header Content-MD5 for an `md5` in hexadecimal."""
+    return b64encode(bytes.fromhex(md5)).decode()
+
+
 def digest_of(parameters: Mapping[str, object]) -> str:
     """Return a digest of the parameters of a write that does not reveal them."""
     canonical = json.dumps(parameters, sort_keys=True, default=repr)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+# Of boto3 and the AWS CLI (8), rclone (5), s5cmd (50), and what people set them to.
+_PART_SIZES = [each * 1024 * 1024 for each in (5, 8, 10, 15, 16, 25, 32, 50, 64, 100)]
+_PART_SIZES += [each * 1024 * 1024 for each in (128, 200, 256, 500, 512, 1024)]
+SMALLEST_PART = _PART_SIZES[0]
+
+
+def number_of_parts(etag: str) -> int:
+    """Return how many parts an object with this `etag` came in; 0: in one piece."""
+    _, _, number = etag.rpartition("-")
+    return int(number) if "-" in etag and number.isdecimal() else 0
+
+
+def part_sizes(size: int, parts: int, usual: int) -> list[int]:
+    """Return, in bytes, what may have been the size of each of the `parts` of `size`.
+
+    It is the `usual` one, or that of another tool.
+    """
+    sizes = dict.fromkeys([usual, *_PART_SIZES])
+    return [each for each in sizes if -(-size // each) == parts]
 
 
 class PartHasher:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
+from botocore.exceptions import BotoCoreError
 from django.core.management.base import CommandError
+
+# http.client quotes the header that it refuses to send, such as a signature with an
+# access key in it that ends with a line break.
+_QUOTED_HEADER = re.compile(r"(Invalid header value) .*", re.DOTALL)
 
 
 class CollectfastError(CommandError):
@@ -20,7 +26,21 @@ class BucketError(CollectfastError):
     """The bucket as a whole could not be used; no file was the reason."""
 
     def __init__(self, bucket_name: str, cause: BaseException) -> None:
-        super().__init__(f"The bucket {bucket_name!r} cannot be used: {cause}")
+        reason = _without_secrets(cause)
+        super().__init__(f"The bucket {bucket_name!r} cannot be used: {reason}")
+
+
+class DeniedError(BucketError):
+    """The bucket does not say what it holds, as a permission is missing."""
+
+
+class AnswerError(BotoCoreError):
+    """An answer that is none of S3's, of which nothing may be concluded."""
+
+    fmt = (
+        "{what}. Is its endpoint the right one, and does nothing between here and "
+        "there answer in its place?"
+    )
 
 
 class ClearError(CollectfastError):
@@ -44,9 +64,8 @@ class FilesError(CollectfastError):
 
     def __init__(self, failures: Mapping[str, object]) -> None:
         self.failures = dict(failures)
-        count = "1 file" if len(failures) == 1 else f"{len(failures)} files"
-        lines = [self.summary.format(count=count)]
-        lines += [f"  {name}: {reason}" for name, reason in failures.items()]
+        lines = [self.summary.format(count=counted(len(failures)))]
+        lines += [f"  {name}: {_without_secrets(r)}" for name, r in failures.items()]
         super().__init__("\n".join(lines))
 
 
@@ -60,3 +79,13 @@ class DeleteError(FilesError):
     """Some objects could not be deleted from the bucket."""
 
     summary = "Could not delete {count} from the bucket:"
+
+
+def _without_secrets(reason: object) -> str:
+    remedy = r"\1: is there a line break in the credentials?"
+    return _QUOTED_HEADER.sub(remedy, str(reason))
+
+
+def counted(files: int) -> str:
+    """Return how many `files`, in words."""
+    return "1 file" if files == 1 else f"{files:,} files"

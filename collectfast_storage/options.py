@@ -26,7 +26,7 @@ class Options:
     cache: str = "default"
     cache_timeout: int | None = None
     preload: bool = True
-    threads: int = 32
+    threads: int = 64
     ignore_etag: bool = False
 
     @classmethod

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import partial
 from io import BytesIO
-from typing import IO, Any
+from typing import IO
 
-from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files import File
 
-from collectfast_storage.bucket import Bucket, concerns_bucket
-from collectfast_storage.capture import Take
+from collectfast_storage.bucket import Bucket
+from collectfast_storage.clearing import Clearing
 from collectfast_storage.command import Source
 from collectfast_storage.content import Content
+from collectfast_storage.deletion import Deletion
 from collectfast_storage.etag import Fingerprint
-from collectfast_storage.exceptions import BucketError, DeleteError, UploadError
-from collectfast_storage.ledger import Ledger
+from collectfast_storage.exceptions import DeniedError
+from collectfast_storage.executor import BoundedExecutor, SerialExecutor
+from collectfast_storage.inquiry import Inquiry
+from collectfast_storage.ledger import Ledger, Verdict
+from collectfast_storage.plan import Plan
+from collectfast_storage.progress import Progress
 from collectfast_storage.report import Report
-from collectfast_storage.upload import BoundedExecutor, SerialExecutor
+from collectfast_storage.sources import CapturedSave, Sources
+from collectfast_storage.upload import Uploads
+from collectfast_storage.verification import Republish, Verification
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be done: by a command that collects, or by a program's batch."""
-
-    collects: bool = True
-    dry_run: bool = False
-    clear: bool = False
-    barrier: bool = True  # whether something comes after the last save
-    as_is: bool = True  # whether what is saved is what the source has
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """An upload under way, or done."""
-
-    fingerprint: Fingerprint
-    size: int
-    outcome: Future[str | Exception]  # the ETag it got, or what went wrong
+_NOTHING: Republish = {}
 
 
 class Run:
@@ -61,60 +44,98 @@ class Run:
         bucket: Bucket,
         ledger: Ledger,
         executor: SerialExecutor | BoundedExecutor,
-        captured_save: Callable[[str, Any, Take], object],
+        captured_save: CapturedSave,
         find_sources: Callable[[], Mapping[str, Source]] = dict,
         expected: Iterable[str] = (),
         keep: Iterable[str] = (),
         delete_one: Callable[[str], object] | None = None,
+        progress: Progress | None = None,
+        tell_cleared: Callable[[Iterable[str]], object] = tuple,
     ) -> None:
         """Open the run that carries out `plan`; nothing is asked of anyone yet.
 
-        ``captured_save(name, file, take)`` hands to `take` what a save would send. The
-        keys `expected` will be asked for beside those of the sources; a run that
-        clears leaves those to `keep` alone. With `delete_one`, it is called with the
-        name of each object that is to go.
+        The keys `expected` will be asked for beside those of the sources; a run that
+        clears leaves those to `keep` alone, and without a barrier calls `tell_cleared`
+        with the names of what it cleared. See `Sources` and `Deletion` for the rest.
         """
         self.plan = plan
         self._bucket = bucket
         self._ledger = ledger
-        self._executor = executor
-        self._captured_save = captured_save
-        self._find_sources = find_sources
-        self._expected = expected
-        self._delete_one = delete_one
-        self._prepared = False
-        self._read_ahead: dict[str, Content] = {}
+        self._progress = progress or Progress()
         self._start = time.monotonic()
+        self._sources = Sources(find_sources, captured_save, bucket.name_of)
+        self._uploads = Uploads(bucket, ledger, executor)
+        self._deletion = Deletion(
+            bucket, ledger, dry_run=plan.dry_run, delete_one=delete_one
+        )
+        self._inquiry = Inquiry(
+            plan,
+            bucket,
+            ledger,
+            executor,
+            self._sources,
+            expected,
+            self._progress.start,
+        )
+        self._clearing = Clearing(
+            plan,
+            self._inquiry,
+            self._sources,
+            self._deletion,
+            keep,
+            bucket.name_of,
+            tell_cleared,
+        )
+        # What post-processing put in the place of something, and whether by `save`.
+        self._replaced: dict[str, bool] = {}
+        self._verification = Verification(
+            plan,
+            self._inquiry,
+            ledger,
+            executor,
+            self._sources,
+            self._clearing,
+            self._deletion,
+            self._replaced,
+            bucket.name_of,
+        )
         self._held_back: dict[str, Content] = {}
-        self._uploads: dict[str, Upload] = {}
-        self._latest: deque[Future[str | Exception]] = deque()
-        self._reworked: set[str] = set()
-        self._kept = set(keep)
         self._unchanged: set[str] = set()
-        self._uploaded: dict[str, int] = {}
         self._to_delete: set[str] = set()
-        self._deleted: list[str] = []
+        self._is_complete = False
         self.post_processing = False
-        self.stands_aside = False
         self.ended = False
 
-    @cached_property
-    def sources(self) -> Mapping[str, Source]:
-        """The files that are collected, by key."""
-        return self._find_sources()
+    @property
+    def collecting(self) -> bool:
+        """Whether a command is still asking about its sources."""
+        return self.plan.collects and not self.post_processing
+
+    @property
+    def stands_aside(self) -> bool:
+        """Whether what is asked now is asked by a site's own `delete`."""
+        return self._deletion.stands_aside
 
     # What the storage is asked.
 
     def exists(self, key: str) -> bool:
         """Tell whether the bucket will have `key`, after what was done so far."""
-        # Asked for the location as a whole, `--clear` has nothing to do: `finish` does.
-        if key == self._bucket.prefix or key in self._to_delete:
+        if key == self._bucket.prefix:
+            # Asked for the location as a whole, `--clear` has nothing to do: `finish`
+            # does; without a barrier, only if there is nothing to wait for.
+            self._clearing.arrived(key)
             return False
-        if key in self._held_back or key in self._uploads:
+        if key in self._to_delete or self._clearing.is_left_over(key):
+            return False
+        if self._coming(key) is not None:
             return True
-        self._prepare()
-        with self._bucket_errors():
-            return self._ledger.exists(key)
+        try:
+            return self._inquiry.exists(key)
+        except DeniedError:
+            # Saving overwrites what may be there; no name is chosen for being free.
+            if self.plan.overwrites:
+                return False
+            raise
 
     def modified_time(self, key: str) -> datetime:
         """Return a time that is the verdict on `key`.
@@ -123,17 +144,11 @@ class Run:
         not. `NotImplementedError`, where there is no such source, makes the command
         copy without asking further.
         """
-        source = self.sources.get(key)
+        source = self._sources.by_key.get(key)
         if source is None or not self.plan.as_is:
             raise NotImplementedError("Only a comparison of contents can tell.")
-        self._prepare()
         newest = source.modified_time()
-        content = self._read_ahead.pop(key, None)
-        if content is not None:
-            held = self.holds(key, content)
-        else:
-            held = self._handed_over(key, source, lambda sent: self.holds(key, sent))
-        if not held:
+        if not self._sources.judge(key, partial(self.holds, key)):
             return newest - timedelta(days=1)
         self._unchanged.add(key)
         self._arrived(key)
@@ -141,49 +156,48 @@ class Run:
 
     def holds(self, key: str, content: Content) -> bool:
         """Tell whether the bucket has `content` as `key`, or will have."""
-        coming = self._held_back.get(key) or self._uploads.get(key)
-        if coming is not None:
-            return coming.fingerprint == content.fingerprint
-        self._prepare()
-        with self._bucket_errors():
-            return self._ledger.holds(key, content)
+        return self._verdict(key, content) is Verdict.HELD
 
     def read(self, key: str) -> IO[bytes] | File[bytes] | None:
         """Return what is or will be in the bucket as `key`, if it is to be had here.
 
         Raises `FileNotFoundError` for what this run has deleted.
         """
-        if key in self._to_delete:
+        if key in self._to_delete or self._clearing.is_left_over(key):
             raise FileNotFoundError(f"File does not exist: {key}")
         if key in self._held_back:
             return BytesIO(self._held_back[key].plain or b"")
-        own = self.post_processing and self.plan.as_is and key not in self._reworked
-        if own and key in self.sources:
-            return self.sources[key].open()
+        own = self.post_processing and self.plan.as_is and key not in self._replaced
+        if own and key in self._sources.by_key:
+            return self._sources.by_key[key].open()
         self.settle(key)
         return None
 
     def settle(self, key: str) -> None:
         """Wait until what was saved as `key` is there; `UploadError` if it is not."""
-        upload = self._uploads.get(key)
-        if upload is not None and isinstance(
-            error := upload.outcome.result(), Exception
-        ):
-            raise UploadError({self._bucket.name_of(key): error}) from error
+        self._uploads.settle(key)
 
-    def save(self, key: str, content: Content, *, final: bool = True) -> None:
+    def synchronise(self) -> None:
+        """Wait for what is under way, for whoever looks at the bucket as a whole."""
+        self._uploads.wait()
+
+    def save(self, key: str, content: Content, *, final: bool) -> None:
         """Upload `content` as `key`, unless the bucket holds it.
 
         What is not `final` waits for the barrier, and is forgotten if it is deleted or
         saved again by then.
         """
         self._to_delete.discard(key)
-        self._kept.add(key)
+        self._clearing.kept.add(key)
         if self.post_processing:
-            self._reworked.add(key)
-        if self.holds(key, content):
+            self._replaced[key] = True
+        verdict = self._verdict(key, content)
+        if verdict is Verdict.HELD:
             self._unchanged.add(key)
-        elif self.plan.dry_run or not (final or content.plain is None):
+            self._arrived(key)
+            return
+        self._progress.decided(self._bucket.name_of(key), verdict)
+        if self.plan.dry_run or not (final or content.plain is None):
             self._held_back[key] = content
         else:
             self._held_back.pop(key, None)
@@ -192,26 +206,26 @@ class Run:
 
     def keep(self, key: str) -> None:
         """Leave `key` alone when clearing."""
-        self._kept.add(key)
+        self._clearing.kept.add(key)
 
     def written(self, key: str) -> None:
         """Note that `key` was written by other means than `save`: it is to stay."""
         self._to_delete.discard(key)
         self._held_back.pop(key, None)
-        self._read_ahead.pop(key, None)
-        self._reworked.add(key)
-        self._kept.add(key)
+        if self.post_processing:
+            self._replaced[key] = False
+        self._clearing.kept.add(key)
         self._ledger.written(key)
 
     def delete(self, key: str) -> None:
         """Delete `key`: at the barrier, unless it is saved again by then."""
         self._held_back.pop(key, None)
-        self._kept.discard(key)
+        self._clearing.kept.discard(key)
         if self.plan.barrier:
             self._to_delete.add(key)
-        elif key not in self.sources:
+        elif key not in self._sources.by_key:
             # What is about to be saved is overwritten in place, without a hole.
-            self._carry_out_deletes([key])
+            self._deletion.carry_out([key])
 
     # How it ends.
 
@@ -219,188 +233,79 @@ class Run:
         """Wait for all that was saved; `UploadError` says what did not arrive."""
         for key in list(self._held_back):
             self._submit(key, self._held_back.pop(key))
-        if failures := self._settle():
-            raise UploadError(failures)
+        self._uploads.wait()
 
-    def finish(self) -> Report:
+    def finish(self, republish: Republish = _NOTHING, *, hashed: bool = True) -> Report:
         """Be the barrier: wait, then delete what is left to delete, then report.
 
-        In a run that clears, that is all but the sources and what was saved.
+        In a run that clears, that is all but the sources and what was saved. What
+        another program wrote meanwhile is put right: what was made of the sources, by
+        calling what the keys of `republish` stand for, which are not told by content.
+        Those of all else that was made are, if they are `hashed`.
         """
+        if self.ended:  # In a child of the process that this run belongs to.
+            return self.report()
         if not self.plan.dry_run:
             self.wait()
         # What was only held back was never there.
-        leaving = {key for key in self._to_delete if self._ledger.exists(key)}
-        self._carry_out_deletes(leaving | self._left_over())
+        leaving = {key for key in self._to_delete if self._inquiry.may_exist(key)}
+        self._deletion.carry_out(leaving | self._clearing.left_over())
+        wrote = self._uploads.arrived or self._deletion.deleted
+        if wrote and self.plan.collects and not self.plan.dry_run:
+            self._verification.carry_out(
+                self._submit, self.wait, republish, hashed=hashed
+            )
+        self._is_complete = self.plan.collects
         return self.report()
-
-    def synchronise(self) -> None:
-        """Wait for what is under way, for whoever looks at the bucket as a whole."""
-        for key in list(self._uploads):
-            self.settle(key)
 
     def report(self) -> Report:
         """Say what was done so far."""
-        name_of = self._bucket.name_of
+        uploaded = self._uploads.arrived
         return Report(
-            uploaded=tuple(sorted(map(name_of, self._uploaded))),
-            unchanged=tuple(
-                sorted(map(name_of, self._unchanged - self._uploaded.keys()))
-            ),
-            deleted=tuple(sorted(map(name_of, self._deleted))),
-            bytes=sum(self._uploaded.values()),
+            uploaded=self._names(uploaded),
+            unchanged=self._names(self._unchanged - uploaded),
+            deleted=self._names(self._deletion.deleted),
+            bytes=self._uploads.bytes,
             seconds=time.monotonic() - self._start,
+            requests=dict(self._bucket.requests),
         )
 
     def close(self) -> None:
         """End the run, whether or not it got to its barrier; remember what arrived."""
+        self._end(self._uploads.close)
+
+    def abandon(self) -> None:
+        """End the run where nobody is left to wait for it, as after an interrupt."""
+        self._end(self._uploads.abandon)
+
+    def _end(self, end_uploads: Callable[[], object]) -> None:
         if self.ended:
             return
         self.ended = True
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        self._settle()
+        self._progress.close()
+        end_uploads()
         if not self.plan.dry_run:
-            self._ledger.flush()
+            self._ledger.flush(complete=self._is_complete)
 
-    def _prepare(self) -> None:
-        """At the first question, list the bucket, and read sources while it answers."""
-        if self._prepared:
-            return
-        self._prepared = True
-        wanted = sorted({*self.sources, *self._expected})
-        with self._bucket_errors(), ThreadPoolExecutor(1) as loader:
-            if self._ledger.lists:
-                self._bucket.connect()
-            # Not in a thread of the executor, which has to run what this waits for.
-            loading = loader.submit(self._ledger.load, self._executor, wanted)
-            for key, source in self.sources.items() if self.plan.as_is else ():
-                if loading.done():
-                    break
-                with suppress(OSError):  # The command will meet it, and name it.
-                    self._handed_over(key, source, partial(self._remember_ahead, key))
-            loading.result()
+    def _verdict(self, key: str, content: Content) -> Verdict:
+        coming = self._coming(key)
+        if coming is not None:
+            return Verdict.between(coming, content.fingerprint)
+        return self._inquiry.verdict(key, content)
 
-    def _remember_ahead(self, key: str, content: Content) -> None:
-        # What is remembered need not be compressed to be compared.
-        if content.plain is not None and not (
-            content.compresses and self._ledger.remembers(key)
-        ):
-            content.settle()
-            self._read_ahead[key] = content
-
-    def _handed_over(
-        self, key: str, source: Source, judge: Callable[[Content], object]
-    ) -> bool:
-        """Tell whether `judge` is true of what saving `source` would send as `key`."""
-        verdicts: list[object] = []
-        with source.open() as file:
-            self._captured_save(
-                self._bucket.name_of(key),
-                file,
-                lambda _, content: verdicts.append(judge(content)),
-            )
-        return bool(verdicts) and all(verdicts)
+    def _coming(self, key: str) -> Fingerprint | None:
+        held_back = self._held_back.get(key)
+        return held_back.fingerprint if held_back else self._uploads.coming(key)
 
     def _submit(self, key: str, content: Content) -> None:
-        if key in self._uploads:  # Two at once might arrive in any order.
-            self._uploads[key].outcome.result()
-        self._end_early()
-        # A file that does not fit into memory is sent while it is still open.
-        executor = self._executor if content.plain is not None else SerialExecutor()
-        size, fingerprint = content.size, content.fingerprint
-        outcome = executor.submit_sized(size, _attempt, self._bucket, key, content)
-        self._uploads[key] = Upload(fingerprint, size, outcome)
-        self._latest.append(outcome)
+        self._uploads.submit(key, content)
         if not self.plan.barrier:
-            self.wait()
-
-    def _end_early(self) -> None:
-        """End the run at the first sign that nothing would arrive."""
-        while self._latest and self._latest[0].done():
-            outcome = self._latest.popleft().result()
-            if isinstance(outcome, Exception) and concerns_bucket(outcome):
-                raise BucketError(self._bucket.name, outcome) from outcome
-
-    def _settle(self) -> dict[str, Exception]:
-        """Wait for the uploads; return what failed, and why."""
-        failures = {}
-        while self._uploads:
-            key = next(iter(self._uploads))
-            upload = self._uploads.pop(key)
-            if upload.outcome.cancelled():
-                continue
-            outcome = upload.outcome.result()
-            if isinstance(outcome, Exception):
-                self._ledger.failed(key)
-                failures[self._bucket.name_of(key)] = outcome
-            else:
-                self._ledger.arrived(key, upload.fingerprint, outcome)
-                self._uploaded[key] = upload.size
-        return failures
+            self.settle(key)
 
     def _arrived(self, key: str) -> None:
-        """Without a barrier, clear once the last of the sources has arrived."""
-        if self.plan.clear and not self.plan.barrier:
-            self._awaited.discard(key)
-            if not self._awaited:
-                self._carry_out_deletes(self._left_over())
+        """Count `key`; without a barrier, clear once the last source is there."""
+        self._progress.advanced(int(not self.post_processing), self._uploads.bytes)
+        self._clearing.arrived(key)
 
-    @cached_property
-    def _awaited(self) -> set[str]:
-        return set(self.sources)
-
-    def _left_over(self) -> set[str]:
-        if not self.plan.clear:
-            return set()
-        with self._bucket_errors():
-            present = self._ledger.keys()
-        # A key with a slash at its end is a folder, to those who believe in them.
-        files = {key for key in present if not key.endswith("/")}
-        return files - self.sources.keys() - self._kept
-
-    def _carry_out_deletes(self, keys: Iterable[str]) -> None:
-        if self.plan.dry_run:
-            self._deleted += keys
-            return
-        failures = {}
-        for key, error in self._delete_all(sorted(keys)):
-            if error is None:
-                self._ledger.deleted(key)
-                self._deleted.append(key)
-            else:
-                failures[self._bucket.name_of(key)] = error
-        if failures:
-            raise DeleteError(failures)
-
-    def _delete_all(self, keys: Sequence[str]) -> Iterator[tuple[str, object]]:
-        if self._delete_one is None:
-            yield from self._bucket.delete(keys)
-            return
-        for key in keys:
-            self.stands_aside = True
-            try:
-                self._delete_one(self._bucket.name_of(key))
-            except (BotoCoreError, ClientError) as error:
-                yield key, error
-            else:
-                yield key, None
-            finally:
-                self.stands_aside = False
-
-    @contextmanager
-    def _bucket_errors(self) -> Generator[None]:
-        try:
-            yield
-        except (BotoCoreError, ClientError) as error:
-            raise BucketError(self._bucket.name, error) from error
-
-
-def _attempt(bucket: Bucket, key: str, content: Content) -> str | Exception:
-    """Upload, and return what went wrong without what it holds on to: the content."""
-    if not threading.main_thread().is_alive():
-        return CancelledError()  # The interpreter ends, and waits for its threads.
-    try:
-        return bucket.put(key, content)
-    except Exception as error:
-        error.__context__ = error.__cause__ = None
-        return error.with_traceback(None)
+    def _names(self, keys: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(map(self._bucket.name_of, keys)))

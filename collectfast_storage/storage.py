@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -10,7 +12,7 @@ from datetime import datetime
 from functools import cached_property, partial
 from io import SEEK_END
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from botocore.config import Config
 from django.core.files import File
@@ -32,19 +34,34 @@ from collectfast_storage.report import Batch
 
 if TYPE_CHECKING:
     from django.contrib.staticfiles.management.commands.collectstatic import Command
+    from storages.backends.s3 import S3Storage as _Base
 
     from collectfast_storage.content import Content
     from collectfast_storage.run import Run
-
-if TYPE_CHECKING:
-    from storages.backends.s3 import S3Storage as _Base
 else:
     _Base = object
+
+logger = logging.getLogger("collectfast_storage")
 
 _BARRIERS: dict[str, Callable[[Any], Any]] = {
     "post_process": with_barrier,
     "save_manifest": after_uploads,
 }
+
+
+# By identity, as a site's storage need not be hashable.
+_STORAGES: WeakValueDictionary[int, CollectfastMixin] = WeakValueDictionary()
+
+
+# Held while the open runs of a storage are looked at: threads open and end them.
+_LOCK = threading.Lock()
+
+
+class _Local(threading.local):
+    """What a thread is in the middle of."""
+
+    take: Take | None = None  # who gets what `_save` would upload
+    batch: Run | None = None
 
 
 class CollectfastMixin(_Base):
@@ -54,6 +71,9 @@ class CollectfastMixin(_Base):
     are those of `collectfast_storage.options.Options`, each with the prefix
     ``collectfast_``. Raises `ImproperlyConfigured` for one that is not valid.
     """
+
+    # Whether an upload has shown that the bucket's ETags are opaque; see `ledger`.
+    _collectfast_opaque = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make sure of the barrier, whatever the order of the bases.
@@ -70,6 +90,7 @@ class CollectfastMixin(_Base):
     def __init__(self, **settings: Any) -> None:
         """Take the options of django-storages' class and this one's."""
         self._collectfast_reset()
+        _STORAGES[id(self)] = self
         super().__init__(**settings)
         self._collectfast_options  # noqa: B018 (validates)
 
@@ -92,26 +113,25 @@ class CollectfastMixin(_Base):
         """Start with no run, in whatever process this is."""
         super().__setstate__(state)
         self._collectfast_reset()
+        _STORAGES[id(self)] = self
 
     # What Django asks.
 
     def exists(self, name: str) -> bool:
         """Answer as django-storages does; in a run, without asking the bucket."""
         run = self._collectfast_run()
-        return (
-            super().exists(name)
-            if run is None
-            else run.exists(self._collectfast_key(name))
-        )
+        if run is not None:
+            return run.exists(self._collectfast_key(name))
+        return super().exists(name)
 
     def get_modified_time(self, name: str) -> datetime:
         """Answer as django-storages does; while collecting, with a verdict."""
         run = self._collectfast_run()
-        if run is None or not run.plan.collects or run.post_processing:
-            if run is not None:
-                run.settle(self._collectfast_key(name))
-            return super().get_modified_time(name)
-        return run.modified_time(self._collectfast_key(name))
+        if run is not None and run.collecting:
+            return run.modified_time(self._collectfast_key(name))
+        if run is not None:
+            run.settle(self._collectfast_key(name))
+        return super().get_modified_time(name)
 
     def delete(self, name: str) -> None:
         """Delete as django-storages does; in a run, not before it is safe."""
@@ -178,17 +198,17 @@ class CollectfastMixin(_Base):
         `DeleteError` names each file that failed; after an exception in the block
         nothing is deleted. A batch in a batch is part of it. With `preload` false, each
         file is asked for instead of a listing, if the cache does not remember it; the
-        default is the option
-        ``collectfast_preload``.
+        default is the option ``collectfast_preload``.
         """
-        outer = self._collectfast_run()
-        if outer is not None or not self._collectfast_enabled:
+        if not self._collectfast_enabled:
+            yield Batch()
+        elif (outer := self._collectfast_run()) is not None:
             batch = Batch()
             yield batch
-            batch.report = outer.report() if outer else batch.report
-            return
-        with self._collectfast_own_batch(preload) as batch:
-            yield batch
+            batch.report = outer.report()
+        else:
+            with self._collectfast_own_batch(preload) as batch:
+                yield batch
 
     @contextmanager
     def _collectfast_own_batch(
@@ -199,10 +219,14 @@ class CollectfastMixin(_Base):
         batch = Batch()
         run = open_batch(self, preload=preload, trust=trust)
         self._collectfast_local.batch = run
-        self._collectfast_open_runs.add(run)
+        self._collectfast_add(run)
         try:
             yield batch
             batch.report = run.finish()
+            logger.info("%s", batch.report)
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            run.abandon()
+            raise
         finally:
             if self._collectfast_batch is run:
                 self._collectfast_local.batch = None
@@ -234,21 +258,20 @@ class CollectfastMixin(_Base):
     @property
     def bucket(self) -> Any:
         """The boto3 Bucket; inside of `_save`, a stand-in for it."""
-        take = getattr(self._collectfast_local, "take", None)
+        take = self._collectfast_local.take
         if take is None:
             return super().bucket
         return CapturingBucket(lambda: super(CollectfastMixin, self).bucket, take)
 
     def _compress_content(self, content: Any) -> Any:
         compress = super()._compress_content
-        if getattr(self._collectfast_local, "take", None) is None:
+        if self._collectfast_local.take is None:
             return compress(content)
         return Compressible(content, compress)
 
     def _collectfast_captured_save(self, name: str, content: Any, take: Take) -> str:
         """Save as django-storages does, but hand to `take` what it would upload."""
-        outer = getattr(self._collectfast_local, "take", None)
-        self._collectfast_local.take = take
+        outer, self._collectfast_local.take = self._collectfast_local.take, take
         try:
             return super()._save(name, content)
         finally:
@@ -259,7 +282,7 @@ class CollectfastMixin(_Base):
     def _collectfast_reset(self) -> None:
         self._collectfast_runs: WeakKeyDictionary[Command, Run] = WeakKeyDictionary()
         self._collectfast_open_runs: WeakSet[Run] = WeakSet()
-        self._collectfast_local = threading.local()
+        self._collectfast_local = _Local()
 
     @cached_property
     def _collectfast_options(self) -> Options:
@@ -275,7 +298,7 @@ class CollectfastMixin(_Base):
 
     @property
     def _collectfast_batch(self) -> Run | None:
-        run: Run | None = getattr(self._collectfast_local, "batch", None)
+        run = self._collectfast_local.batch
         return None if run is None or run.ended else run
 
     def _collectfast_run(self) -> Run | None:
@@ -287,29 +310,36 @@ class CollectfastMixin(_Base):
 
     def _collectfast_command_run(self) -> Run | None:
         command = calling_command(self)
-        if command is None:
+        # One of a site's own may ask before it has its options: then it is not at work.
+        if command is None or not hasattr(command, "post_process"):
             return None
         run = self._collectfast_runs.get(command)
         if run is None:
             from collectfast_storage.wiring import open_run
 
             run = self._collectfast_runs[command] = open_run(self, command)
-            self._collectfast_open_runs.add(run)
-            weakref.finalize(command, run.close)
+            self._collectfast_add(run)
+            weakref.finalize(command, run.abandon)
         return run
+
+    def _collectfast_add(self, run: Run) -> None:
+        with _LOCK:
+            self._collectfast_open_runs.add(run)
 
     def _collectfast_written(self, name: str, *, forget: bool = True) -> None:
         """Tell whoever may think otherwise that `name` is written by other means."""
         if not self._collectfast_enabled:
             return
         key = self._collectfast_key(name)
-        for run in list(self._collectfast_open_runs):
-            if not run.ended:
-                run.written(key)
+        with _LOCK:
+            runs = [run for run in self._collectfast_open_runs if not run.ended]
+        for run in runs:
+            run.written(key)
         if forget:
             from collectfast_storage import wiring
 
-            wiring.forget(self, key)
+            # A run asks the same cache: it warns once, not for each file.
+            wiring.forget(self, key, quiet=bool(runs))
 
     def _collectfast_key(self, name: str) -> str:
         key: str = self._normalize_name(clean_name(name))
@@ -319,6 +349,18 @@ class CollectfastMixin(_Base):
         from collectfast_storage.wiring import save_alone
 
         save_alone(self, key, content)
+
+
+def _leave_parent() -> None:
+    """Leave to the parent of this process what is its own: runs and connections."""
+    for storage in list(_STORAGES.values()):
+        for run in list(storage._collectfast_open_runs):
+            run.ended = True
+        storage.__setstate__(storage.__getstate__())
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has none)
+    os.register_at_fork(after_in_child=_leave_parent)
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")

@@ -3,7 +3,7 @@
 boto3's ``put_object`` does for every file what is the same for all: it validates and
 serialises parameters, resolves the endpoint, parses an empty answer; and it waits for a
 ``100 Continue``, a round trip a file. So botocore is asked once for each set of
-parameters what it would send (`_Template`, from a request that is caught before it
+parameters what it would send (`template`, from a request that is caught before it
 leaves), and only the key, the body's length and MD5, and the signature are made anew.
 What that is worth, in milliseconds of processor time a file of 9 kB, in 32 threads at a
 round trip of 20 ms:
@@ -12,6 +12,8 @@ round trip of 20 ms:
     signed by botocore, sent by botocore's session      0.7
     signed here, sent by botocore's session             0.6
     signed here, sent by its connection pool            0.4
+
+What the last way still spends on an exchange, `exchange` does for 0.25 less.
 
 The credentials (refreshed when they expire) are botocore's, and so is the connection
 pool with its certificates and timeouts; where there is a proxy, or somebody watches
@@ -24,53 +26,22 @@ clocks, and whose error it then is.
 from __future__ import annotations
 
 import hashlib
-import threading
-from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from botocore.awsrequest import AWSResponse
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool
+from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import HTTPError
 
+from collectfast_storage.etag import content_md5
+from collectfast_storage.exchange import Answer, exchange
 from collectfast_storage.signing import UNSIGNED, encode_query, sign
+from collectfast_storage.template import Template, Templates
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-_PROBE = "collectfast-probe"
-# Of no use for the next request, or made anew for it.
-_OWN = {
-    "amz-sdk-invocation-id",
-    "amz-sdk-request",
-    "authorization",
-    "content-length",
-    "content-md5",
-    "expect",
-    "x-amz-content-sha256",
-    "x-amz-date",
-    "x-amz-security-token",
-    # CRCs of the body, by default since boto3 1.36; the MD5 does their work.
-    "transfer-encoding",
-    "x-amz-checksum-crc32",
-    "x-amz-checksum-crc64nvme",
-    "x-amz-decoded-content-length",
-    "x-amz-sdk-checksum-algorithm",
-    "x-amz-trailer",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Template:
-    """What botocore sends with one set of parameters, whatever key and body."""
-
-    host: str
-    path: str  # up to the key
-    headers: dict[str, str]
-    region: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +53,8 @@ class Place:
     region: str
     virtual_hosted: bool
     plain: bool  # reached with the defaults: no proxy, no certificates of one's own
+    connect_timeout: float | None  # in seconds, as is the next
+    read_timeout: float | None
 
 
 class Wire:
@@ -94,30 +67,26 @@ class Wire:
         """Speak to `bucket_name` as `client` would."""
         self._client: Any = client
         self._bucket_name = bucket_name
-        self._templates: dict[str, _Template | None] = {}
-        self._lock = threading.Lock()
-        # Registered for good: botocore's emitter caches what is registered, so that
-        # what comes and goes may be seen, or not be seen, by other threads.
-        self._client.meta.events.register_first(
-            "before-send.s3", _catch, unique_id="collectfast-catch"
-        )
+        self._templates = Templates(client, bucket_name)
 
     @property
     def place(self) -> Place | None:
         """Where the bucket is; `None` where only boto3 can go."""
-        template = self._template("head_object", "{}", {})
+        template = self._base
         if template is None or self._pool is None:
             return None
         session = self._client._endpoint.http_session
-        scheme = urlsplit(self._client.meta.endpoint_url).scheme
+        config = self._client.meta.config
         return Place(
             self._bucket_name,
-            f"{scheme}://{template.host}",
+            f"{template.scheme}://{template.host}",
             template.region,
             virtual_hosted=template.path == "/",
             plain=template.path in ("/", f"/{self._bucket_name}/")
-            and (session._verify is True or scheme == "http")
-            and self._client.meta.config.client_cert is None,
+            and (session._verify is True or template.scheme == "http")
+            and config.client_cert is None,
+            connect_timeout=config.connect_timeout,
+            read_timeout=config.read_timeout,
         )
 
     def credentials(self) -> Any:
@@ -132,10 +101,12 @@ class Wire:
         md5: str,
         headers_id: str,
         parameters: dict[str, Any],
-    ) -> BaseHTTPResponse | None:
-        """Upload `body`, whose `md5` is hexadecimal, as `key`, with write `parameters`.
+        metadata: dict[str, str],
+    ) -> str | None:
+        """Upload `body`, whose `md5` is hexadecimal, as `key`; return its ETag header.
 
-        `headers_id` tells one set of parameters from another.
+        `headers_id` tells one set of write `parameters` from another; `metadata` are
+        this one file's.
         """
         # A checksum that was asked for has to be computed: boto3 does. And who watches
         # botocore's requests must not be shown one that writes.
@@ -143,66 +114,80 @@ class Wire:
             name.startswith("Checksum") for name in parameters
         ):
             return None
-        template = self._template("put_object", headers_id, parameters)
-        headers = {"content-md5": b64encode(bytes.fromhex(md5)).decode()}
-        return self._send("PUT", template, key, headers=headers, body=body)
+        template = self._templates.of("put_object", headers_id, parameters)
+        headers = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+        headers["content-md5"] = content_md5(md5)
+        answer = self._exchange("PUT", template, key, headers, body)
+        return answer.headers.get("etag") if answer and answer.status == 200 else None
 
-    def head(self, key: str, parameters: dict[str, Any]) -> BaseHTTPResponse | None:
+    def head(self, key: str, parameters: dict[str, Any]) -> Answer | None:
         """Ask for `key`; the answer may also be that there is none (404)."""
-        template = self._template("head_object", repr(parameters), parameters)
-        return self._send("HEAD", template, key)
+        template = self._templates.of("head_object", repr(parameters), parameters)
+        answer = self._exchange("HEAD", template, key, {}, b"")
+        if answer is None or answer.status == 404:
+            return answer
+        return answer if answer.status == 200 and "etag" in answer.headers else None
 
-    def list(self, query: dict[str, str]) -> BaseHTTPResponse | None:
+    def list(self, query: dict[str, str]) -> bytes | None:
         """List the bucket with the given `query` of ListObjectsV2."""
-        template = self._template("head_object", "{}", {})
-        return self._send("GET", template, "", {"list-type": "2", **query})
-
-    def _send(
-        self,
-        method: str,
-        template: _Template | None,
-        key: str,
-        query: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-        body: bytes = b"",
-    ) -> BaseHTTPResponse | None:
+        template, query = self._base, {"list-type": "2", **query}
         if template is None or self._pool is None:
             return None
-        auth = self._client._request_signer.get_auth_instance("s3", template.region)
-        path = template.path + quote(key, safe="/~")
-        path = path if key else path.removesuffix("/") or "/"
-        signed = sign(
-            method,
-            template.host,
-            path,
-            query or {},
-            {**template.headers, **(headers or {})},
-            self._payload(body),
-            access_key=auth.credentials.access_key,
-            secret_key=auth.credentials.secret_key,
-            token=auth.credentials.token,
-            region=template.region,
-            now=datetime.now(UTC),
-        )
-        target = f"{path}?{encode_query(query)}" if query else path
+        path = template.path.removesuffix("/") or "/"
         try:
-            response = self._pool.urlopen(
-                method,
-                target,
-                body=body or None,
-                headers=signed,
+            response = self._pool.request(
+                "GET",
+                f"{path}?{encode_query(query)}",
+                headers=self._signed("GET", template, path, query),
                 retries=False,
                 decode_content=False,
             )
-        except HTTPError:
+        except (HTTPError, ValueError):  # A header that cannot be sent is the latter.
             return None
-        absent = method == "HEAD" and response.status == 404
-        return response if absent or response.status == 200 else None
+        return response.data if response.status == 200 else None
 
-    def _payload(self, body: bytes) -> str:
+    def _exchange(
+        self,
+        method: str,
+        template: Template | None,
+        key: str,
+        headers: dict[str, str],
+        body: bytes,
+    ) -> Answer | None:
+        if template is None or self._pool is None:
+            return None
+        path = template.path + quote(key, safe="/~")
+        signed = self._signed(method, template, path, {}, headers, body)
+        return exchange(self._pool, method, path, template.host, signed, body)
+
+    def _signed(
+        self,
+        method: str,
+        template: Template,
+        path: str,
+        query: dict[str, str],
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+    ) -> dict[str, str]:
+        credentials = self.credentials()
+        return sign(
+            method,
+            template.host,
+            path,
+            query,
+            {**template.headers, **(headers or {})},
+            self._payload(template, body),
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            token=credentials.token,
+            region=template.region,
+            now=datetime.now(UTC),
+        )
+
+    def _payload(self, template: Template, body: bytes) -> str:
         """Return what is signed of `body`: by botocore's rule, nothing under TLS."""
         asked_for = (self._client.meta.config.s3 or {}).get("payload_signing_enabled")
-        encrypted = self._client.meta.endpoint_url.startswith("https:")
+        encrypted = template.scheme == "https"
         if body and (encrypted if asked_for is None else not asked_for):
             return UNSIGNED
         return hashlib.sha256(body).hexdigest()
@@ -210,94 +195,18 @@ class Wire:
     @cached_property
     def _pool(self) -> HTTPConnectionPool | None:
         """The connections of the client's own session, unless they go by a proxy."""
-        template = self._template("head_object", "{}", {})
+        template = self._base
         if template is None:
             return None
         session = self._client._endpoint.http_session
-        url = f"{urlsplit(self._client.meta.endpoint_url).scheme}://{template.host}"
+        url = f"{template.scheme}://{template.host}"
         if session._proxy_config.proxy_url_for(url):
             return None
         pool: HTTPConnectionPool = session._manager.connection_from_url(url)
         session._setup_ssl_cert(pool, url, session._verify)
         return pool
 
-    def _template(
-        self, operation: str, headers_id: str, parameters: dict[str, Any]
-    ) -> _Template | None:
-        name = f"{operation} {headers_id}"
-        if name not in self._templates:
-            with self._lock:
-                if name not in self._templates:
-                    self._templates[name] = self._catch(operation, parameters)
-        return self._templates[name]
-
-    def _catch(self, operation: str, parameters: dict[str, Any]) -> _Template | None:
-        """Make botocore prepare a request, and keep it from being sent."""
-        # A directory bucket needs a session that only boto3 keeps.
-        if self._bucket_name.endswith("--x-s3"):
-            return None
-        caught: list[Any] = []
-        _catching.caught = caught
-        try:
-            getattr(self._client, operation)(
-                Bucket=self._bucket_name, Key=_PROBE, **parameters
-            )
-        finally:
-            _catching.caught = None
-        if not caught or (operation == "head_object" and self._is_watched(caught[0])):
-            return None
-        return _template_of(caught[0])
-
-    def _is_watched(self, request: Any) -> bool:
-        """Tell whether somebody else answers, asked with what changes nothing."""
-        event = "before-send.s3.HeadObject"
-        answers = self._client.meta.events.emit(event, request=request)
-        return any(handler is not _catch for handler, _ in answers)
-
-
-_catching = threading.local()
-
-
-def _catch(request: Any, **_: Any) -> Any:
-    """Answer in the server's place, in a thread that makes a template."""
-    caught = getattr(_catching, "caught", None)
-    if caught is None:
-        return None
-    caught.append(request)
-    headers: Any = {"ETag": '"-"'}
-    return AWSResponse(request.url, 200, headers, _Nothing())
-
-
-class _Nothing:
-    """The body of an answer that has none."""
-
-    def stream(self) -> list[bytes]:
-        return []
-
-    def read(self, *_: object) -> bytes:
-        return b""
-
-
-def _template_of(request: Any) -> _Template | None:
-    """Read `request`; `None` if it is not signed in the one way that is known here."""
-    headers = {name.lower(): _text(value) for name, value in request.headers.items()}
-    algorithm, _, rest = headers.get("authorization", "").partition(" ")
-    url, _, extra = request.url.partition(_PROBE)
-    if algorithm != "AWS4-HMAC-SHA256" or extra:
-        return None
-    credential = rest.partition("Credential=")[2].partition(",")[0]
-    region = credential.split("/")[-3]
-    kept = {name: value for name, value in headers.items() if name not in _OWN}
-    if encodings := kept.pop("content-encoding", "").split(","):
-        # The framing of those CRCs is none that a reader should know of.
-        real = [each for each in encodings if each not in ("", "aws-chunked")]
-        kept |= {"content-encoding": ",".join(real)} if real else {}
-    parts = urlsplit(url)
-    default_port = {"http": 80, "https": 443}.get(parts.scheme)
-    plain_host = parts.port is None or parts.port == default_port
-    host = parts.hostname if plain_host else parts.netloc
-    return _Template(host or "", parts.path, kept, region)
-
-
-def _text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    @property
+    def _base(self) -> Template | None:
+        """What is sent with no parameters at all."""
+        return self._templates.of("head_object", "{}", {})

@@ -29,12 +29,16 @@ class BucketView:
 
     def names(self) -> list[str]:
         """The names of all objects, sorted."""
+        return sorted(self.etags())
+
+    def etags(self) -> dict[str, str]:
+        """The ETag of every object, by name."""
         prefix = self.key("")
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.name, Prefix=prefix
         )
         entries = [e for page in pages for e in page.get("Contents", ())]
-        return sorted(entry["Key"].removeprefix(prefix) for entry in entries)
+        return {e["Key"].removeprefix(prefix): e["ETag"].strip('"') for e in entries}
 
     def get(self, name: str) -> Any:
         """The whole answer to a GET of `name`."""
@@ -52,6 +56,21 @@ class BucketView:
         """Overwrite `name`, as another program would."""
         self.client.put_object(
             Bucket=self.name, Key=self.key(name), Body=content, **parameters
+        )
+
+    def put_in_parts(self, name: str, content: bytes, size: int) -> None:
+        """Overwrite `name` in parts of `size` bytes, as another tool would."""
+        place = {"Bucket": self.name, "Key": self.key(name)}
+        upload = self.client.create_multipart_upload(**place)["UploadId"]
+        parts = []
+        for number, start in enumerate(range(0, len(content), size), start=1):
+            body = content[start : start + size]
+            answer = self.client.upload_part(
+                **place, UploadId=upload, PartNumber=number, Body=body
+            )
+            parts.append({"ETag": answer["ETag"], "PartNumber": number})
+        self.client.complete_multipart_upload(
+            **place, UploadId=upload, MultipartUpload={"Parts": parts}
         )
 
     def delete(self, name: str) -> None:

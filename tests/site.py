@@ -6,7 +6,7 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,7 @@ class Site:
             "location": self.bucket.location,
             "access_key": self.bucket.server.access_key,
             "secret_key": self.bucket.server.secret_key,
-            "region_name": "us-east-1",
+            "region_name": self.bucket.server.region,
             **self.options,
         }
 
@@ -85,9 +85,13 @@ class Site:
             f"dir{i % 7}/file{i}.{suffixes[i % 4]}": f"content of {i}\n".encode()
             for i in range(count)
         }
+        self.write_all(files)
+        return files
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write `files`: contents by name."""
         for name, content in files.items():
             self.write(name, content)
-        return files
 
     def touch(self) -> None:
         """Give every file a new mtime, as a fresh checkout does."""
@@ -137,8 +141,20 @@ class Site:
 
     def put(self) -> list[str]:
         """The names that were uploaded."""
-        prefix = f"{self.bucket.location}/" if self.bucket.location else ""
-        return [key.removeprefix(prefix) for key in self.proxy.keys("PUT")]
+        return [self.name(key) for key in self.proxy.keys("PUT")]
+
+    def put_by_obstore(self) -> list[str]:
+        """The names that were uploaded by others than boto3 and its like."""
+        return sorted(
+            self.name(request.key)
+            for request in self.proxy.requests
+            if request.kind == "PUT"
+            and "boto" not in request.headers["user-agent"].lower()
+        )
+
+    def name(self, key: str) -> str:
+        """The name that `key` has here."""
+        return key.removeprefix(self.bucket.key(""))
 
     @contextmanager
     def storage(self) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,8 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.test import override_settings
 
 from collectfast_storage.cache import EtagCache
-from collectfast_storage.etag import Fingerprint, Remembered
+from collectfast_storage.etag import UNCERTAIN, Fingerprint, Remembered
+from collectfast_storage.journal import Journal
 from tests.site import Site
 
 
@@ -133,7 +135,7 @@ def test_failing_cache_is_a_warning_and_never_a_failed_deploy(
     files = site.write_many(5)
     with caplog.at_level(logging.WARNING, "collectfast_storage"):
         deploy = site.collect(CACHES=_caches(backend))
-    assert deploy.requests == {"LIST": 1, "PUT": 5}
+    assert deploy.requests == {"LIST": 2, "PUT": 5}
     assert site.bucket.files() == files
     assert "The cache 'default' (COLLECTFAST_CACHE) failed" in caplog.text
     assert site.collect(CACHES=_caches(backend)).requests == {"LIST": 1}
@@ -173,3 +175,109 @@ def test_cache_of_another_alias(site: Site, tmp_path: Path) -> None:
     }
     site.collect(**settings)
     assert site.collect(**settings).requests == {}
+
+
+def test_doubted_is_uncertain_for_others_until_it_is_flushed() -> None:
+    """Who is killed in between leaves the doubt, and nothing else that it planned."""
+    one = _cache()
+    for key in ("changes", "stays"):
+        one.remember(key, _remembered(1))
+    one.flush()
+    one.doubt("ch")
+    other = _cache()
+    assert other.get("changes") == UNCERTAIN
+    assert other.get("stays") == _remembered(1)
+    assert other.get("unknown") is None
+    assert one.get("changes") == _remembered(1)
+    one.flush()
+    assert _cache().get("changes") == _remembered(1)
+
+
+def test_warning_says_which_cache_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    """Once; and not at all where somebody else says it."""
+    backend = f"{__name__}.Broken"
+    with override_settings(CACHES={"default": {"BACKEND": backend}}):
+        quiet = EtagCache("default", None, "endpoint bucket", quiet=True)
+        assert quiet.get("a") is None
+        assert caplog.messages == []
+        cache = _cache()
+        assert [cache.get(key) for key in "abc"] == [None] * 3
+    assert caplog.messages == [
+        "The cache 'default' (COLLECTFAST_CACHE) failed; more has to be compared with "
+        "the bucket: ConnectionError: nobody there"
+    ]
+
+
+# What two processes note of one key.
+
+
+def _noting(**what: Remembered) -> EtagCache:
+    cache = _cache(bulk=True)
+    for key, remembered in what.items():
+        cache.remember(key, remembered)
+    return cache
+
+
+def test_two_that_sent_different_things_leave_a_doubt() -> None:
+    """Which of them was the last to arrive, neither knows."""
+    one, other = _noting(key=_remembered(1)), _noting(key=_remembered(2))
+    one.flush()
+    other.flush()
+    assert _cache().get("key") == UNCERTAIN
+
+
+def test_two_that_sent_the_same_leave_no_doubt() -> None:
+    """Whatever the ETags: with opaque ones, they would upload it again for ever."""
+    same = _remembered(1)
+    one, other = _noting(key=same), _noting(key=replace(same, etag="other"))
+    one.flush()
+    other.flush()
+    assert _cache().get("key") == replace(same, etag="other")
+
+
+def test_doubt_of_all_brings_nothing_back_that_another_has_replaced() -> None:
+    """It has read what was there before."""
+    _noting(key=_remembered(1), changes=_remembered(1)).flush()
+    one = _cache(bulk=True)
+    assert one.get("key") == _remembered(1)
+    _noting(key=_remembered(2)).flush()
+    one.doubt("")
+    one.flush()
+    assert _cache().get("key") == UNCERTAIN
+    assert _cache().get("changes") == _remembered(1)
+
+
+def test_doubt_of_all_does_not_take_that_of_another_for_its_own() -> None:
+    """Though both are uncertain."""
+    _noting(key=_remembered(1)).flush()
+    one, other = _cache(bulk=True), _cache(bulk=True)
+    assert one.get("key") == other.get("key") == _remembered(1)
+    one.doubt("")
+    one.remember("key", _remembered(2))
+    other.remember("key", _remembered(3))
+    other.flush()
+    one.flush()
+    assert _cache().get("key") == UNCERTAIN
+
+
+def test_doubt_of_all_does_not_replace_that_of_another() -> None:
+    """Which was there first, but not yet when this one read."""
+    _noting(key=_remembered(1)).flush()
+    one, other = _cache(bulk=True), _cache(bulk=True)
+    assert one.get("key") == other.get("key") == _remembered(1)
+    _noting(key=_remembered(2)).flush()
+    other.remember("key", _remembered(3))
+    other.flush()
+    one.doubt("")
+    one.flush()
+    assert _cache().get("key") == UNCERTAIN
+
+
+def test_note_of_a_run_that_began_meanwhile_stays() -> None:
+    """Who begins adds to the notes that are there by then."""
+    one, other = Journal("default", "place"), Journal("default", "place")
+    assert not one.is_open
+    other.begin()
+    one.begin()
+    one.end(settles=False)
+    assert Journal("default", "place").is_open

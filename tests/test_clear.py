@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import django
 import pytest
+from botocore.config import Config
 from django.core.management.base import CommandError
+from storages.backends.s3 import S3Storage
 
-from tests.proxy import Handler, Request
+from collectfast_storage import (
+    CollectfastS3ManifestStaticStorage,
+    CollectfastS3StaticStorage,
+    CollectfastS3Storage,
+)
+from tests.proxy import Handler, Request, meanwhile, refuse
 from tests.site import Site
 
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
@@ -19,14 +27,17 @@ def _named(output: str, verb: str) -> list[str]:
 
 
 def test_survivors_stay_and_the_rest_goes_in_one_request(site: Site) -> None:
-    """2,500 objects of which 2,400 stay: 0 DELETE of survivors, one DeleteObjects."""
+    """2,500 objects of which 2,400 stay: 0 DELETE of survivors, one DeleteObjects.
+
+    And a second look, as for every run that wrote something.
+    """
     for number in range(2500):
         site.write(f"{number}.txt", str(number))
     site.collect()
     for number in range(100):
         (site.static / f"{number}.txt").unlink()
     deploy = site.collect("--clear")
-    assert deploy.requests == {"LIST": 3, "DELETE MANY": 1}
+    assert deploy.requests == {"LIST": 6, "DELETE MANY": 1}
     assert site.bucket.names() == sorted(f"{n}.txt" for n in range(100, 2500))
     deleted = "100 static files deleted, " if django.VERSION >= (6, 0) else ""
     assert deploy.summary == f"{deleted}0 static files copied, 2400 unmodified."
@@ -53,8 +64,11 @@ def test_siblings_of_the_location_are_left_alone(site: Site) -> None:
     site.bucket.client.head_object(Bucket=site.bucket.name, Key=key)
 
 
+@pytest.mark.parametrize("more", [[], ["--no-post-process"]])
 @pytest.mark.parametrize("preload", [True, False])
-def test_dry_run_names_what_a_real_run_deletes(site: Site, preload: bool) -> None:
+def test_dry_run_names_what_a_real_run_deletes(
+    site: Site, preload: bool, more: list[str]
+) -> None:
     """And what it would copy; and does nothing."""
     site.options["collectfast_preload"] = preload
     site.write_many(10)
@@ -62,13 +76,14 @@ def test_dry_run_names_what_a_real_run_deletes(site: Site, preload: bool) -> Non
     site.bucket.put("dir with/left over.css", b"x")
     (site.static / "dir0/file0.css").unlink()
     before = site.bucket.files()
-    dry = site.collect("--clear", "--dry-run")
+    site.write("new.css", "new")
+    dry = site.collect("--clear", "--dry-run", *more)
     assert site.bucket.files() == before
     names = ["dir with/left over.css", "dir0/file0.css"]
     assert _named(dry.output, "Pretending to delete") == names
-    real = site.collect("--clear", "-v2")
+    real = site.collect("--clear", "-v2", *more)
     assert _named(real.output, "Deleting") == names
-    assert site.bucket.names() == sorted(before.keys() - names)
+    assert site.bucket.names() == sorted({"new.css"} | before.keys() - names)
 
 
 def test_dry_run_of_a_manifest_storage_names_what_would_go(site: Site) -> None:
@@ -111,17 +126,85 @@ def test_manifest_storage_keeps_what_the_new_manifest_names(site: Site) -> None:
     assert site.bucket.names() == names
 
 
+class Uncached(CollectfastS3ManifestStaticStorage):
+    """The manifest beside the files, by another storage: browsers never cache it."""
+
+    manifest_storage_class: type[S3Storage] = S3Storage
+
+    def __init__(self, **settings: Any) -> None:
+        plain = {k: v for k, v in settings.items() if not k.startswith("collectfast_")}
+        plain["object_parameters"] = {"CacheControl": "no-cache"}
+        manifest_storage = self.manifest_storage_class(**plain)
+        super().__init__(manifest_storage=manifest_storage, **settings)
+
+
+class UncachedFast(Uncached):
+    manifest_storage_class = CollectfastS3Storage
+
+
+@pytest.mark.parametrize("backend", [Uncached, UncachedFast])
+def test_manifest_that_another_storage_keeps_in_the_same_place_stays(
+    site: Site, backend: type
+) -> None:
+    """Whoever saved it, without it the site would be broken."""
+    site.backend = f"{__name__}.{backend.__name__}"
+    site.write("a.txt", "a")
+    site.collect()
+    (site.static / "a.txt").unlink()
+    site.write("b.txt", "b")
+    site.collect("--clear")
+    names = site.bucket.names()
+    assert [name for name in names if name.startswith("a.")] == []
+    assert site.bucket.get("staticfiles.json")["CacheControl"] == "no-cache"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_what_is_to_be_cleared_is_no_longer_there(
+    site: Site, arguments: list[str]
+) -> None:
+    """CSS that names a removed image fails, as after Django's own clearing."""
+    site.backend = MANIFEST_STORAGE
+    site.write("a.css", "a { background: url(i.png) }")
+    site.write("i.png", b"image")
+    site.collect()
+    before = site.bucket.files()
+    (site.static / "i.png").unlink()
+    with pytest.raises(
+        (CommandError, ValueError), match=r"'i\.png' could not be found"
+    ):
+        site.collect("--clear", *arguments)
+    assert site.bucket.files() == before
+
+
+class OwnPostProcess(CollectfastS3ManifestStaticStorage):
+    def post_process(self, paths: Any, dry_run: bool = False, **options: Any) -> Any:
+        for name, _, _ in super().post_process(paths, dry_run=dry_run, **options):
+            yield name, None, False
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_hashed_copies_stay_whoever_post_processes(
+    site: Site, arguments: list[str]
+) -> None:
+    """What the manifest names is in use, also if this run had no need to save it."""
+    site.backend = f"{__name__}.OwnPostProcess"
+    site.write("a.css", "a { background: url(i.png) }")
+    site.write("i.png", b"image")
+    site.collect()
+    before = site.bucket.names()
+    assert len(before) == 5
+    deploy = site.collect("--clear", *arguments)
+    assert deploy.requests["DELETE MANY"] == 0
+    assert "Pretending to delete" not in deploy.output
+    assert site.bucket.names() == before
+
+
 def test_failed_run_deletes_nothing(site: Site) -> None:
     """What was to go may still be needed."""
     site.write("a.css", "a")
     site.bucket.put("leftover.css", b"leftover")
 
-    def refuse(handler: Handler, request: Request, body: bytes) -> bool:
-        if request.kind == "PUT":
-            handler.error(403, "AccessDenied")
-        return request.kind == "PUT"
-
-    site.proxy.fault = refuse
+    site.proxy.fault = refuse("PUT")
     for arguments in ([], ["--no-post-process"]):
         with pytest.raises(CommandError):
             site.collect("--clear", *arguments)
@@ -136,10 +219,18 @@ def test_without_post_processing_it_clears_after_the_last_file(site: Site) -> No
     site.bucket.put("a.css", b"old")
     site.collect("--clear", "--no-post-process")
     kinds = [request.kind for request in site.proxy.requests]
-    assert kinds == ["LIST", "PUT", "PUT", "DELETE MANY"]
+    # With no other file to tell, a HEAD says that an ETag here is that of the content.
+    assert kinds == ["LIST", "HEAD", "PUT", "PUT", "DELETE MANY"]
     assert site.bucket.files() == {"a.css": b"a", "b.css": b"b"}
     again = site.collect("--clear", "--no-post-process")
     assert again.requests == {"LIST": 1}
+
+
+def test_without_post_processing_and_sources_it_clears_all(site: Site) -> None:
+    """Where no file is the last one, it is time to clear at once."""
+    site.bucket.put("leftover.css", b"leftover")
+    site.collect("--clear", "--no-post-process")
+    assert site.bucket.names() == []
 
 
 def test_without_post_processing_the_released_manifest_survives(site: Site) -> None:
@@ -158,7 +249,7 @@ def test_objects_that_cannot_be_deleted_are_named(site: Site) -> None:
     site.write("a.css", "a")
     site.bucket.put("left.css", b"x")
 
-    def refuse(handler: Handler, request: Request, body: bytes) -> bool:
+    def keep_one(handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind != "DELETE MANY":
             return False
         key = f"{site.bucket.location}/left.css"
@@ -170,9 +261,142 @@ def test_objects_that_cannot_be_deleted_are_named(site: Site) -> None:
         )
         return True
 
-    site.proxy.fault = refuse
+    site.proxy.fault = keep_one
     with pytest.raises(
         CommandError, match=r"Could not delete 1 file(.|\n)*left\.css: Acc"
     ):
         site.collect("--clear")
     assert site.bucket.names() == ["a.css", "left.css"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "InvalidArgument"),  # Google's XML API, once
+        (400, "NotImplemented"),  # and later
+        (400, "MissingContentMD5"),  # MinIO, before it took a checksum instead
+        (405, "MethodNotAllowed"),
+        (501, "NotImplemented"),
+    ],
+)
+def test_server_that_cannot_delete_many_is_asked_one_by_one(
+    site: Site, status: int, code: str
+) -> None:
+    """As django-storages asks; and what cannot be deleted is named all the same."""
+    site.write("a.css", "a")
+    for name in ("kept.css", "left.css", "over.css"):
+        site.bucket.put(name, b"x")
+
+    def one_by_one(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "DELETE MANY":
+            handler.error(status, code)
+            return True
+        return refuse("DELETE", "kept.css", "not this one")(handler, request, body)
+
+    site.proxy.fault = one_by_one
+    with pytest.raises(CommandError) as caught:
+        site.collect("--clear")
+    assert re.search(r"kept\.css: .*not this one", str(caught.value))
+    assert "left.css" not in str(caught.value)
+    counted = site.proxy.count()
+    assert (counted["DELETE MANY"], counted["DELETE"]) == (1, 3)
+    assert site.bucket.names() == ["a.css", "kept.css"]
+
+
+def test_who_may_not_delete_is_not_asked_one_by_one(site: Site) -> None:
+    """A refusal is an answer."""
+    site.write("a.css", "a")
+    site.bucket.put("left.css", b"x")
+    site.proxy.fault = refuse("DELETE MANY")
+    with pytest.raises(CommandError, match=r"left\.css: .*AccessDenied"):
+        site.collect("--clear")
+    assert site.proxy.count()["DELETE"] == 0
+
+
+def test_connection_that_breaks_at_the_deletes_names_every_file(site: Site) -> None:
+    """No more is known of them; the next run deletes them."""
+    site.options["client_config"] = Config(retries={"total_max_attempts": 1})
+    site.write("a.css", "a")
+    for name in ("old.css", "older.css"):
+        site.bucket.put(name, b"x")
+
+    def reset(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "DELETE MANY":
+            handler.reset()
+        return request.kind == "DELETE MANY"
+
+    site.proxy.fault = reset
+    with pytest.raises(CommandError, match="Could not delete 2 files") as caught:
+        site.collect("--clear")
+    assert str(caught.value).count("Connection") == 2
+    assert site.proxy.count()["DELETE"] == 0
+    site.proxy.fault = None
+    site.collect("--clear")
+    assert site.bucket.names() == ["a.css"]
+
+
+class OwnDelete(CollectfastS3StaticStorage):
+    def delete(self, name: str) -> None:
+        super().delete(name)
+
+
+def test_delete_of_a_sites_own_that_is_refused_names_the_file(site: Site) -> None:
+    site.backend = f"{__name__}.OwnDelete"
+    site.write("a.css", "a")
+    for name in ("kept.css", "old.css"):
+        site.bucket.put(name, b"x")
+    site.proxy.fault = refuse("DELETE", "kept")
+    with pytest.raises(CommandError, match=r"1 file from the bucket:\n  kept\.css: "):
+        site.collect("--clear")
+    assert site.bucket.names() == ["a.css", "kept.css"]
+
+
+class Tidying(CollectfastS3StaticStorage):
+    def _save(self, name: str, content: Any) -> str:
+        self.delete("left.txt")
+        return super()._save(name, content)
+
+
+def test_delete_of_a_program_without_post_processing_is_made_at_once(
+    site: Site,
+) -> None:
+    """Nothing comes after the last save that could make it."""
+    site.backend = f"{__name__}.Tidying"
+    site.bucket.put("left.txt", b"x")
+    site.write("a.css", "a")
+    site.collect("--no-post-process")
+    assert site.bucket.names() == ["a.css"]
+
+
+@pytest.mark.needs("objects with a slash at the end")
+def test_folders_of_those_who_believe_in_them_stay(site: Site) -> None:
+    """The S3 console makes an empty object of a folder; it may be the location's."""
+    site.write("a.css", "a")
+    site.bucket.put("folder/", b"")
+    assert site.bucket.names() == ["folder/"]
+    site.collect("--clear")
+    assert site.bucket.names() == ["a.css", "folder/"]
+
+
+class Copying(CollectfastS3StaticStorage):
+    def _save(self, name: str, content: Any) -> str:
+        return super()._save(name, content)
+
+
+def test_without_post_processing_a_sites_own_save_is_waited_for(site: Site) -> None:
+    """Also where it turns out that the bucket holds the last file."""
+    site.backend = f"{__name__}.Copying"
+    site.write("a.css", "a")
+    site.collect()
+    site.bucket.put("leftover.css", b"leftover")
+    site.collect("--clear", "--no-post-process")
+    assert site.put() == []
+    assert site.bucket.names() == ["a.css"]
+
+
+def test_what_another_program_left_meanwhile_goes_too(site: Site) -> None:
+    """The second look of a run that clears."""
+    site.write("a.css", "a")
+    site.proxy.fault = meanwhile("PUT", lambda: site.bucket.put("leftover.css", b"x"))
+    site.collect("--clear")
+    assert site.bucket.names() == ["a.css"]

@@ -6,9 +6,17 @@ import hashlib
 
 import pytest
 
-from collectfast_storage.etag import PartHasher, digest_of, md5_of
+from collectfast_storage.etag import (
+    Fingerprint,
+    PartHasher,
+    digest_of,
+    md5_of,
+    number_of_parts,
+    part_sizes,
+)
 
 PART = 10
+MIB = 1024 * 1024
 
 
 def _reference(content: bytes) -> str:
@@ -46,3 +54,42 @@ def test_digest_takes_what_boto3_takes() -> None:
 
     one, two = datetime(2026, 1, 1), datetime(2026, 1, 2)
     assert digest_of({"Expires": one}) != digest_of({"Expires": two})
+
+
+@pytest.mark.parametrize(
+    ("etag", "parts"),
+    [
+        ("0" * 32, 0),
+        ("0" * 32 + "-1", 1),
+        ("0" * 32 + "-12", 12),
+        ("a-b-3", 3),
+        ("12", 0),
+        ("", 0),
+        ("-", 0),
+        ("of-another-kind", 0),
+    ],
+)
+def test_number_of_parts_is_behind_the_last_dash(etag: str, parts: int) -> None:
+    """What has none came in one piece, or is no ETag of S3's."""
+    assert number_of_parts(etag) == parts
+
+
+def test_fingerprint_as_metadata_keep_it() -> None:
+    assert str(Fingerprint("md5", "headers")) == "md5-headers"
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "expected"),
+    [
+        (20 * MIB, 4, [5]),
+        (20 * MIB, 3, [8]),
+        (20 * MIB + 1, 3, [8, 10]),
+        (20 * MIB, 2, [16, 10, 15]),
+        (20 * MIB, 7, []),
+    ],
+)
+def test_part_sizes_that_give_so_many_parts(
+    size: int, parts: int, expected: list[int]
+) -> None:
+    sizes = part_sizes(size, parts, usual=16 * MIB)
+    assert sizes == [each * MIB for each in expected]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from collectfast_storage.bucket import Page
+from collectfast_storage.answers import Head, Page
+from collectfast_storage.executor import SerialExecutor
 from collectfast_storage.index import RemoteIndex
-from collectfast_storage.upload import SerialExecutor
 
 
 class FakeBucket:
@@ -27,9 +27,9 @@ class FakeBucket:
         page = rest[:1000]
         return Page({k: f"etag-{k}" for k in page}, page[-1] if rest[1000:] else "")
 
-    def head(self, key: str, parameters: dict[str, Any]) -> str | None:
+    def head(self, key: str, parameters: dict[str, Any]) -> Head | None:
         self.heads.append(key)
-        return f"etag-{key}" if key in self.keys else None
+        return Head(f"etag-{key}") if key in self.keys else None
 
 
 def _index(bucket: Any, *, preload: bool = True) -> RemoteIndex:
@@ -112,6 +112,26 @@ def test_what_somebody_else_wrote_is_asked_for_again() -> None:
     bucket.keys.append("b")
     index.forget("b")
     assert index.etag("b") == "etag-b"
+
+
+def test_impossible_keys_are_asked_for_nowhere() -> None:
+    """No listing begins at a name that is not UTF-8, or too long."""
+    ours = _keys(3000)
+    impossible = [f"{key}\udce9" for key in ours] + [f"{k}{'x' * 1024}" for k in ours]
+    bucket = FakeBucket(ours)
+    plain = bucket.list
+
+    def possible(after: str = "", token: str = "") -> Page:
+        assert len(after.encode()) <= 1024
+        return plain(after, token)
+
+    bucket.list = possible  # type: ignore[method-assign]
+    index = _index(bucket)
+    with ThreadPoolExecutor(8) as executor:
+        index.load(executor, sorted([*ours, *impossible]))
+    assert all(index.etag(key) == f"etag-{key}" for key in ours)
+    assert not any(index.etag(key) for key in impossible)
+    assert bucket.heads == []
 
 
 def test_directory_buckets_list_in_no_order() -> None:

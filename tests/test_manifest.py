@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import django
 import pytest
 from django.contrib.staticfiles.storage import (
     ManifestFilesMixin,
     ManifestStaticFilesStorage,
 )
+from django.core.files import File
 from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage
 from django.core.management.base import CommandError
@@ -24,7 +27,7 @@ from collectfast_storage import (
     CollectfastS3StaticStorage,
     CollectfastS3Storage,
 )
-from tests.proxy import Handler, Request
+from tests.proxy import meanwhile, refuse
 from tests.site import Deploy, Site
 
 MANIFEST = "staticfiles.json"
@@ -272,13 +275,7 @@ def test_failed_upload_leaves_the_old_release_whole(site: Site, refused: str) ->
     site.write("img/pixel.png", PIXEL + b"changed")
     site.write("css/plain.css", "d { color: blue }\n")
 
-    def refuse(handler: Handler, request: Request, body: bytes) -> bool:
-        if request.kind == "PUT" and refused in request.key:
-            handler.error(403, "AccessDenied")
-            return True
-        return False
-
-    site.proxy.fault = refuse
+    site.proxy.fault = refuse("PUT", refused)
     with pytest.raises(CommandError, match=f"Could not upload(.|\n)*{refused[1:]}"):
         site.collect("--clear")
     after = site.bucket.files()
@@ -303,15 +300,6 @@ def test_damaged_hashed_copy_is_mended(site: Site) -> None:
     assert site.bucket.read(name) == PIXEL
 
 
-def test_changed_headers_reach_the_hashed_copies(site: Site) -> None:
-    """Cache-Control matters most for what is cached for ever."""
-    site.collect()
-    site.options["object_parameters"] = {"CacheControl": "max-age=31536000"}
-    site.collect()
-    for name in site.bucket.names():
-        assert site.bucket.get(name)["CacheControl"] == "max-age=31536000", name
-
-
 def test_manifest_in_a_local_directory(site: Site, tmp_path: Path) -> None:
     """It is written when all has arrived, and not if something has not."""
     site.backend = f"{__name__}.LocalManifest"
@@ -320,9 +308,7 @@ def test_manifest_in_a_local_directory(site: Site, tmp_path: Path) -> None:
     old = (tmp_path / MANIFEST).read_bytes()
     assert MANIFEST not in site.bucket.names()
     site.write("css/plain.css", "changed")
-    site.proxy.fault = lambda handler, request, body: (
-        request.kind == "PUT" and not handler.error(403, "AccessDenied")
-    )
+    site.proxy.fault = refuse("PUT")
     with pytest.raises(CommandError):
         site.collect()
     assert (tmp_path / MANIFEST).read_bytes() == old
@@ -386,11 +372,14 @@ class OwnPostProcess(CollectfastS3ManifestStaticStorage):
             yield "css/plain.css", "plain.min.css", True
 
 
-def test_own_post_process_means_what_it_yields(site: Site) -> None:
-    """A file that it kept is not taken for a copy of the source."""
+@pytest.mark.parametrize("arguments", [[], ["--clear"]])
+def test_own_post_process_means_what_it_yields(
+    site: Site, arguments: list[str]
+) -> None:
+    """A file that it kept is not taken for a copy of the source, nor cleared."""
     site.backend = f"{__name__}.OwnPostProcess"
     for _ in range(2):
-        site.collect()
+        site.collect(*arguments)
         assert site.bucket.read("plain.min.css") == b"minified"
 
 
@@ -402,3 +391,171 @@ def test_manifest_that_vanished_elsewhere_is_written_again(site: Site) -> None:
     site.bucket.client.delete_object(Bucket=site.bucket.name, Key=key)
     site.collect()
     site.bucket.client.head_object(Bucket=site.bucket.name, Key=key)
+
+
+class EagerPostProcess(CollectfastS3ManifestStaticStorage):
+    def post_process(self, paths: Any, dry_run: bool = False, **options: Any) -> Any:
+        return list(super().post_process(paths, dry_run=dry_run, **options))
+
+
+def test_post_process_that_is_no_generator(site: Site) -> None:
+    """It comes to the barrier once, with a list in its hands."""
+    site.backend = f"{__name__}.EagerPostProcess"
+    site.collect()
+    site.bucket.put("leftover.css", b"x")
+    deploy = site.collect("--clear")
+    assert deploy.requests["DELETE MANY"] == 1
+    assert "leftover.css" not in site.bucket.names()
+    if django.VERSION >= (6, 0):
+        assert deploy.summary.startswith("1 static file deleted, ")
+
+
+def test_manifest_that_another_release_published_meanwhile_is_written_again(
+    site: Site,
+) -> None:
+    """The release that looks last is there as a whole, its manifest included."""
+    site.collect()
+    site.write("css/plain.css", "changed")
+
+    def meddle() -> None:
+        site.proxy.fault = None
+        site.bucket.put(MANIFEST, b"of another release")
+        site.bucket.put("css/plain.css", b"of another release")
+
+    site.proxy.fault = meanwhile("PUT", meddle, MANIFEST, after=True)
+    site.collect()
+    assert site.proxy.fault is None
+    paths = json.loads(site.bucket.read(MANIFEST))["paths"]
+    assert {*paths.values()} <= {*site.bucket.names()}
+    assert site.bucket.read("css/plain.css") == b"changed"
+
+
+def _delete_hashed_pixel(site: Site) -> None:
+    names = [name for name in site.bucket.names() if name.startswith("img/pixel.")]
+    [hashed] = {*names} - {"img/pixel.png"}
+    site.bucket.delete(hashed)
+
+
+def test_hashed_copy_that_another_program_deleted_meanwhile_is_made_again(
+    site: Site,
+) -> None:
+    """By Django's own post-processing, once more."""
+    site.collect()
+    site.write("css/plain.css", "changed")
+    site.proxy.fault = meanwhile("PUT", lambda: _delete_hashed_pixel(site), MANIFEST)
+    site.collect()
+    paths = json.loads(site.bucket.read(MANIFEST))["paths"]
+    assert {*paths.values()} <= {*site.bucket.names()}
+
+
+def test_hashed_copy_of_a_sites_own_that_is_overwritten_fails_the_deploy(
+    site: Site,
+) -> None:
+    """Only Django's post-processing can be called once more."""
+    site.backend = f"{__name__}.OwnPostProcess"
+    site.collect()
+    site.write("css/plain.css", "changed")
+    site.proxy.fault = meanwhile("PUT", lambda: _delete_hashed_pixel(site), MANIFEST)
+    with pytest.raises(
+        CommandError, match=r"img/pixel\.\w+\.png: another program overwrote or deleted"
+    ):
+        site.collect()
+    site.proxy.fault = None
+    site.collect()
+    paths = json.loads(site.bucket.read(MANIFEST))["paths"]
+    assert {*paths.values()} <= {*site.bucket.names()}
+
+
+def test_source_that_breaks_meanwhile_is_not_published_again(site: Site) -> None:
+    """Post-processed once more, it fails as it does in any run."""
+    site.collect()
+    site.write("css/plain.css", "changed")
+
+    def meddle() -> None:
+        site.bucket.put(MANIFEST, b"of another release")
+        site.write("css/plain.css", "a { background: url(nowhere.png) }")
+
+    site.proxy.fault = meanwhile("PUT", meddle, MANIFEST, after=True)
+    with pytest.raises(Exception, match=r"nowhere\.png"):
+        site.collect()
+
+
+class Reading(CollectfastS3ManifestStaticStorage):
+    """Looks at what post-processing made, while it goes on."""
+
+    def post_process(self, *args: Any, **options: Any) -> Any:
+        self.seen: dict[str, tuple[int, bytes]] = {}
+        for name, hashed_name, processed in super().post_process(*args, **options):
+            if isinstance(hashed_name, str):
+                with self.open(hashed_name) as file:
+                    self.seen[hashed_name] = self.size(hashed_name), file.read()
+            yield name, hashed_name, processed
+        Reading.last_seen = self.seen
+
+    last_seen: dict[str, tuple[int, bytes]]
+
+
+def test_what_post_processing_made_can_be_read_at_once(site: Site) -> None:
+    """Whether it is on its way, or held back as a later pass may supersede it."""
+    site.backend = f"{__name__}.Reading"
+    site.collect()
+    files = site.bucket.files()
+    assert Reading.last_seen == {
+        name: (len(files[name]), files[name]) for name in Reading.last_seen
+    }
+    assert {n.partition(".")[0] for n in Reading.last_seen} >= {"css/base", "img/pixel"}
+
+
+class Rewriting(CollectfastS3ManifestStaticStorage):
+    """Replaces what is there, in every way that there is, and reads it again."""
+
+    read: ClassVar[dict[str, bytes]] = {}
+
+    def post_process(self, *args: Any, **options: Any) -> Any:
+        yield from super().post_process(*args, **options)
+        self._save("css/plain.css", File(io.BytesIO(b"minified")))
+        self._write("css/late.css", b"written")
+        for name in ("saved.txt", "written.txt"):
+            self._save(name, ContentFile(b"a draft"))
+        self._save("saved.txt", File(io.BytesIO(b"saved")))
+        self._write("written.txt", b"written")
+        for name in ("css/plain.css", "css/late.css", "saved.txt", "written.txt"):
+            with self.open(name) as file:
+                self.read[name] = file.read()
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self.open(name, "wb") as file:
+            file.write(content)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--clear"]])
+def test_what_post_processing_replaced_is_read_and_stays_as_it_is_now(
+    site: Site, arguments: list[str]
+) -> None:
+    """Not as it is in the local folder, nor as a draft was."""
+    site.backend = f"{__name__}.Rewriting"
+    site.collect(*arguments)
+    assert Rewriting.read == {
+        "css/plain.css": b"minified",
+        "css/late.css": b"written",
+        "saved.txt": b"saved",
+        "written.txt": b"written",
+    }
+    files = site.bucket.files()
+    assert {name: files[name] for name in Rewriting.read} == Rewriting.read
+
+
+def test_source_that_post_processing_replaced_is_not_put_right_with_the_source(
+    site: Site,
+) -> None:
+    """Where another program overwrote what took its place, nobody can."""
+    site.backend = f"{__name__}.Rewriting"
+    site.proxy.fault = meanwhile(
+        "PUT",
+        lambda: site.bucket.put("css/plain.css", b"of another release"),
+        "saved.txt",
+    )
+    with pytest.raises(
+        CommandError, match=r"css/plain\.css: another program overwrote"
+    ):
+        site.collect()

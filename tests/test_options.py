@@ -19,7 +19,7 @@ def test_defaults() -> None:
         cache="default",
         cache_timeout=None,
         preload=True,
-        threads=32,
+        threads=64,
         ignore_etag=False,
     )
 

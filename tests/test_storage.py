@@ -92,7 +92,8 @@ def test_matrix_tests_what_it_says() -> None:
         pytest.skip("not in the matrix")
     major, minor = django.VERSION[:2]
     python = "".join(map(str, sys.version_info[:2]))
-    assert name.removesuffix("-obstore") == f"py{python}-django{major}{minor}"
+    named = name.removesuffix("-obstore").removesuffix("-lowest")
+    assert named == f"py{python}-django{major}{minor}"
     assert (find_spec("obstore") is not None) == name.endswith("-obstore")
 
 
@@ -152,6 +153,7 @@ def test_every_answer_is_that_of_django_storages(site: Site) -> None:
         assert site.proxy.count() == asked
 
 
+@pytest.mark.needs("metadata in lower case")
 def test_own_subclass_of_their_own_storage(site: Site) -> None:
     """`class Mine(CollectfastMixin, TheirS3Storage)`: what it overrides stays so."""
     site.backend = f"{__name__}.Mine"
@@ -271,3 +273,67 @@ def test_own_delete_is_asked(site: Site) -> None:
     site.bucket.put("leftover.css", b"leftover")
     site.collect("--clear")
     assert site.bucket.names() == ["a.css", "leftover.css"]
+
+
+def test_saving_in_a_server_does_not_import_the_command(server: Server) -> None:
+    """It would make every later call walk the stack for a command that is not there."""
+    code = (
+        f"{CONFIGURED}import django; django.setup(); import sys; "
+        "from django.core.files.base import ContentFile; "
+        "import collectfast_storage; "
+        f"storage = collectfast_storage.CollectfastS3Storage("
+        f"endpoint_url={server.endpoint!r}, bucket_name={server.bucket!r}, "
+        f"access_key={server.access_key!r}, secret_key={server.secret_key!r}); "
+        "storage.save('server.txt', ContentFile(b'x')); "
+        "print([name for name in sys.modules if name.endswith('.collectstatic')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+class CountingSessions(CollectfastS3StaticStorage):
+    sessions = 0
+
+    def _create_session(self) -> Any:
+        type(self).sessions += 1
+        return super()._create_session()
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_one_session_serves_all_threads(site: Site, preload: bool) -> None:
+    """Also where the first request is one of many uploads at once."""
+    site.backend = f"{__name__}.CountingSessions"
+    site.options |= {"collectfast_preload": preload, "collectfast_threads": 16}
+    site.write_many(40)
+    site.collect()
+    for name in site.bucket.names():
+        site.write(name, f"other {name}")
+    CountingSessions.sessions = 0
+    assert site.collect().requests["PUT"] == 40
+    assert CountingSessions.sessions == 1
+
+
+class NotingCompression(S3StaticStorage):
+    threads: set[int] = set()  # noqa: RUF012
+
+    def _compress_content(self, content: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        return super()._compress_content(content)
+
+
+class NotingMine(collectfast_storage.CollectfastMixin, NotingCompression):
+    pass
+
+
+def test_what_goes_up_is_compressed_in_the_background(site: Site) -> None:
+    """The run's thread has enough to do."""
+    site.backend = f"{__name__}.NotingMine"
+    site.options["gzip"] = True
+    NotingCompression.threads.clear()
+    with site.storage() as storage, storage.batch():
+        storage.save("a.css", ContentFile(b"a" * 1000))
+    assert site.bucket.get("a.css")["ContentEncoding"] == "gzip"
+    assert len(NotingCompression.threads) == 1
+    assert threading.get_ident() not in NotingCompression.threads

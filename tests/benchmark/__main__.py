@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tests.benchmark import tree
 from tests.benchmark.contestants import CONTESTANTS, KEYS, SUBSETS, Contestant, Course
+from tests.servers import end
 
 STEPS: dict[str, Callable[[Path], object]] = {
     "first deploy": lambda static: None,
@@ -98,12 +99,11 @@ def endpoint(round_trip: float) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield process.stdout.readline().strip()
     finally:
-        process.terminate()
-        process.wait()
+        end(process)
         process.stdout.close()
 
 

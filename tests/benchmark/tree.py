@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.packages import folder_of
 
 PACKAGES = ("django", "rest_framework", "wagtail", "fontawesomefree")
 STATIC = "static"
@@ -31,9 +32,7 @@ def build(directory: Path, size: int) -> int:
 def _files() -> Iterator[tuple[Path, str]]:
     """Yield file and name, what is referenced by CSS and JavaScript before the rest."""
     for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.origin is not None
-        for folder in sorted(Path(spec.origin).parent.rglob(STATIC)):
+        for folder in sorted(folder_of(package).rglob(STATIC)):
             for path in sorted(folder.rglob("*")):
                 name = path.relative_to(folder).as_posix()
                 if path.is_file() and "js-packages" not in name:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.packages import folder_of
 
 # Package, where in it the static files are, and which of them: some 1,600 in all.
 PACKAGES = {
@@ -21,9 +22,7 @@ YEAR_1980 = 315532800
 def check_out(directory: Path) -> int:
     """Copy all files to `directory`, with the time of now; return how many."""
     for package, (below, patterns) in PACKAGES.items():
-        spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.origin is not None
-        root = Path(spec.origin).parent / below
+        root = folder_of(package) / below
         for source in (found for each in patterns for found in root.glob(each)):
             shutil.copytree(
                 source,

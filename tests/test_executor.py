@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from collectfast_storage.upload import BoundedExecutor, SerialExecutor, executor
+from collectfast_storage.executor import BoundedExecutor, SerialExecutor, executor
 from tests.proxy import Handler, Request
 from tests.site import Site
 
@@ -75,3 +75,33 @@ def test_no_more_requests_at_once_than_asked_for(site: Site, threads: int) -> No
     assert site.bucket.files() == files
     assert most[0] <= max(threads, 1)
     assert site.collect().requests == {"LIST": 1}
+
+
+def test_what_is_cancelled_before_its_turn_does_not_run() -> None:
+    """By whoever submitted it, or by an end that does not wait."""
+    begun, release, ran = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        begun.set()
+        release.wait(10)
+
+    bounded = BoundedExecutor(1)
+    held = bounded.submit(hold)
+    begun.wait(10)
+    one, other = (bounded.submit(ran.append, name) for name in ("one", "other"))
+    assert one.cancel()
+    release.set()
+    other.result(10)
+    assert ran == ["other"]
+    begun.clear()
+    release.clear()
+    held = bounded.submit(hold)
+    begun.wait(10)
+    waiting = [bounded.submit(ran.append, number) for number in range(3)]
+    bounded.shutdown(wait=False, cancel_futures=True)
+    release.set()
+    held.result(10)
+    for _ in range(2):  # It may be told so more than once.
+        bounded.shutdown(cancel_futures=True)
+    assert all(each.cancelled() for each in waiting)
+    assert ran == ["other"]

@@ -1,0 +1,93 @@
+"""What an error of botocore's means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from collectfast_storage.exceptions import BucketError, DeniedError
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_BUCKET_WIDE = {
+    "AllAccessDisabled",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidBucketName",
+    "InvalidToken",
+    "NoSuchBucket",
+    "SignatureDoesNotMatch",
+}
+_DENIED = {"AccessDenied", "403", "Forbidden"}  # the answer to a HEAD has no words
+
+
+def is_absent(error: ClientError) -> bool:
+    """Tell whether there is no such object; 403 is no such answer."""
+    return _status(error) == 404
+
+
+def is_denied(error: ClientError) -> bool:
+    """Tell whether permission for the request is missing."""
+    return error.response["Error"]["Code"] in _DENIED
+
+
+def concerns_bucket(error: BaseException) -> bool:
+    """Tell whether `error` would meet every other file too."""
+    if isinstance(error, ClientError):
+        return error.response["Error"]["Code"] in _BUCKET_WIDE
+    return isinstance(error, (NoCredentialsError, PartialCredentialsError))
+
+
+def is_not_understood(error: Exception) -> bool:
+    """Tell whether `error` says that there is no such request, rather than no leave.
+
+    Google's XML API, for one, had no DeleteObjects for long (`InvalidArgument`, then
+    `NotImplemented`), and others want of it a Content-MD5 that boto3 no longer sends.
+    """
+    if not isinstance(error, ClientError) or concerns_bucket(error):
+        return False
+    return _status(error) in (400, 405, 501)
+
+
+def once_more(response: Any, attempts: int, **_: Any) -> int | None:
+    """Let botocore send again, and at once, what it gives up otherwise.
+
+    Signed with an expired token, its credentials may be fresh by now; a body that was
+    damaged on its way may arrive whole. It asks, for a delay in seconds, at each
+    answer: https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
+    """
+    if response is None or attempts > 1:
+        return None
+    code = response[1].get("Error", {}).get("Code")
+    return 0 if code in ("BadDigest", "ExpiredToken") else None
+
+
+class naming:  # noqa: N801 (as those of contextlib)
+    """In this context a failure to use a bucket is a `BucketError`, with its name.
+
+    A class, as the generator of a context manager costs more than most questions.
+    """
+
+    def __init__(self, bucket_name: str, *, one: bool = False) -> None:
+        """Say with `one` that it is asked for one object, which may be denied."""
+        self._bucket_name = bucket_name
+        self._one = one
+
+    def __enter__(self) -> None:
+        """Nothing is to be done yet."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Name the bucket."""
+        if self._one and isinstance(error, ClientError) and is_denied(error):
+            raise DeniedError(self._bucket_name, error) from error
+        if isinstance(error, (BotoCoreError, ClientError)):
+            raise BucketError(self._bucket_name, error) from error
+
+
+def _status(error: ClientError) -> int:
+    return error.response["ResponseMetadata"]["HTTPStatusCode"]

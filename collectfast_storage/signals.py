@@ -1,0 +1,15 @@
+"""What a program can be told of.
+
+https://docs.djangoproject.com/en/stable/topics/signals/
+"""
+
+from __future__ import annotations
+
+from django.dispatch import Signal
+
+# Sent once, when a collectstatic has come to its end and all is in the bucket; not
+# for a dry run, nor with --no-post-process, where a storage does not learn of the end.
+# The sender is the storage's class; `storage` is the storage, and `report` a
+# `collectfast_storage.report.Report`. An exception that a receiver raises fails the
+# command: what it was to do is part of the deploy.
+collected = Signal()

@@ -1,0 +1,73 @@
+"""Deploys that are killed when all that they sent is there, or almost."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.processes import LONG, managing, settled
+from tests.proxy import Handler, Request
+from tests.site import Site
+
+PROMPT = 2  # seconds from Ctrl-C to the end of the process: a promise
+
+
+def file_cache(path: Path) -> dict[str, Any]:
+    backend = "django.core.cache.backends.filebased.FileBasedCache"
+    return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": str(path)}}}
+
+
+@dataclass
+class Last:
+    """Lets all be done that is asked; the last of `count` PUTs or a DELETE is fatal."""
+
+    answers: bool
+    count: int
+    kind: str = "PUT"
+
+    def __post_init__(self) -> None:
+        self.done = threading.Semaphore(0)
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind != self.kind:
+            return False
+        if self.answers and self._is_not_last():
+            handler.pass_on(body)
+        else:
+            handler.pass_on_silently(body)
+            self.done.release()
+            hang(handler)
+        return True
+
+    def _is_not_last(self) -> bool:
+        self.count -= 1
+        return self.count > 0
+
+    def wait(self) -> None:
+        for _ in range(1 if self.answers else self.count):
+            assert self.done.acquire(timeout=LONG)
+
+
+def hang(handler: Handler) -> None:
+    """Answer never; the client hangs up."""
+    handler.connection.settimeout(LONG)
+    handler.connection.recv(1)
+    handler.close_connection = True
+
+
+def kill_at_the_last(
+    site: Site, fault: Last, signum: int, *arguments: str, worker: str = ""
+) -> None:
+    """Send a deploy the signal; or what `worker`, one of `tests.workers`, does."""
+    site.proxy.fault = fault
+    command = ("collectstatic", "--noinput", *arguments)
+    if worker:
+        command = ("shell", "-c", f"from tests import workers; workers.{worker}()")
+    with settled(site.proxy), managing(site, *command) as process:
+        fault.wait()
+        process.send_signal(signum)
+        process.communicate(timeout=PROMPT)
+    assert process.returncode != 0
+    site.proxy.fault = None

@@ -1,0 +1,133 @@
+"""Moving over: what other storages and commands uploaded is not uploaded again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.site import Deploy, Site
+
+pytestmark = pytest.mark.slow
+
+MANAGE = Path(__file__).with_name("manage.py")
+README = Path(__file__).resolve().parents[1] / "README.md"
+YEAR_1980 = 315532800.0
+
+STOCK = "storages.backends.s3.S3StaticStorage"
+STOCK_MANIFEST = "storages.backends.s3.S3ManifestStaticStorage"
+OURS = {
+    STOCK: "collectfast_storage.CollectfastS3StaticStorage",
+    STOCK_MANIFEST: "collectfast_storage.CollectfastS3ManifestStaticStorage",
+}
+PREDECESSORS = ("collectfast", "collectfasta")
+
+
+@pytest.fixture
+def old(site: Site) -> Site:
+    """A site with files that a post-processing changes, too."""
+    site.write("img/logo.svg", "<svg>" + " " * 2000 + "</svg>")
+    site.write("css/base.css", "a { background: url('../img/logo.svg') }" * 50)
+    site.write("css/site.css", "@import url('base.css'); b { color: red }")
+    site.write("ünï code.txt", "a name that has to be quoted")
+    return site
+
+
+def _replaced_command(site: Site, app: str, strategy: str) -> None:
+    """Deploy with the collectstatic of `app`, which needs a process of its own."""
+    settings = {f"{app.upper()}_STRATEGY": f"{app}.strategies.boto3.{strategy}"}
+    environment = {
+        "SITE_STATIC": str(site.static),
+        "SITE_BACKEND": site.backend,
+        "SITE_OPTIONS": json.dumps(site.storage_options),
+        "SITE_APPS": json.dumps([app]),
+        "SITE_SETTINGS": json.dumps(settings),
+    }
+    subprocess.run(
+        [sys.executable, str(MANAGE), "collectstatic", "--noinput"],
+        env=os.environ | environment,
+        cwd=site.root,
+        check=True,
+        capture_output=True,
+    )
+
+
+def _move(site: Site) -> Deploy:
+    """Name the storage of this project, and deploy from a fresh checkout."""
+    site.backend = OURS[site.backend]
+    site.touch()
+    return site.collect()
+
+
+def _assert_nothing_is_written(site: Site) -> None:
+    before = site.bucket.files()
+    assert set(before) >= {"css/base.css", "css/site.css", "img/logo.svg"}
+    deploy = _move(site)
+    assert deploy.output.strip().startswith("0 static files copied, 4 unmodified")
+    assert {*deploy.requests} <= {"LIST", "HEAD", "GET"}
+    assert site.bucket.files() == before
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+@pytest.mark.parametrize("backend", [STOCK, STOCK_MANIFEST])
+def test_from_django_storages(old: Site, backend: str, gzip: bool) -> None:
+    """The first deploy writes nothing: with a manifest and compressed, too."""
+    old.backend = backend
+    old.options["gzip"] = gzip
+    old.collect()
+    _assert_nothing_is_written(old)
+
+
+@pytest.mark.parametrize("app", PREDECESSORS)
+@pytest.mark.parametrize("gzip", [False, True])
+def test_from_a_command_that_replaced_djangos(old: Site, app: str, gzip: bool) -> None:
+    pytest.importorskip(app)
+    old.backend = STOCK
+    old.options["gzip"] = gzip
+    _replaced_command(old, app, "Boto3Strategy")
+    _assert_nothing_is_written(old)
+
+
+def test_from_collectfasta_with_a_manifest(old: Site) -> None:
+    """Of its two strategies for that, the one that it recommends."""
+    old.backend = STOCK_MANIFEST
+    _replaced_command(old, "collectfasta", "Boto3ManifestMemoryStrategy")
+    assert "staticfiles.json" in old.bucket.names()
+    _assert_nothing_is_written(old)
+
+
+def test_what_django_storages_left_wrong_is_mended(old: Site) -> None:
+    """A file that was changed to an older one, which it took to be unmodified."""
+    old.backend = STOCK
+    old.collect()
+    old.write("css/base.css", "older, and different", mtime=YEAR_1980)
+    assert old.collect().put == []
+    assert _move(old).put == ["css/base.css"]
+    assert old.bucket.read("css/base.css") == b"older, and different"
+
+
+def _source(app: str) -> str:
+    spec = importlib.util.find_spec(app)
+    assert spec is not None and spec.submodule_search_locations
+    [directory] = spec.submodule_search_locations
+    files = ["settings.py", "management/commands/collectstatic.py"]
+    return "".join((Path(directory) / file).read_text() for file in files)
+
+
+@pytest.mark.parametrize("app", PREDECESSORS)
+def test_every_setting_and_flag_of_theirs_is_in_the_table(app: str) -> None:
+    """Each with its counterpart, or the reason why there is none."""
+    _, _, section = README.read_text().partition("\n## Moving over\n")
+    section, _, _ = section.partition("\n## ")
+    source = _source(app)
+    settings = r"\"((?:COLLECTFASTA?|AWS|GZIP)_[A-Z_]+)\""
+    names = {*re.findall(settings, source), *re.findall(r"\"(--[a-z-]+)\"", source)}
+    names.add(f"{app.upper()}_STRATEGY")
+    assert len(names) >= 9
+    assert {name for name in names if f"`{name}`" not in section} == set()
