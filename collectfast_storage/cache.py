@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from django.core.cache import caches
 
 from collectfast_storage.etag import UNCERTAIN, Fingerprint, Remembered
+from collectfast_storage.locks import ForkSafeLock
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -21,6 +22,9 @@ logger = logging.getLogger("collectfast_storage")
 # Memcached takes 1 MB an entry, which here is 200,000 files.
 _SHARDS = 32
 _VERSION = 1
+
+# Held from reading shards to writing them, lest threads lose each other's entries.
+_LOCK = ForkSafeLock()
 
 _T = TypeVar("_T")
 _Shard = dict[str, str]
@@ -31,9 +35,9 @@ class EtagCache:
 
     Read shard by shard, or in `bulk` at the first question; written by `flush`. What
     another process has noted of a key meanwhile is not overwritten: who was the last
-    to upload it, neither knows. Two that write one shard at one moment may lose an
-    entry, which costs a comparison. A cache that fails is one warning: a deploy does
-    without it.
+    to upload it, neither knows. Two processes that write one shard at one moment may
+    lose an entry, which costs a comparison. A cache that fails is one warning: a deploy
+    does without it.
     """
 
     def __init__(
@@ -107,12 +111,16 @@ class EtagCache:
         changes: dict[int, dict[str, str | None]] = defaultdict(dict)
         for key, line in lines.items():
             changes[_shard_of(key)][key] = line
-        shards = self._read(changes) if changes else {}
+        with _LOCK:
+            return self._store_shards(changes) if changes else True
+
+    def _store_shards(self, changes: dict[int, dict[str, str | None]]) -> bool:
+        shards = self._read(changes)
         for number, change in changes.items():
             found = shards[number]
             merged = found | _reconciled(change, found, self._shards[number])
             shards[number] = {k: line for k, line in merged.items() if line is not None}
-        stored = not shards or self._write(shards)
+        stored = self._write(shards)
         self._shards |= shards if stored else {}
         return stored
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from django.core.cache import caches
 
+from collectfast_storage.locks import ForkSafeLock
+
+_LOCK = ForkSafeLock()
 _UNKNOWN = ["?"]
 
 
@@ -77,6 +80,7 @@ class Journal:
 
     def _attempt(self, ask: Callable[[Any], list[str]]) -> list[str]:
         try:
-            return ask(caches[self._alias])
+            with _LOCK:
+                return ask(caches[self._alias])
         except Exception:  # Whatever a cache's client library raises.
             return _UNKNOWN

@@ -29,6 +29,7 @@ from storages.utils import clean_name
 from collectfast_storage.barrier import Processed, after_uploads, with_barrier
 from collectfast_storage.capture import CapturingBucket, Compressible, Take
 from collectfast_storage.command import calling_command
+from collectfast_storage.locks import ForkSafeLock
 from collectfast_storage.options import Options
 from collectfast_storage.report import Batch
 
@@ -54,7 +55,7 @@ _STORAGES: WeakValueDictionary[int, CollectfastMixin] = WeakValueDictionary()
 
 
 # Held while the open runs of a storage are looked at: threads open and end them.
-_LOCK = threading.Lock()
+_LOCK = ForkSafeLock()
 
 
 class _Local(threading.local):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,30 @@ class Broken(LocMemCache):
         raise ConnectionError("nobody there")
 
     set_many = get_many
+
+
+class Distant(LocMemCache):
+    """A cache whose answers reach all threads at one moment, if they may ask at once.
+
+    Where one has to wait for the other, they come as ever.
+    """
+
+    together = threading.Barrier(8)
+    together.abort()
+
+    def get_many(self, keys: Any, *args: Any, **kwargs: Any) -> Any:
+        found = {key: LocMemCache.get(self, key, self) for key in keys}
+        self._wait()
+        return {key: value for key, value in found.items() if value is not self}
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().get(*args, **kwargs)
+        self._wait()
+        return found
+
+    def _wait(self) -> None:
+        with suppress(threading.BrokenBarrierError):
+            self.together.wait(0.2)
 
 
 class Refusing(LocMemCache):
@@ -106,6 +133,42 @@ def test_two_writers_keep_each_others_entries() -> None:
     assert [fresh.get(str(n)) for n in range(100)] == [
         _remembered(n) for n in range(100)
     ]
+
+
+@override_settings(CACHES=_caches(Distant))
+def test_threads_that_write_at_one_moment_keep_each_others_entries() -> None:
+    """As those do that save through one storage."""
+
+    def remember(first: int) -> None:
+        one = _cache()
+        for number in range(first, 40, 8):
+            one.remember(str(number), _remembered(number))
+        one.flush()
+
+    _at_once(remember)
+    fresh = _cache()
+    assert [n for n in range(40) if fresh.get(str(n)) != _remembered(n)] == []
+
+
+@pytest.mark.parametrize("step", [1, -1])
+@override_settings(CACHES=_caches(Distant))
+def test_threads_that_begin_at_one_moment_all_leave_their_note(step: int) -> None:
+    """Else one that is killed may go unnoticed."""
+    journals = [Journal("default", "place") for _ in range(8)]
+    assert not any(journal.is_open for journal in journals)
+    _at_once(lambda number: journals[number].begin())
+    for journal in journals[::step]:
+        assert Journal("default", "place").is_open
+        journal.end(settles=False)
+    assert not Journal("default", "place").is_open
+
+
+def _at_once(work: Callable[[int], object]) -> None:
+    """Do `work` in eight threads, each with its number."""
+    Distant.together.reset()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    Distant.together.abort()
 
 
 @pytest.mark.parametrize(

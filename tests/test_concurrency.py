@@ -346,7 +346,10 @@ def test_save_that_another_thread_overtakes(site: Site, batch: bool) -> None:
 
 
 class Slow(LocMemCache):
-    """A cache in which the thread `late` comes to write long after it has read."""
+    """A cache in which the thread `late` comes to write long after it has read.
+
+    The others of this process have to wait for it.
+    """
 
     read = threading.Event()
     go_on = threading.Event()
@@ -354,7 +357,7 @@ class Slow(LocMemCache):
     def set_many(self, *args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name == "late":
             self.read.set()
-            self.go_on.wait(2)
+            self.go_on.wait(0.3)
         return super().set_many(*args, **kwargs)
 
 
@@ -438,6 +441,14 @@ def test_fork_in_the_midst_of_uploads(site: Site) -> None:
     with _working(site, "fork_while_busy()") as outcomes:
         assert len(outcomes) == 5
     assert len(site.bucket.names()) == 200 + 5 * 20
+    _assert_contents(site)
+
+
+def test_fork_in_the_midst_of_remembering(site: Site) -> None:
+    """No child waits for a thread of the parent to be done with the cache."""
+    site.settings = {"CACHES": {"default": {"BACKEND": "tests.workers.Held"}}}
+    with _working(site, "fork_while_remembering()") as outcomes:
+        assert len(outcomes) == 1
     _assert_contents(site)
 
 

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import re
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_plus
@@ -160,21 +159,32 @@ def test_heads_run_side_by_side(site: Site, opaque: Opaque) -> None:
     """
     site.write_many(300)
     site.collect()
-    lock, under_way, at_once = threading.Lock(), [0], []
+    changed, under_way, alone = threading.Condition(), set(), []
+    numbers, newest = itertools.count(), 0
 
-    def count(handler: Handler, request: Request, body: bytes) -> bool:
-        if request.kind == "HEAD":
-            with lock:
-                under_way[0] += 1
-                at_once.append(under_way[0])
-            time.sleep(0.01)
-            with lock:
-                under_way[0] -= 1
-        return opaque(handler, request, body)
+    def meet(handler: Handler, request: Request, body: bytes) -> bool:
+        """Let a HEAD wait until another one has come, or is there already."""
+        nonlocal newest
+        if request.kind != "HEAD":
+            return opaque(handler, request, body)
+        with changed:
+            newest = number = next(numbers)
+            under_way.add(number)
+            changed.notify_all()
+            in_the_middle = 100 <= number < 250 and not alone
+            if in_the_middle and not changed.wait_for(
+                lambda: newest > number or len(under_way) > 1, 5
+            ):
+                alone.append(number)
+        try:
+            return opaque(handler, request, body)
+        finally:
+            with changed:
+                under_way.remove(number)
 
-    site.proxy.fault = count
+    site.proxy.fault = meet
     assert site.collect(**_cold(site)).requests == {"LIST": 1, "HEAD": 300}
-    assert min(at_once[100:250]) > 1
+    assert alone == []
 
 
 def test_ordinary_bucket_sees_no_fingerprint(site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.files.base import ContentFile
 
 PATIENCE = 20  # seconds, after which a child hangs
@@ -52,6 +54,29 @@ def fork_while_busy() -> None:
             if number % 40 == 20:
                 children.append(_fork(lambda n=number: _work(f"child{n}")))
     _print_outcomes(children)
+
+
+class Held(LocMemCache):
+    """A cache that takes nothing before it may."""
+
+    reached = threading.Event()
+    go_on = threading.Event()
+
+    def set_many(self, *args: Any, **kwargs: Any) -> Any:
+        self.reached.set()
+        self.go_on.wait(PATIENCE)
+        return super().set_many(*args, **kwargs)
+
+
+def fork_while_remembering() -> None:
+    """Fork while a thread writes to the cache, and let the child do the same."""
+    thread = threading.Thread(target=_save, args=("thread",))
+    thread.start()
+    assert Held.reached.wait(PATIENCE)
+    child = _fork(lambda: (Held.go_on.set(), _work("child")))
+    Held.go_on.set()
+    thread.join()
+    _print_outcomes([child])
 
 
 def fork_in_batch(how: str) -> None:
