@@ -32,7 +32,7 @@ types: $(VENV)/types
 matrix: $(VENV)/matrix
 	PATH="$(MATRIX_PATH)" $(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner $(ARGS)
 
-# Of what `make test PYTEST="coverage run -m pytest"` and `make matrix` have run.
+# Of what `make test PYTEST="coverage run -m pytest"` and, with obstore, `make matrix` ran.
 coverage: $(VENV)/test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

@@ -4,10 +4,13 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import botocore.loaders
 import django
 import pytest
+from botocore.loaders import Loader
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()
@@ -18,6 +21,23 @@ from tests.servers import Server, server_for_tests  # noqa: E402
 from tests.site import Site  # noqa: E402
 
 _numbers = itertools.count()
+
+
+class SharingLoader(Loader):
+    """Shares botocore's models with all others of its kind, as those of a session do.
+
+    Each storage has a session of its own, which would look for the models and decode
+    them anew: more than half of what most tests would do.
+    """
+
+    shared: dict[Any, Any] = {}  # noqa: RUF012
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cache = self.shared
+
+
+botocore.loaders.Loader = SharingLoader
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

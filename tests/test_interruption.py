@@ -233,7 +233,7 @@ def _interrupt(site: Site, hanging: Hanging, *arguments: str) -> str:
 
 @pytest.mark.parametrize("threads", [0, 1, 64])
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST])
-def test_ctrl_c_while_uploadshang(site: Site, backend: str, threads: int) -> None:
+def test_ctrl_c_while_uploads_hang(site: Site, backend: str, threads: int) -> None:
     """It ends the deploy within two seconds, whatever the server does or does not."""
     site.backend = backend
     site.options["collectfast_threads"] = threads
