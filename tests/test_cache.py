@@ -56,6 +56,13 @@ class Distant(LocMemCache):
             self.together.wait(0.2)
 
 
+class Unreadable(LocMemCache):
+    """A cache that answers to no single question."""
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("not now")
+
+
 class Refusing(LocMemCache):
     """A cache that takes no large entry, as Memcached does."""
 
@@ -343,4 +350,10 @@ def test_note_of_a_run_that_began_meanwhile_stays() -> None:
     other.begin()
     one.begin()
     one.end(settles=False)
+    assert Journal("default", "place").is_open
+
+
+@override_settings(CACHES=_caches(Unreadable))
+def test_note_that_cannot_be_read_may_be_there() -> None:
+    """Then the bucket is asked, and not the cache alone."""
     assert Journal("default", "place").is_open

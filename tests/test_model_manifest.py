@@ -30,7 +30,13 @@ from tests.machine import (
 )
 from tests.site import Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # django-storages leaves open what it decompresses: S3File._decompress_file.
+    pytest.mark.filterwarnings(
+        "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
+    ),
+]
 
 MANIFEST = "staticfiles.json"
 LOCAL = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
