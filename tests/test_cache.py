@@ -357,3 +357,15 @@ def test_note_of_a_run_that_began_meanwhile_stays() -> None:
 def test_note_that_cannot_be_read_may_be_there() -> None:
     """Then the bucket is asked, and not the cache alone."""
     assert Journal("default", "place").is_open
+
+
+def test_forgotten_is_gone_whatever_another_has_noted() -> None:
+    """To know nothing costs a comparison; a doubt would cost an upload."""
+    _noting(key=_remembered(1)).flush()
+    one, other = _cache(), _cache()
+    assert one.get("key") == other.get("key") == _remembered(1)
+    other.remember("key", _remembered(2))
+    other.flush()
+    one.forget("key")
+    one.flush()
+    assert _cache().get("key") is None
