@@ -65,7 +65,7 @@ def kill_at_the_last(
     command = ("collectstatic", "--noinput", *arguments)
     if worker:
         command = ("shell", "-c", f"from tests import workers; workers.{worker}()")
-    with settled(site.proxy), managing(site, *command) as process:
+    with settled(site.proxy), managing(site, *command, traced=False) as process:
         fault.wait()
         process.send_signal(signum)
         process.communicate(timeout=PROMPT)

@@ -42,15 +42,23 @@ def environment(site: Site) -> dict[str, str]:
 
 
 @contextmanager
-def managing(site: Site, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run ``manage.py`` with `arguments`, at the latest to the end of the block."""
+def managing(
+    site: Site, *arguments: str, traced: bool = True
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``manage.py`` with `arguments`, at the latest to the end of the block.
+
+    Not `traced` is what is going to be interrupted: coverage, interrupted while it has
+    its own lock, waits for it for ever.
+    """
+    measured = environment(site)
+    untraced = {k: v for k, v in measured.items() if "COVERAGE_PROCESS" not in k}
     # Whoever ignores SIGINT, as what a shell runs in the background does, has children
     # that ignore it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, str(MANAGE), *arguments],
-        env=environment(site),
+        env=measured if traced else untraced,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -63,10 +71,10 @@ def managing(site: Site, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def deploying(
-    site: Site, *arguments: str
+    site: Site, *arguments: str, traced: bool = True
 ) -> AbstractContextManager[subprocess.Popen[str]]:
-    """Run collectstatic."""
-    return managing(site, "collectstatic", "--noinput", *arguments)
+    """Run collectstatic; see `managing`."""
+    return managing(site, "collectstatic", "--noinput", *arguments, traced=traced)
 
 
 def deploy(site: Site, *arguments: str) -> tuple[int, str]:

@@ -56,6 +56,18 @@ class Distant(LocMemCache):
             self.together.wait(0.2)
 
 
+class Hasty(LocMemCache):
+    """A cache that is away for the first question."""
+
+    away = True
+
+    def get_many(self, *args: Any, **kwargs: Any) -> Any:
+        if Hasty.away:
+            Hasty.away = False
+            raise ConnectionError("not yet")
+        return super().get_many(*args, **kwargs)
+
+
 class Unreadable(LocMemCache):
     """A cache that answers to no single question."""
 
@@ -369,3 +381,31 @@ def test_forgotten_is_gone_whatever_another_has_noted() -> None:
     one.forget("key")
     one.flush()
     assert _cache().get("key") is None
+
+
+@override_settings(CACHES=_caches(Hasty))
+def test_what_could_not_be_read_is_forgotten_all_the_same() -> None:
+    """It may be there."""
+    Hasty.away = False
+    _noting(key=_remembered(1)).flush()
+    Hasty.away = True
+    one = _cache()
+    one.forget("key")
+    one.flush()
+    assert _cache().get("key") is None
+
+
+def test_keys_are_those_of_all_shards() -> None:
+    """Whatever was asked for before."""
+    names = [f"place/{number}" for number in range(40)]
+    _noting(**dict.fromkeys([*names, "elsewhere"], _remembered(1))).flush()
+    assert sorted(_cache().keys("place/")) == sorted(names)
+
+
+def test_what_is_flushed_is_not_flushed_again() -> None:
+    """By then another may have noted something newer."""
+    one = _noting(key=_remembered(1))
+    one.flush()
+    _noting(key=_remembered(2)).flush()
+    one.flush()
+    assert _cache().get("key") == _remembered(2)

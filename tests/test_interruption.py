@@ -172,7 +172,8 @@ def test_interrupted_at_a_random_moment_the_next_run_completes(
 
     strike = Strike(signum, moment, how)
     site.proxy.fault = strike
-    with settled(site.proxy), deploying(site, *scenario.arguments) as process:
+    deploying_now = deploying(site, *scenario.arguments, traced=False)
+    with settled(site.proxy), deploying_now as process:
         strike.at(process)
         _, errors = process.communicate(timeout=LONG)
     if strike.struck.is_set() and how != "answered":
@@ -216,7 +217,7 @@ class Hanging:
 def _interrupt(site: Site, hanging: Hanging, *arguments: str) -> str:
     """Send SIGINT when the server hangs, and return what the process complained."""
     site.proxy.fault = hanging
-    with settled(site.proxy), deploying(site, *arguments) as process:
+    with settled(site.proxy), deploying(site, *arguments, traced=False) as process:
         assert hanging.seen.wait(LONG)
         time.sleep(0.1)  # Until it does nothing but wait.
         process.send_signal(signal.SIGINT)
@@ -283,7 +284,7 @@ def test_ctrl_c_twice_in_the_midst_of_a_deploy(site: Site) -> None:
     """Twice in a row, as the impatient do; what had arrived is not sent again."""
     files = site.write_many(400)
     site.proxy.fault = _slow
-    with settled(site.proxy), deploying(site) as process:
+    with settled(site.proxy), deploying(site, traced=False) as process:
         while site.proxy.count()["PUT"] < 50 and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)

@@ -15,9 +15,9 @@ import pytest
 from django.core.cache.backends.filebased import FileBasedCache
 from django.core.files.base import ContentFile
 
-from tests.killing import Last, file_cache, kill_at_the_last
+from tests.killing import Last, file_cache, hang, kill_at_the_last
 from tests.processes import deploy
-from tests.proxy import meanwhile
+from tests.proxy import Handler, Request, meanwhile
 from tests.site import Site
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,31 @@ def test_what_is_remembered_is_trusted_again_after_the_next_whole_run(
         path.write_text("B")
     kill_at_the_last(site, Last(False, 5), signal.SIGKILL)
     assert site.collect().requests == {"HEAD": 5}
+    assert site.collect().requests == {}
+
+
+class Nothing(Last):
+    """Lets nothing be done, and hangs."""
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == self.kind:
+            self.done.release()
+            hang(handler)
+        return request.kind == self.kind
+
+
+def test_what_a_killed_deploy_did_not_touch_is_trusted_again_too(
+    site: Site, tmp_path: Path
+) -> None:
+    """The whole run after it, that finds all as it was, has nothing to remember."""
+    site.settings = file_cache(tmp_path / "cache")
+    site.options = {"collectfast_preload": False}
+    site.write("a.txt", "A")
+    site.collect()
+    site.write("a.txt", "B")
+    kill_at_the_last(site, Nothing(False, 1), signal.SIGKILL)
+    site.write("a.txt", "A")
+    assert site.collect().requests == {"HEAD": 1}
     assert site.collect().requests == {}
 
 
