@@ -220,3 +220,22 @@ def test_answers_that_are_none_to_other_questions(site: Site) -> None:
     site.proxy.fault = None
     site.collect()
     assert site.bucket.files() == {"a.css": b"a"}
+
+
+def test_second_look_at_a_listing_of_a_moment_ago(site: Site) -> None:
+    """What it says has changed is asked for: nothing is uploaded twice."""
+    site.write("a.txt", "old")
+    site.collect()
+    site.write("a.txt", "new")
+    first: list[tuple[int, bytes, list[tuple[str, str]]]] = []
+
+    def stale(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind != "LIST":
+            return False
+        first.extend([] if first else [handler.ask(body)])
+        handler.answer(*first[0])
+        return True
+
+    site.proxy.fault = stale
+    assert site.collect().requests == {"LIST": 2, "PUT": 1, "HEAD": 1}
+    assert site.bucket.read("a.txt") == b"new"
