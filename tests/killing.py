@@ -50,6 +50,26 @@ class Last:
             assert self.done.acquire(timeout=LONG)
 
 
+@dataclass
+class Hanging:
+    """Never answers requests of one kind, and does nothing for them."""
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        self._seen = threading.Event()
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind != self.kind:
+            return False
+        self._seen.set()
+        hang(handler)
+        return True
+
+    def wait(self) -> None:
+        assert self._seen.wait(LONG)
+
+
 def hang(handler: Handler) -> None:
     """Answer never; the client hangs up."""
     handler.connection.settimeout(LONG)
@@ -58,7 +78,11 @@ def hang(handler: Handler) -> None:
 
 
 def kill_at_the_last(
-    site: Site, fault: Last, signum: int, *arguments: str, worker: str = ""
+    site: Site,
+    fault: Last | Hanging,
+    signum: int,
+    *arguments: str,
+    worker: str = "",
 ) -> None:
     """Send a deploy the signal; or what `worker`, one of `tests.workers`, does."""
     site.proxy.fault = fault

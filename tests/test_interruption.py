@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.bucket import BucketView
-from tests.killing import PROMPT, file_cache, hang
+from tests.killing import PROMPT, Hanging, file_cache
 from tests.processes import LONG, deploy, deploying, seeded, settled
 from tests.proxy import Handler, Request
 from tests.site import STATIC, Site
@@ -197,28 +197,11 @@ def test_interrupted_at_a_random_moment_the_next_run_completes(
 LARGE = 9 * 1024 * 1024  # In parts, as boto3's default threshold is 8 MB.
 
 
-@dataclass
-class Hanging:
-    """Never answers requests of one kind."""
-
-    kind: str
-
-    def __post_init__(self) -> None:
-        self.seen = threading.Event()
-
-    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
-        if request.kind != self.kind:
-            return False
-        self.seen.set()
-        hang(handler)
-        return True
-
-
 def _interrupt(site: Site, hanging: Hanging, *arguments: str) -> str:
     """Send SIGINT when the server hangs, and return what the process complained."""
     site.proxy.fault = hanging
     with settled(site.proxy), deploying(site, *arguments, traced=False) as process:
-        assert hanging.seen.wait(LONG)
+        hanging.wait()
         time.sleep(0.1)  # Until it does nothing but wait.
         process.send_signal(signal.SIGINT)
         try:

@@ -15,9 +15,9 @@ import pytest
 from django.core.cache.backends.filebased import FileBasedCache
 from django.core.files.base import ContentFile
 
-from tests.killing import Last, file_cache, hang, kill_at_the_last
+from tests.killing import Hanging, Last, file_cache, kill_at_the_last
 from tests.processes import deploy
-from tests.proxy import Handler, Request, meanwhile
+from tests.proxy import meanwhile
 from tests.site import Site
 
 pytestmark = pytest.mark.slow
@@ -62,16 +62,6 @@ def test_what_is_remembered_is_trusted_again_after_the_next_whole_run(
     assert site.collect().requests == {}
 
 
-class Nothing(Last):
-    """Lets nothing be done, and hangs."""
-
-    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
-        if request.kind == self.kind:
-            self.done.release()
-            hang(handler)
-        return request.kind == self.kind
-
-
 def test_what_a_killed_deploy_did_not_touch_is_trusted_again_too(
     site: Site, tmp_path: Path
 ) -> None:
@@ -81,7 +71,7 @@ def test_what_a_killed_deploy_did_not_touch_is_trusted_again_too(
     site.write("a.txt", "A")
     site.collect()
     site.write("a.txt", "B")
-    kill_at_the_last(site, Nothing(False, 1), signal.SIGKILL)
+    kill_at_the_last(site, Hanging("PUT"), signal.SIGKILL)
     site.write("a.txt", "A")
     assert site.collect().requests == {"HEAD": 1}
     assert site.collect().requests == {}
