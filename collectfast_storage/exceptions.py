@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from botocore.exceptions import BotoCoreError
 from django.core.management.base import CommandError
 
 # http.client quotes the header that it refuses to send, such as a signature with an
@@ -26,21 +25,13 @@ class BucketError(CollectfastError):
     """The bucket as a whole could not be used; no file was the reason."""
 
     def __init__(self, bucket_name: str, cause: BaseException) -> None:
+        self.cause = cause
         reason = _without_secrets(cause)
         super().__init__(f"The bucket {bucket_name!r} cannot be used: {reason}")
 
 
 class DeniedError(BucketError):
     """The bucket does not say what it holds, as a permission is missing."""
-
-
-class AnswerError(BotoCoreError):
-    """An answer that is none of S3's, of which nothing may be concluded."""
-
-    fmt = (
-        "{what}. Is its endpoint the right one, and does nothing between here and "
-        "there answer in its place?"
-    )
 
 
 class ClearError(CollectfastError):

@@ -1,311 +1,625 @@
-"""One collectstatic, from the first question to the report."""
+"""One run, a collectstatic's or a program's batch, from the first question to the end.
+
+What happens to a file reads from top to bottom: it is asked about, judged, saved,
+uploaded, and remembered; at the end come deletes, and the report.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from functools import partial
 from io import BytesIO
-from typing import IO
+from queue import Empty, SimpleQueue
+from typing import IO, Any, NamedTuple
 
+from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files import File
+from django.core.files.storage import Storage
 
-from collectfast_storage.bucket import Bucket
-from collectfast_storage.clearing import Clearing
-from collectfast_storage.command import Source
-from collectfast_storage.content import Content
-from collectfast_storage.deletion import Deletion
-from collectfast_storage.etag import Fingerprint
-from collectfast_storage.exceptions import DeniedError
-from collectfast_storage.executor import BoundedExecutor, SerialExecutor
-from collectfast_storage.inquiry import Inquiry
-from collectfast_storage.ledger import Ledger, Verdict
-from collectfast_storage.plan import Plan
-from collectfast_storage.progress import Progress
-from collectfast_storage.report import Report
-from collectfast_storage.sources import CapturedSave, Sources
-from collectfast_storage.upload import Uploads
-from collectfast_storage.verification import Republish, Verification
+from collectfast_storage.decision import (
+    DOUBTFUL,
+    UNASKED,
+    Remembered,
+    Remote,
+    Verdict,
+    between,
+    decide,
+)
+from collectfast_storage.exceptions import (
+    BucketError,
+    DeleteError,
+    DeniedError,
+    UploadError,
+)
+from collectfast_storage.fingerprint import Fingerprint
+from collectfast_storage.memory import Memory
+from collectfast_storage.payload import Payload
+from collectfast_storage.reporting import Progress, Report
+from collectfast_storage.s3.bucket import Bucket
+from collectfast_storage.s3.errors import concerns_bucket, naming
+from collectfast_storage.s3.listing import Listing
+from collectfast_storage.uploads import BoundedExecutor, Outcome, Uploads
 
-_NOTHING: Republish = {}
+# So many objects are asked for their metadata, in case their ETags are opaque; where
+# one of them is, so are all that an ETag cannot decide.
+_SAMPLE = 8
+# What a later pass of post-processing may replace waits in memory up to this; beyond,
+# it goes up, which costs an upload.
+_MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
+
+
+class Source(NamedTuple):
+    """A file that collectstatic copies, in the storage where its finder found it."""
+
+    storage: Storage
+    path: str
+
+    def open(self) -> File[bytes]:
+        """Open the file as collectstatic does."""
+        return self.storage.open(self.path)
+
+
+class Caller:
+    """Who a run is for, with its storage; here, a program's batch.
+
+    Attributes say what is asked of the run; `collectstatic.Collectstatic` has its own.
+    """
+
+    collects = False
+    dry_run = False
+    clears = False
+    has_barrier = True  # whether something comes after the last save
+    sources: Mapping[str, Source] = {}  # by name
+    last_source: str | None = None
+    wanted: Collection[str] | None = None  # what will be asked for, if that is known
+    spared: Collection[str] = ()  # names that clearing leaves alone
+    processed: Collection[str] = ()  # sources whose names post-processing will save
+    progress = Progress()
+
+    def __init__(
+        self, storage: Any, *, lists: bool | None = None, trusts: bool | None = None
+    ) -> None:
+        """Stand for a program that uses `storage`.
+
+        The bucket is listed ahead if it `lists`; memory is believed without asking the
+        bucket if it `trusts`. The default is what ``collectfast_preload`` says.
+        """
+        preload = storage._collectfast_options.preload
+        self.storage = storage
+        self.lists = preload if lists is None else lists
+        self.trusts = not self.lists if trusts is None else trusts
+        # A site's own may look at its object at once.
+        self.saves_as_is = not overridden(type(storage), "save", "_save")
+        self.waits = not self.saves_as_is
+
+    def copied_before(self) -> Collection[str]:
+        """Return the names that count as copied, whether or not this run saw them."""
+        return ()
+
+    def tell(self, report: Report) -> None:
+        """Hear of the end."""
+
+
+def overridden(cls: type, *names: str) -> bool:
+    """Tell whether a class of a site's own, above `cls`, has one of the `names`."""
+    own = ("django.", "storages.", "collectfast_storage.")
+    return any(
+        {*names} & vars(each).keys()
+        for each in cls.__mro__
+        if not each.__module__.startswith(own)
+    )
 
 
 class Run:
-    """One collectstatic, or one batch of a program's own.
+    """What is asked and done in one thread, until `finish`.
 
-    Until its barrier, failures are gathered and deletes are only noted; without one,
-    every call is carried out as it is made. Names are the bucket's keys.
+    Names are those below the storage's location. Failures are gathered and deletes only
+    noted until the end. Raises `DeniedError` where one object must not be asked for,
+    and `BucketError` where the bucket cannot be used.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        bucket: Bucket,
-        ledger: Ledger,
-        executor: SerialExecutor | BoundedExecutor,
-        captured_save: CapturedSave,
-        find_sources: Callable[[], Mapping[str, Source]] = dict,
-        expected: Iterable[str] = (),
-        keep: Iterable[str] = (),
-        delete_one: Callable[[str], object] | None = None,
-        progress: Progress | None = None,
-        tell_cleared: Callable[[Iterable[str]], object] = tuple,
+        self, caller: Caller, bucket: Bucket, memory: Memory, uploads: Uploads
     ) -> None:
-        """Open the run that carries out `plan`; nothing is asked of anyone yet.
-
-        The keys `expected` will be asked for beside those of the sources; a run that
-        clears leaves those to `keep` alone, and without a barrier calls `tell_cleared`
-        with the names of what it cleared. See `Sources` and `Deletion` for the rest.
-        """
-        self.plan = plan
-        self._bucket = bucket
-        self._ledger = ledger
-        self._progress = progress or Progress()
-        self._start = time.monotonic()
-        self._sources = Sources(find_sources, captured_save, bucket.name_of)
-        self._uploads = Uploads(bucket, ledger, executor)
-        self._deletion = Deletion(
-            bucket, ledger, dry_run=plan.dry_run, delete_one=delete_one
-        )
-        self._inquiry = Inquiry(
-            plan,
-            bucket,
-            ledger,
-            executor,
-            self._sources,
-            expected,
-            self._progress.start,
-        )
-        self._clearing = Clearing(
-            plan,
-            self._inquiry,
-            self._sources,
-            self._deletion,
-            keep,
-            bucket.name_of,
-            tell_cleared,
-        )
-        # What post-processing put in the place of something, and whether by `save`.
-        self._replaced: dict[str, bool] = {}
-        self._verification = Verification(
-            plan,
-            self._inquiry,
-            ledger,
-            executor,
-            self._sources,
-            self._clearing,
-            self._deletion,
-            self._replaced,
-            bucket.name_of,
-        )
-        self._held_back: dict[str, Content] = {}
-        self._unchanged: set[str] = set()
-        self._to_delete: set[str] = set()
-        self._is_complete = False
+        """Open the run for `caller`; nothing is asked of anyone yet."""
+        self.caller = caller
         self.post_processing = False
-        self.ended = False
+        self.is_open = True  # It answers; or else django-storages does.
+        self.is_closed = False
+        self._pid = os.getpid()
+        self._bucket = bucket
+        self._memory = memory
+        self._uploads = uploads
+        self._listing = Listing(bucket, caller.storage.get_object_parameters)
+        self._start = time.monotonic()
+        self._is_prepared = False
+        self._ahead: dict[str, Payload] = {}  # sources that were read and hashed
+        self._heads_left, self._has_asked_ahead = _SAMPLE, False
+        self._drafts: dict[str, Payload] = {}
+        self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
+        self._unchanged: set[str] = set()
+        self._uploaded: set[str] = set()
+        self._bytes = 0
+        self._leaving: set[str] = set()  # to be deleted at the end
+        self._deleted: list[str] = []
+        self._seen: set[str] = set()  # saved or found there, and not to be cleared
+        self._replaced: set[str] = set()  # saved in post-processing
+        # What other threads and runs wrote, until this run's own thread takes note.
+        self._touched: SimpleQueue[str] = SimpleQueue()
 
-    @property
-    def collecting(self) -> bool:
-        """Whether a command is still asking about its sources."""
-        return self.plan.collects and not self.post_processing
+    # A file is asked about.
 
-    @property
-    def stands_aside(self) -> bool:
-        """Whether what is asked now is asked by a site's own `delete`."""
-        return self._deletion.stands_aside
-
-    # What the storage is asked.
-
-    def exists(self, key: str) -> bool:
-        """Tell whether the bucket will have `key`, after what was done so far."""
-        if key == self._bucket.prefix:
-            # Asked for the location as a whole, `--clear` has nothing to do: `finish`
-            # does; without a barrier, only if there is nothing to wait for.
-            self._clearing.arrived(key)
+    def exists(self, name: str) -> bool:
+        """Tell whether the bucket will have `name`, after what was done so far."""
+        self._catch_up()
+        if not name:
+            # Asked for the location as a whole, `--clear` has nothing to do: that comes
+            # at the end; if there is one.
+            if self.caller.clears and not self.caller.has_barrier:
+                self._clear_if_no_source_will_come()
             return False
-        if key in self._to_delete or self._clearing.is_left_over(key):
-            return False
-        if self._coming(key) is not None:
-            return True
+        if self._is_leaving(name) or self._coming(name):
+            return not self._is_leaving(name)
         try:
-            return self._inquiry.exists(key)
+            return self._remote(name) is not None
         except DeniedError:
             # Saving overwrites what may be there; no name is chosen for being free.
-            if self.plan.overwrites:
+            if self.caller.storage.file_overwrite:
                 return False
             raise
 
-    def modified_time(self, key: str) -> datetime:
-        """Return a time that is the verdict on `key`.
+    def modified_time(self, name: str) -> datetime:
+        """Return a time that is the verdict on `name`, while a command collects.
 
         As new as its source if the bucket holds what saving that would send, older if
         not. `NotImplementedError`, where there is no such source, makes the command
         copy without asking further.
         """
-        source = self._sources.by_key.get(key)
-        if source is None or not self.plan.as_is:
+        self._catch_up()
+        source = self.caller.sources.get(name)
+        if source is None or not self.caller.saves_as_is:
             raise NotImplementedError("Only a comparison of contents can tell.")
-        newest = source.modified_time()
-        if not self._sources.judge(key, partial(self.holds, key)):
+        newest = source.storage.get_modified_time(source.path)
+        if self._judge_source(name) is Verdict.HELD:
+            self._has_arrived(name, Verdict.HELD)
+            return newest
+        try:
             return newest - timedelta(days=1)
-        self._unchanged.add(key)
-        self._arrived(key)
-        return newest
+        except OverflowError as error:
+            raise NotImplementedError("No time is older than that.") from error
 
-    def holds(self, key: str, content: Content) -> bool:
-        """Tell whether the bucket has `content` as `key`, or will have."""
-        return self._verdict(key, content) is Verdict.HELD
-
-    def read(self, key: str) -> IO[bytes] | File[bytes] | None:
-        """Return what is or will be in the bucket as `key`, if it is to be had here.
+    def read(self, name: str) -> IO[bytes] | File[bytes] | None:
+        """Return what is or will be in the bucket as `name`, if it is to be had here.
 
         Raises `FileNotFoundError` for what this run has deleted.
         """
-        if key in self._to_delete or self._clearing.is_left_over(key):
-            raise FileNotFoundError(f"File does not exist: {key}")
-        if key in self._held_back:
-            return BytesIO(self._held_back[key].plain or b"")
-        own = self.post_processing and self.plan.as_is and key not in self._replaced
-        if own and key in self._sources.by_key:
-            return self._sources.by_key[key].open()
-        self.settle(key)
+        self._catch_up()
+        if self._is_leaving(name):
+            raise FileNotFoundError(f"File does not exist: {name}")
+        if name in self._drafts:
+            return BytesIO(self._drafts[name].plain or b"")
+        is_source = self.caller.saves_as_is and name not in self._replaced
+        if self.post_processing and is_source and name in self.caller.sources:
+            return self.caller.sources[name].open()
+        self.settle(name)
         return None
 
-    def settle(self, key: str) -> None:
-        """Wait until what was saved as `key` is there; `UploadError` if it is not."""
-        self._uploads.settle(key)
+    # It is judged.
+
+    def _judge_source(self, name: str) -> Verdict:
+        ahead = self._ahead.pop(name, None)
+        if ahead is not None:
+            return self._verdict(name, ahead)
+        verdicts: list[Verdict] = []
+        self._capture(name, lambda each: verdicts.append(self._verdict(name, each)))
+        return verdicts[0] if len(verdicts) == 1 else Verdict.UNCERTAIN
+
+    def _verdict(self, name: str, payload: Payload) -> Verdict:
+        """Return whether the bucket has `payload` as `name`, or will have it."""
+        coming = self._coming(name)
+        if coming is not None:
+            return between(coming, payload.fingerprint)
+        remembered = self._memory.get(name)
+        ignore_etag = self.caller.storage._collectfast_options.ignore_etag
+        try:
+            remote = self._remote(name)
+            verdict = decide(payload, remote, remembered, ignore_etag=ignore_etag)
+            if verdict is Verdict.ASK and self._is_worth_a_head(remote, payload):
+                remote = self._listing.head(name)
+                verdict = decide(payload, remote, remembered)
+        except DeniedError:
+            # What must not be asked for is uploaded; that goes without asking.
+            return Verdict.UNCERTAIN
+        if verdict is Verdict.HELD and remote is not None and remote is not UNASKED:
+            remembered = Remembered(payload.fingerprint, remote.etag)
+            self._memory.remember(name, remembered)
+        if remembered and remembered.etag == remembered.fingerprint.md5:
+            self._bucket.learn(opaque=False)
+        return Verdict.CONTENT if verdict is Verdict.ASK else verdict
+
+    def _remote(self, name: str) -> Remote | None:
+        """Return what the bucket holds as `name`; `UNASKED` where memory will do."""
+        self._prepare()
+        remembered = self._memory.get(name) if self.caller.trusts else None
+        if remembered is not None and remembered is not DOUBTFUL:
+            return UNASKED
+        return self._listing[name]
+
+    def _is_worth_a_head(self, remote: Remote | None, payload: Payload) -> bool:
+        """Tell whether metadata may decide where an ETag cannot.
+
+        Where ETags are opaque they hold a fingerprint. Whether one is so is a matter of
+        the object, not of the bucket: a few are asked, and all if one of them is.
+        """
+        if remote is UNASKED:
+            return True
+        if self.caller.collects and self.caller.lists and not self._has_asked_ahead:
+            self._has_asked_ahead = True
+            self._ask_ahead(everything=payload.has_opaque_etag)
+        self._heads_left -= 1
+        is_opaque = payload.has_opaque_etag or self._bucket.has_opaque_etags
+        return bool(is_opaque) or self._heads_left >= 0
+
+    def _ask_ahead(self, *, everything: bool) -> None:
+        """Ask, side by side, for a few that no ETag can decide; or for all of them."""
+        self._read_ahead(lambda: False)
+        undecided = [name for name in self._ahead if self._is_undecided(name)]
+        sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
+        if not everything:
+            self._heads_left -= len(sample)
+            self._listing.ask(self._uploads.executor, sample)
+        if everything or self._bucket.has_opaque_etags:
+            self._listing.ask(self._uploads.executor, undecided)
+
+    def _is_undecided(self, name: str) -> bool:
+        with suppress(DeniedError):
+            remote, remembered = self._listing[name], self._memory.get(name)
+            return decide(self._ahead[name], remote, remembered) is Verdict.ASK
+        return False
+
+    def _prepare(self) -> None:
+        """List the bucket, and read sources while it answers."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        caller = self.caller
+        caller.progress.start(len(caller.sources))
+        if not caller.lists:
+            return
+        with naming(self._bucket.name):
+            self._bucket.client  # noqa: B018 (made in this thread)
+        # Not in a thread of the executor, which has to run what this waits for.
+        loader, executor = BoundedExecutor(1), self._uploads.executor
+        wanted = None if caller.wanted is None else sorted(caller.wanted)
+        loading = loader.submit(
+            self._listing.load, executor, wanted, whole=caller.clears
+        )
+        try:
+            if caller.saves_as_is:
+                self._read_ahead(loading.done)
+            loading.result()
+        finally:
+            loader.shutdown(wait=False)
+
+    def _read_ahead(self, is_enough: Callable[[], bool]) -> None:
+        """Read and hash sources; of what was read only the hashes are kept."""
+        for name in self.caller.sources:
+            if is_enough():
+                return
+            if name not in self._ahead and name not in self._seen:
+                with suppress(OSError):  # The command will meet it, and name it.
+                    self._capture(name, lambda each, name=name: self._keep(name, each))  # type: ignore[misc]
+
+    def _keep(self, name: str, payload: Payload) -> None:
+        # What is remembered need not be compressed to be compared.
+        remembered = payload.compresses and self._memory.get(name)
+        if payload.plain is not None and not remembered and payload.can_settle:
+            payload.settle()
+            self._ahead[name] = payload
+
+    def _capture(self, name: str, take: Callable[[Payload], object]) -> None:
+        """Call `take` with what saving the source `name` would send."""
+        with self.caller.sources[name].open() as file:
+            self.caller.storage._collectfast_capture(
+                name, file, lambda _, payload: take(payload)
+            )
+
+    # It is saved, or deleted.
+
+    def save(self, name: str, payload: Payload, *, is_draft: bool = False) -> None:
+        """Upload `payload` as `name`, unless the bucket holds it.
+
+        A draft waits for the end, and is forgotten if it is deleted or saved again by
+        then.
+        """
+        self._catch_up()
+        self._leaving.discard(name)
+        if self.post_processing:
+            self._replaced.add(name)
+        elif name in self.caller.processed:
+            return  # That puts another content in its place.
+        verdict = self._verdict(name, payload)
+        if verdict is not Verdict.HELD:
+            self.caller.progress.decided(name, verdict)
+            self._drafts.pop(name, None)
+            if not self.caller.dry_run:
+                self._upload_or_hold_back(name, payload, is_draft)
+        self._has_arrived(name, verdict)
+
+    def _upload_or_hold_back(self, name: str, payload: Payload, is_draft: bool) -> None:
+        held_back = sum(len(each.plain or b"") for each in self._drafts.values())
+        is_draft = is_draft and not self.caller.waits and payload.plain is not None
+        if is_draft and held_back + len(payload.plain or b"") <= _MOST_BYTES_OF_DRAFTS:
+            self._drafts[name] = payload
+        else:
+            self._upload(name, payload)
+
+    def delete(self, name: str) -> None:
+        """Delete `name` at the end, unless it is saved again by then."""
+        self._catch_up()
+        self._drafts.pop(name, None)
+        self._seen.discard(name)
+        self._leaving.add(name)
+
+    def keep(self, name: str) -> None:
+        """Leave `name` alone when clearing."""
+        self._seen.add(name)
+
+    def touched(self, name: str) -> None:
+        """Take note, from any thread, that `name` was written by other means."""
+        self._touched.put(name)
+
+    def _catch_up(self) -> None:
+        """Let what was written by other means stay, and ask for it when it matters."""
+        with suppress(Empty):
+            while True:
+                name = self._touched.get_nowait()
+                self._drafts.pop(name, None)
+                self._failed.pop(name, None)
+                self._leaving.discard(name)
+                self._seen.add(name)
+                if self.post_processing:
+                    self._replaced.add(name)
+                self._listing.forget(name)
+                self._memory.remember(name, None)
+
+    # It is uploaded, and remembered.
+
+    def _upload(self, name: str, payload: Payload) -> None:
+        with self._abandoning():
+            self._note(self._uploads.done())
+            self._note(self._uploads.wait(name))  # Two might arrive in any order.
+            self._failed.pop(name, None)
+            before, headers = self._memory.get(name), payload.fingerprint.headers
+            # An ETag that changes tells that memory is old; headers change none.
+            if before and (self.caller.trusts or before.fingerprint.headers != headers):
+                self._memory.begin()
+            # What ETags are like here, the first one tells, so that at most this one
+            # has to be sent twice. And what is streamed is closed soon.
+            waits = payload.plain is None or self._bucket.has_opaque_etags is None
+            with naming(self._bucket.name):
+                self._uploads.submit(name, payload)
+            if self.caller.waits:
+                self.settle(name)
+            elif waits:
+                self._note(self._uploads.wait(name))
+
+    def _note(self, outcomes: Iterable[Outcome]) -> None:
+        for name, fingerprint, stored, error in outcomes:
+            if stored is not None:
+                self._listing.note(name, Remote(stored.etag))
+                self._memory.remember(name, Remembered(fingerprint, stored.etag))
+                self._uploaded.add(name)
+                self._bytes += stored.size
+            elif error is not None:
+                # It may have arrived all the same.
+                self._listing.forget(name)
+                self._memory.remember(name, DOUBTFUL)
+                self._failed[name] = fingerprint, error
+                if concerns_bucket(error) and not self.is_closed:
+                    raise BucketError(self._bucket.name, error) from error
+
+    def _coming(self, name: str) -> Fingerprint | None:
+        """Return the fingerprint of what is not known to have arrived as `name`."""
+        if name in self._drafts:
+            return self._drafts[name].fingerprint
+        failed = self._failed.get(name)
+        return failed[0] if failed else self._uploads.coming(name)
+
+    def settle(self, name: str) -> None:
+        """Wait until what was saved as `name` is there; `UploadError` if it is not."""
+        self._note(self._uploads.wait(name))
+        if name in self._failed:
+            _, error = self._failed[name]
+            raise UploadError({name: error}) from error
 
     def synchronise(self) -> None:
-        """Wait for what is under way, for whoever looks at the bucket as a whole."""
-        self._uploads.wait()
-
-    def save(self, key: str, content: Content, *, final: bool) -> None:
-        """Upload `content` as `key`, unless the bucket holds it.
-
-        What is not `final` waits for the barrier, and is forgotten if it is deleted or
-        saved again by then.
-        """
-        self._to_delete.discard(key)
-        self._clearing.kept.add(key)
-        if self.post_processing:
-            self._replaced[key] = True
-        verdict = self._verdict(key, content)
-        if verdict is Verdict.HELD:
-            self._unchanged.add(key)
-            self._arrived(key)
-            return
-        self._progress.decided(self._bucket.name_of(key), verdict)
-        if self.plan.dry_run or not (final or content.plain is None):
-            self._held_back[key] = content
-        else:
-            self._held_back.pop(key, None)
-            self._submit(key, content)
-        self._arrived(key)
-
-    def keep(self, key: str) -> None:
-        """Leave `key` alone when clearing."""
-        self._clearing.kept.add(key)
-
-    def written(self, key: str) -> None:
-        """Note that `key` was written by other means than `save`: it is to stay."""
-        self._to_delete.discard(key)
-        self._held_back.pop(key, None)
-        if self.post_processing:
-            self._replaced[key] = False
-        self._clearing.kept.add(key)
-        self._ledger.written(key)
-
-    def delete(self, key: str) -> None:
-        """Delete `key`: at the barrier, unless it is saved again by then."""
-        self._held_back.pop(key, None)
-        self._clearing.kept.discard(key)
-        if self.plan.barrier:
-            self._to_delete.add(key)
-        elif key not in self._sources.by_key:
-            # What is about to be saved is overwritten in place, without a hole.
-            self._deletion.carry_out([key])
-
-    # How it ends.
+        """Wait for all that is under way; what failed is for the end to say."""
+        self._note(self._uploads.wait())
 
     def wait(self) -> None:
         """Wait for all that was saved; `UploadError` says what did not arrive."""
-        for key in list(self._held_back):
-            self._submit(key, self._held_back.pop(key))
-        self._uploads.wait()
+        with self._abandoning():
+            for name in list(self._drafts):
+                self._upload(name, self._drafts.pop(name))
+            self.synchronise()
+        if self._failed:
+            raise UploadError({name: e for name, (_, e) in self._failed.items()})
 
-    def finish(self, republish: Republish = _NOTHING, *, hashed: bool = True) -> Report:
-        """Be the barrier: wait, then delete what is left to delete, then report.
+    # The end.
 
-        In a run that clears, that is all but the sources and what was saved. What
-        another program wrote meanwhile is put right: what was made of the sources, by
-        calling what the keys of `republish` stand for, which are not told by content.
-        Those of all else that was made are, if they are `hashed`.
+    def finish(self) -> Report:
+        """Wait for all that was saved, then delete what is left to delete; report.
+
+        In a run that clears, that is all but the sources and what was saved.
         """
-        if self.ended:  # In a child of the process that this run belongs to.
+        if self._pid != os.getpid():  # In a fork: this is its parent's.
             return self.report()
-        if not self.plan.dry_run:
-            self.wait()
-        # What was only held back was never there.
-        leaving = {key for key in self._to_delete if self._inquiry.may_exist(key)}
-        self._deletion.carry_out(leaving | self._clearing.left_over())
-        wrote = self._uploads.arrived or self._deletion.deleted
-        if wrote and self.plan.collects and not self.plan.dry_run:
-            self._verification.carry_out(
-                self._submit, self.wait, republish, hashed=hashed
-            )
-        self._is_complete = self.plan.collects
-        return self.report()
+        try:
+            self._catch_up()
+            if not self.caller.dry_run:
+                self._save_what_counts_as_copied()
+                self.wait()
+                self._catch_up()
+            leaving = {name for name in self._leaving if self._may_exist(name)}
+            self._delete(leaving | self._left_over())
+        finally:
+            self.close()
+        report = self.report()
+        self.caller.tell(report)
+        return report
+
+    def _save_what_counts_as_copied(self) -> None:
+        """Save what the command takes for copied, and this run has not seen.
+
+        An earlier pass of the same command copied it, which may have failed since.
+        """
+        for name in self.caller.copied_before():
+            if name in self.caller.sources and name not in self._seen:
+                self._capture(name, lambda each, name=name: self.save(name, each))  # type: ignore[misc]
+
+    def _has_arrived(self, name: str, verdict: Verdict) -> None:
+        """Count `name`; where nothing comes after the last source, that is the end."""
+        self._seen.add(name)
+        if verdict is Verdict.HELD:
+            self._unchanged.add(name)
+        self.caller.storage._collectfast_tell(name, but=self)
+        self.caller.progress.advanced(int(not self.post_processing), self._bytes)
+        is_last = name == self.caller.last_source and not self.caller.dry_run
+        if is_last and not self.caller.has_barrier:
+            self.finish()
+
+    def _clear_if_no_source_will_come(self) -> None:
+        if self.caller.dry_run:  # Nothing is saved, so nothing tells of an end.
+            self._delete(self._left_over())
+            self.caller.tell(self.report())
+        elif self.caller.last_source is None:
+            self.finish()
+
+    def _is_leaving(self, name: str) -> bool:
+        return name in self._leaving or self._is_left_over(name)
+
+    def _is_left_over(self, name: str) -> bool:
+        """Tell whether `name` is, in a run that clears, neither a source nor kept."""
+        stays = (self._seen, self.caller.sources, self.caller.spared)
+        return self.caller.clears and not any(name in names for names in stays)
+
+    def _left_over(self) -> set[str]:
+        """Return the names of all that is there and left over."""
+        if not self.caller.clears:
+            return set()
+        self._prepare()
+        # A name with a slash at its end is a folder, to those who believe in them.
+        files = {n for n in self._listing.names() if n and not n.endswith("/")}
+        return {name for name in files if self._is_left_over(name)}
+
+    def _may_exist(self, name: str) -> bool:
+        try:
+            return self._remote(name) is not None
+        except DeniedError:
+            return True
+
+    def _delete(self, names: Iterable[str]) -> None:
+        """Delete `names`; `DeleteError` names those that could not be."""
+        names = sorted(names)
+        if self.caller.dry_run:
+            self._deleted += names
+            return
+        for name in names:
+            if self._memory.get(name):  # Until it is known what became of it.
+                self._memory.remember(name, DOUBTFUL)
+                if self.caller.trusts:
+                    self._memory.begin()
+        failures = {}
+        for name, error in self._deletions(names):
+            if error is None:
+                self._listing.note(name, None)
+                self._memory.remember(name, None)
+                self._deleted.append(name)
+            else:
+                self._listing.forget(name)
+                failures[name] = error
+        if failures:
+            raise DeleteError(failures)
+
+    def _deletions(self, names: list[str]) -> Iterator[tuple[str, object]]:
+        """Delete, and yield each name with its error, if any."""
+        storage = self.caller.storage
+        if not overridden(type(storage), "delete"):
+            yield from self._bucket.delete(names)
+            return
+        # A site's own takes one by one, and asks the bucket what it likes meanwhile.
+        self.is_open = False
+        for name in names:
+            try:
+                storage.delete(name)
+            except (BotoCoreError, ClientError) as error:
+                yield name, error
+            else:
+                yield name, None
 
     def report(self) -> Report:
         """Say what was done so far."""
-        uploaded = self._uploads.arrived
         return Report(
-            uploaded=self._names(uploaded),
-            unchanged=self._names(self._unchanged - uploaded),
-            deleted=self._names(self._deletion.deleted),
-            bytes=self._uploads.bytes,
+            uploaded=tuple(sorted(self._uploaded)),
+            unchanged=tuple(sorted(self._unchanged - self._uploaded)),
+            deleted=tuple(sorted(self._deleted)),
+            bytes=self._bytes,
             seconds=time.monotonic() - self._start,
             requests=dict(self._bucket.requests),
         )
 
-    def close(self) -> None:
-        """End the run, whether or not it got to its barrier; remember what arrived."""
-        self._end(self._uploads.close)
+    def close(self, *, patiently: bool = True) -> None:
+        """End the run, whether or not it got to its end; remember what arrived.
 
-    def abandon(self) -> None:
-        """End the run where nobody is left to wait for it, as after an interrupt."""
-        self._end(self._uploads.abandon)
-
-    def _end(self, end_uploads: Callable[[], object]) -> None:
-        if self.ended:
+        Not `patiently` where nobody is left to wait for it, as after an interrupt.
+        """
+        if self.is_closed or self._pid != os.getpid():
             return
-        self.ended = True
-        self._progress.close()
-        end_uploads()
-        if not self.plan.dry_run:
-            self._ledger.flush(complete=self._is_complete)
+        self.is_open, self.is_closed = False, True
+        self.caller.progress.close()
+        self._note(self._uploads.close(patiently=patiently))
+        if not self.caller.dry_run:
+            self._memory.flush()
 
-    def _verdict(self, key: str, content: Content) -> Verdict:
-        coming = self._coming(key)
-        if coming is not None:
-            return Verdict.between(coming, content.fingerprint)
-        return self._inquiry.verdict(key, content)
+    @contextmanager
+    def _abandoning(self) -> Iterator[None]:
+        """Wait for nothing more in this context after an interrupt."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.close(patiently=False)
+            raise
 
-    def _coming(self, key: str) -> Fingerprint | None:
-        held_back = self._held_back.get(key)
-        return held_back.fingerprint if held_back else self._uploads.coming(key)
 
-    def _submit(self, key: str, content: Content) -> None:
-        self._uploads.submit(key, content)
-        if not self.plan.barrier:
-            self.settle(key)
-
-    def _arrived(self, key: str) -> None:
-        """Count `key`; without a barrier, clear once the last source is there."""
-        self._progress.advanced(int(not self.post_processing), self._uploads.bytes)
-        self._clearing.arrived(key)
-
-    def _names(self, keys: Iterable[str]) -> tuple[str, ...]:
-        return tuple(sorted(map(self._bucket.name_of, keys)))
+def save_alone(
+    caller: Caller, bucket: Bucket, memory: Memory, name: str, payload: Payload
+) -> None:
+    """Save outside of any run: one file, at once, with boto3's errors as they are."""
+    storage, remembered = caller.storage, memory.get(name)
+    trusts = caller.trusts and remembered is not None and remembered is not DOUBTFUL
+    remote: Remote | None = UNASKED
+    try:
+        if not trusts:
+            remote = bucket.head(name, storage.get_object_parameters(name))
+        ignore_etag = storage._collectfast_options.ignore_etag
+        verdict = decide(payload, remote, remembered, ignore_etag=ignore_etag)
+    except ClientError:
+        # The answer to a HEAD has no words; that to the upload will have them.
+        verdict = Verdict.UNCERTAIN
+    try:
+        if verdict is not Verdict.HELD:
+            if remembered is not None:  # Lest this process be killed before it knows.
+                memory.remember(name, DOUBTFUL)
+                memory.flush()
+            remote = Remote(bucket.put(name, payload).etag)
+        if remote is not None and remote is not UNASKED:
+            memory.remember(name, Remembered(payload.fingerprint, remote.etag))
+    except BaseException:
+        memory.remember(name, DOUBTFUL)
+        raise
+    finally:
+        memory.flush()

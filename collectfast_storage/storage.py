@@ -5,40 +5,45 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from io import SEEK_END
+from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 from botocore.config import Config
+from django.core.exceptions import ImproperlyConfigured
 from django.core.files import File
 from django.core.files.base import ContentFile
-from django.core.files.storage import Storage
 from django.utils.deconstruct import deconstructible
 from storages.backends.s3 import (
     S3ManifestStaticStorage,
     S3StaticStorage,
     S3Storage,
 )
-from storages.utils import clean_name
+from storages.utils import clean_name, lookup_env
 
-from collectfast_storage.barrier import Processed, after_uploads, with_barrier
-from collectfast_storage.capture import CapturingBucket, Compressible, Take
-from collectfast_storage.command import calling_command
-from collectfast_storage.locks import ForkSafeLock
+from collectfast_storage.collectstatic import (
+    Collectstatic,
+    after_uploads,
+    collecting_frame,
+    frames,
+    with_barrier,
+)
+from collectfast_storage.memory import Memory
 from collectfast_storage.options import Options
-from collectfast_storage.report import Batch
+from collectfast_storage.payload import CapturingBucket, Compressible, Payload, Take
+from collectfast_storage.reporting import Batch
+from collectfast_storage.run import Caller, Run, overridden, save_alone
+from collectfast_storage.s3.bucket import Bucket
+from collectfast_storage.s3.native import native_to
+from collectfast_storage.uploads import Uploads, executor_of
 
 if TYPE_CHECKING:
-    from django.contrib.staticfiles.management.commands.collectstatic import Command
     from storages.backends.s3 import S3Storage as _Base
-
-    from collectfast_storage.content import Content
-    from collectfast_storage.run import Run
 else:
     _Base = object
 
@@ -48,14 +53,7 @@ _BARRIERS: dict[str, Callable[[Any], Any]] = {
     "post_process": with_barrier,
     "save_manifest": after_uploads,
 }
-
-
-# By identity, as a site's storage need not be hashable.
-_STORAGES: WeakValueDictionary[int, CollectfastMixin] = WeakValueDictionary()
-
-
-# Held while the open runs of a storage are looked at: threads open and end them.
-_LOCK = ForkSafeLock()
+_IMPORTED_IN = os.getpid()
 
 
 class _Local(threading.local):
@@ -63,6 +61,19 @@ class _Local(threading.local):
 
     take: Take | None = None  # who gets what `_save` would upload
     batch: Run | None = None
+
+    def __init__(self) -> None:
+        self.runs: dict[FrameType, Run] = {}  # by the `collect` that each is of
+
+
+class _Process:
+    """What a storage has in one process: its runs, and what its threads share."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.local = _Local()
+        self.runs: WeakSet[Run] = WeakSet()  # of all threads
 
 
 class CollectfastMixin(_Base):
@@ -73,8 +84,8 @@ class CollectfastMixin(_Base):
     ``collectfast_``. Raises `ImproperlyConfigured` for one that is not valid.
     """
 
-    # Whether an upload has shown that the bucket's ETags are opaque; see `ledger`.
-    _collectfast_opaque = False
+    # Whether an upload outside of runs has shown that the bucket's ETags are opaque.
+    _collectfast_opaque: bool | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make sure of the barrier, whatever the order of the bases.
@@ -90,8 +101,8 @@ class CollectfastMixin(_Base):
 
     def __init__(self, **settings: Any) -> None:
         """Take the options of django-storages' class and this one's."""
-        self._collectfast_reset()
-        _STORAGES[id(self)] = self
+        self._collectfast_process = _Process()
+        self._collectfast_built_in = os.getpid()
         super().__init__(**settings)
         self._collectfast_options  # noqa: B018 (validates)
 
@@ -102,19 +113,13 @@ class CollectfastMixin(_Base):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
         state: dict[str, Any] = super().__getstate__()
-        for name in (
-            "_collectfast_runs",
-            "_collectfast_open_runs",
-            "_collectfast_local",
-        ):
-            state.pop(name, None)
-        return state
+        return {k: v for k, v in state.items() if k != "_collectfast_process"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start with no run, in whatever process this is."""
         super().__setstate__(state)
-        self._collectfast_reset()
-        _STORAGES[id(self)] = self
+        self._collectfast_process = _Process()
+        self._collectfast_built_in = os.getpid()
 
     # What Django asks.
 
@@ -122,31 +127,32 @@ class CollectfastMixin(_Base):
         """Answer as django-storages does; in a run, without asking the bucket."""
         run = self._collectfast_run()
         if run is not None:
-            return run.exists(self._collectfast_key(name))
+            return run.exists(self._collectfast_name(name))
         return super().exists(name)
 
     def get_modified_time(self, name: str) -> datetime:
         """Answer as django-storages does; while collecting, with a verdict."""
         run = self._collectfast_run()
-        if run is not None and run.collecting:
-            return run.modified_time(self._collectfast_key(name))
+        if run is not None and run.caller.collects and not run.post_processing:
+            return run.modified_time(self._collectfast_name(name))
         if run is not None:
-            run.settle(self._collectfast_key(name))
+            run.settle(self._collectfast_name(name))
         return super().get_modified_time(name)
 
     def delete(self, name: str) -> None:
         """Delete as django-storages does; in a run, not before it is safe."""
-        run = self._collectfast_run()
-        if run is not None:
-            run.delete(self._collectfast_key(name))
+        run = self._collectfast_current_run()
+        if run is not None and run.is_open:
+            run.delete(self._collectfast_name(name))
             return
-        self._collectfast_written(name)
+        if run is None:  # Or else it is that run which deletes.
+            self._collectfast_forget(name)
         super().delete(name)
 
     def size(self, name: str) -> int:
         """Answer as django-storages does, when what is under way has arrived."""
         run = self._collectfast_run()
-        if run is not None and (file := run.read(self._collectfast_key(name))):
+        if run is not None and (file := run.read(self._collectfast_name(name))):
             with file:
                 return file.seek(0, SEEK_END)
         return super().size(name)
@@ -163,29 +169,33 @@ class CollectfastMixin(_Base):
         if not self._collectfast_enabled:
             return super()._save(name, content)
         run = self._collectfast_run()
-        take: Take = self._collectfast_save
-        if run is not None:
-            # What exists in memory only, a later pass may supersede.
-            draft = run.post_processing and isinstance(content, ContentFile)
-            take = partial(run.save, final=not draft)
-        taken: list[str] = []
+        # What exists in memory only, a later pass may supersede.
+        is_draft = bool(run and run.post_processing) and isinstance(
+            content, ContentFile
+        )
+        taken = []
 
-        def take_note(key: str, sent: Content) -> None:
-            taken.append(key)
-            take(key, sent)
+        def take(key: str, payload: Payload) -> None:
+            taken.append(key.removeprefix(self._collectfast_prefix))
+            if run is not None:
+                run.save(taken[-1], payload, is_draft=is_draft)
+            else:
+                self._collectfast_save_alone(taken[-1], payload)
 
-        saved = self._collectfast_captured_save(name, content, take_note)
-        if run is None or self._collectfast_key(saved) not in taken:
-            self._collectfast_written(saved, forget=not taken)
+        saved = self._collectfast_capture(name, content, take)
+        if self._collectfast_name(saved) not in taken:  # It was uploaded otherwise.
+            self._collectfast_forget(saved)
+        elif run is None:
+            self._collectfast_tell(saved)
         return saved
 
     def _open(self, name: str, mode: str = "rb") -> Any:
         """Open as django-storages does; in a run, rather what is to be had locally."""
         run = self._collectfast_run()
         if "w" in mode:
-            self._collectfast_written(name)
+            self._collectfast_forget(name)
         if run is not None and mode == "rb":
-            file = run.read(self._collectfast_key(name))
+            file = run.read(self._collectfast_name(name))
             if file is not None:
                 return File(file, name)
         return super()._open(name, mode)
@@ -208,82 +218,144 @@ class CollectfastMixin(_Base):
             yield batch
             batch.report = outer.report()
         else:
-            with self._collectfast_own_batch(preload) as batch:
+            with self._collectfast_batch(lists=preload) as batch:
                 yield batch
 
-    @contextmanager
-    def _collectfast_own_batch(
-        self, preload: bool | None = None, trust: bool | None = None
-    ) -> Generator[Batch]:
-        from collectfast_storage.wiring import open_batch
-
-        batch = Batch()
-        run = open_batch(self, preload=preload, trust=trust)
-        self._collectfast_local.batch = run
-        self._collectfast_add(run)
-        try:
-            yield batch
-            batch.report = run.finish()
-            logger.info("%s", batch.report)
-        except (GeneratorExit, KeyboardInterrupt, SystemExit):
-            run.abandon()
-            raise
-        finally:
-            if self._collectfast_batch is run:
-                self._collectfast_local.batch = None
-            run.close()
-
     @with_barrier
-    def post_process(
-        self,
-        paths: Mapping[str, tuple[Storage, str]],
-        dry_run: bool = False,
-        **options: Any,
-    ) -> Iterator[Processed]:
-        """Post-process as the base does, if it does; a run ends here."""
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        """Post-process as the base does, if it does; a collectstatic ends here."""
         if hasattr(super(), "post_process"):
-            yield from super().post_process(paths, dry_run=dry_run, **options)
+            yield from super().post_process(*args, **options)
 
-    # What django-storages asks in `_save`; see `capture`.
+    # What django-storages asks in `_save`; see `payload`.
 
     @property
     def connection(self) -> Any:
         """The boto3 resource, with as many connections as there are threads."""
-        config: Any = self.client_config
-        threads = self._collectfast_options.threads
-        if config.max_pool_connections < threads:
-            config = config.merge(Config(max_pool_connections=threads))
-            self.client_config: Any = config
+        if self._collectfast_options.enabled:
+            self._collectfast_here  # noqa: B018 (connections are no fork's)
+            config: Any = self.client_config
+            threads = self._collectfast_options.threads
+            if config.max_pool_connections < threads:
+                config = config.merge(Config(max_pool_connections=threads))
+                self.client_config: Any = config
         return super().connection
 
     @property
     def bucket(self) -> Any:
         """The boto3 Bucket; inside of `_save`, a stand-in for it."""
-        take = self._collectfast_local.take
+        take = self._collectfast_process.local.take
         if take is None:
             return super().bucket
         return CapturingBucket(lambda: super(CollectfastMixin, self).bucket, take)
 
     def _compress_content(self, content: Any) -> Any:
         compress = super()._compress_content
-        if self._collectfast_local.take is None:
+        if self._collectfast_process.local.take is None:
             return compress(content)
         return Compressible(content, compress)
 
-    def _collectfast_captured_save(self, name: str, content: Any, take: Take) -> str:
+    def _collectfast_capture(self, name: str, content: Any, take: Take) -> str:
         """Save as django-storages does, but hand to `take` what it would upload."""
-        outer, self._collectfast_local.take = self._collectfast_local.take, take
+        local = self._collectfast_here.local
+        outer, local.take = local.take, take
         try:
             return super()._save(name, content)
         finally:
-            self._collectfast_local.take = outer
+            local.take = outer
 
-    # Where the parts are put together.
+    # Runs.
 
-    def _collectfast_reset(self) -> None:
-        self._collectfast_runs: WeakKeyDictionary[Command, Run] = WeakKeyDictionary()
-        self._collectfast_open_runs: WeakSet[Run] = WeakSet()
-        self._collectfast_local = _Local()
+    def _collectfast_run(self) -> Run | None:
+        """Return the run that answers the caller, opened by its first call."""
+        run = self._collectfast_current_run()
+        return run if run is not None and run.is_open else None
+
+    def _collectfast_current_run(self) -> Run | None:
+        """Return the run that the caller is part of, while it has not ended.
+
+        A collectstatic takes precedence over a batch around it. Runs that were left
+        behind by an exception are given up.
+        """
+        if not self._collectfast_enabled:
+            return None
+        local = self._collectfast_here.local
+        # What was forked off a command copies in a way of its own.
+        is_fork = self._collectfast_built_in != os.getpid()
+        frame = None if is_fork else collecting_frame(self)
+        run = local.batch if frame is None else local.runs.get(frame)
+        if local.runs and run not in local.runs.values():
+            stack = frames()
+            for left in [frame for frame in local.runs if frame not in stack]:
+                local.runs.pop(left).close(patiently=False)
+        if frame is not None and run is None:
+            if local.batch is not None:
+                local.batch.synchronise()
+            run = self._collectfast_open(Collectstatic(self, frame))
+            local.runs[frame] = run
+        return None if run is None or run.is_closed else run
+
+    def _collectfast_open(self, caller: Caller) -> Run:
+        bucket = self._collectfast_bucket(native=self._collectfast_native)
+        uploads = Uploads(bucket, executor_of(self._collectfast_options.threads))
+        memory = self._collectfast_memory(whole=True)
+        run = Run(caller, bucket, memory, uploads)
+        with self._collectfast_here.lock:
+            self._collectfast_here.runs.add(run)
+        return run
+
+    @contextmanager
+    def _collectfast_batch(
+        self, lists: bool | None = None, trusts: bool | None = None
+    ) -> Generator[Batch]:
+        batch = Batch()
+        run = self._collectfast_open(Caller(self, lists=lists, trusts=trusts))
+        local = self._collectfast_here.local
+        local.batch = run
+        try:
+            yield batch
+            batch.report = run.finish()
+            logger.info("%s", batch.report)
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            run.close(patiently=False)
+            raise
+        finally:
+            local.batch = None
+            run.close()
+
+    def _collectfast_save_alone(self, name: str, payload: Payload) -> None:
+        bucket = self._collectfast_bucket()
+        bucket.has_opaque_etags = self._collectfast_opaque
+        save_alone(Caller(self), bucket, self._collectfast_memory(), name, payload)
+        # It knows from now on: no other has to be sent twice.
+        self._collectfast_opaque = bucket.has_opaque_etags
+
+    def _collectfast_tell(self, name: str, but: Run | None = None) -> None:
+        """Tell all open runs `but` one that `name` was written by other means."""
+        here = self._collectfast_here
+        with here.lock:
+            runs = [run for run in here.runs if run is not but and run.is_open]
+        for run in runs:
+            run.touched(self._collectfast_name(name))
+
+    def _collectfast_forget(self, name: str) -> None:
+        """Have nobody believe that what is remembered of `name` is still there."""
+        if self._collectfast_enabled:
+            self._collectfast_tell(name)
+            memory = self._collectfast_memory()
+            memory.remember(self._collectfast_name(name), None)
+            memory.flush()
+
+    # What they are made of.
+
+    @property
+    def _collectfast_here(self) -> _Process:
+        """What belongs to this process; a fork leaves its parent what is that's own."""
+        if self._collectfast_process.pid != os.getpid():
+            built_in = self._collectfast_built_in
+            self.__setstate__(self.__getstate__())
+            self._collectfast_built_in = built_in
+        return self._collectfast_process
 
     @cached_property
     def _collectfast_options(self) -> Options:
@@ -292,76 +364,62 @@ class CollectfastMixin(_Base):
     @cached_property
     def _collectfast_enabled(self) -> bool:
         """Whether this is in force: not with a `bucket` that is a site's own."""
-        own = [parent for parent in type(self).__mro__ if "bucket" in vars(parent)]
-        return self._collectfast_options.enabled and all(
-            parent in (CollectfastMixin, S3Storage) for parent in own
+        return self._collectfast_options.enabled and not overridden(
+            type(self), "bucket"
         )
 
-    @property
-    def _collectfast_batch(self) -> Run | None:
-        run = self._collectfast_local.batch
-        return None if run is None or run.ended else run
+    @cached_property
+    def _collectfast_prefix(self) -> str:
+        prefix: str = self._normalize_name("")
+        return prefix
 
-    def _collectfast_run(self) -> Run | None:
-        """Return the run that the caller is part of, opened by its first call."""
-        if not self._collectfast_enabled:
-            return None
-        run = self._collectfast_batch or self._collectfast_command_run()
-        return None if run is None or run.ended or run.stands_aside else run
-
-    def _collectfast_command_run(self) -> Run | None:
-        command = calling_command(self)
-        # One of a site's own may ask before it has its options: then it is not at work.
-        if command is None or not hasattr(command, "post_process"):
-            return None
-        run = self._collectfast_runs.get(command)
-        if run is None:
-            from collectfast_storage.wiring import open_run
-
-            run = self._collectfast_runs[command] = open_run(self, command)
-            self._collectfast_add(run)
-            weakref.finalize(command, run.abandon)
-        return run
-
-    def _collectfast_add(self, run: Run) -> None:
-        with _LOCK:
-            self._collectfast_open_runs.add(run)
-
-    def _collectfast_written(self, name: str, *, forget: bool = True) -> None:
-        """Tell whoever may think otherwise that `name` is written by other means."""
-        if not self._collectfast_enabled:
-            return
-        key = self._collectfast_key(name)
-        with _LOCK:
-            runs = [run for run in self._collectfast_open_runs if not run.ended]
-        for run in runs:
-            run.written(key)
-        if forget:
-            from collectfast_storage import wiring
-
-            # A run asks the same cache: it warns once, not for each file.
-            wiring.forget(self, key, quiet=bool(runs))
-
-    def _collectfast_key(self, name: str) -> str:
+    def _collectfast_name(self, name: str) -> str:
+        """Return `name` as this package has it: normalized, below the location."""
         key: str = self._normalize_name(clean_name(name))
-        return key
+        return key.removeprefix(self._collectfast_prefix)
 
-    def _collectfast_save(self, key: str, content: Content) -> None:
-        from collectfast_storage.wiring import save_alone
+    def _collectfast_bucket(self, native: Any = None) -> Bucket:
+        if not self.bucket_name:
+            raise ImproperlyConfigured(
+                f"The option bucket_name (setting AWS_STORAGE_BUCKET_NAME) is "
+                f"{self.bucket_name!r}. Set it to the name of the bucket."
+            )
+        return Bucket(
+            self.bucket_name,
+            self._collectfast_prefix,
+            lambda: self.connection.meta.client,
+            self.transfer_config,
+            native,
+        )
 
-        save_alone(self, key, content)
+    def _collectfast_native(self, client: Any) -> Any:
+        # Who makes connections of their own knows what these have to have.
+        if not self._collectfast_options.threads or overridden(
+            type(self), "connection"
+        ):
+            return None
+        return native_to(
+            client,
+            self.bucket_name,
+            lambda: self._create_session().get_credentials(),
+            verify=self.verify,
+            is_forked=os.getpid() != _IMPORTED_IN,
+        )
 
-
-def _leave_parent() -> None:
-    """Leave to the parent of this process what is its own: runs and connections."""
-    for storage in list(_STORAGES.values()):
-        for run in list(storage._collectfast_open_runs):
-            run.ended = True
-        storage.__setstate__(storage.__getstate__())
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has none)
-    os.register_at_fork(after_in_child=_leave_parent)
+    def _collectfast_memory(self, *, whole: bool = False) -> Memory:
+        options = self._collectfast_options
+        # What tells this place from all others that share its cache.
+        endpoint = self.endpoint_url or lookup_env(
+            ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        )
+        place = f"{endpoint} {self.session_profile} {self.bucket_name} "
+        return Memory(
+            options.cache,
+            options.cache_timeout,
+            place + self._collectfast_prefix,
+            self._collectfast_here.lock,
+            whole=whole,
+        )
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")

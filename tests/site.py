@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import time
 from collections import Counter
@@ -151,6 +152,11 @@ class Site:
             if request.kind == "PUT"
             and "boto" not in request.headers["user-agent"].lower()
         )
+
+    def manifest(self) -> dict[str, str]:
+        """The hashed names that the bucket's manifest has."""
+        manifest = json.loads(self.bucket.read("staticfiles.json"))
+        return dict(manifest["paths"])
 
     def name(self, key: str) -> str:
         """The name that `key` has here."""

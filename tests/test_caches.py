@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from django.core.files.base import ContentFile
 from django.test import override_settings
 
 from collectfast_storage import CollectfastS3StaticStorage
-from collectfast_storage.cache import EtagCache
-from collectfast_storage.etag import Fingerprint, Remembered
+from collectfast_storage.decision import Remembered
+from collectfast_storage.fingerprint import Fingerprint
+from collectfast_storage.memory import Memory
 from tests.caches import Cache, database, files, local_memory, memcached, redis
 from tests.proxy import Handler, Request
 from tests.site import Site
@@ -251,8 +253,8 @@ def test_shards_too_large_for_memcached_leave_none_behind_that_are_outdated(
     """Of 60,000 long keys nothing old is remembered, and one warning says why."""
     keys = [f"{number}/{'long' * 150}.css" for number in range(60_000)]
 
-    def fresh() -> EtagCache:
-        return EtagCache("default", None, "endpoint bucket", bulk=True)
+    def fresh() -> Memory:
+        return Memory("default", None, "endpoint bucket", threading.Lock(), whole=True)
 
     with memcached() as server, override_settings(**server.settings):
         cache = fresh()
@@ -336,7 +338,7 @@ def spoilt(site: Site, cache: type) -> dict[str, Any]:
     return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": str(site.root)}}}
 
 
-@pytest.mark.parametrize("cache", [Unreadable, HalfWay, Refusing, Silent])
+@pytest.mark.parametrize("cache", [HalfWay, Refusing, Silent])
 def test_rollback_after_the_cache_could_not_be_written(
     site: Site, cache: type, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,17 +354,6 @@ def test_rollback_after_the_cache_could_not_be_written(
     site.collect()
     assert site.bucket.files() == old
     assert site.collect().requests == {}
-
-
-def test_deleted_is_forgotten_by_a_cache_that_cannot_be_read(site: Site) -> None:
-    """A file that is deleted by a program meanwhile is uploaded by the next deploy."""
-    contents = site.write_many(12)
-    site.options["collectfast_preload"] = False
-    site.collect()
-    with site.storage() as storage, override_settings(**spoilt(site, Unreadable)):
-        storage.delete("dir0/file0.css")
-    site.collect()
-    assert site.bucket.files() == contents
 
 
 @pytest.mark.parametrize("preload", [True, False])

@@ -27,8 +27,7 @@ from collectfast_storage import (
     CollectfastS3ManifestStaticStorage,
     CollectfastS3StaticStorage,
 )
-from collectfast_storage.etag import UNCERTAIN
-from collectfast_storage.wiring import _cache
+from collectfast_storage.decision import DOUBTFUL
 from tests import faults
 from tests.proxy import Handler
 from tests.site import STATIC, Site
@@ -60,11 +59,6 @@ class Trial:
     has_manifest: bool
     secrets: list[str] = field(default_factory=lambda: ["Signature="])
     error: str = ""
-
-    @property
-    def attempts(self) -> int:
-        """How often an upload is tried before boto3 does."""
-        return 2 if self.by_obstore else 1
 
     def release_one(self) -> None:
         site = self.site
@@ -130,18 +124,18 @@ class Trial:
     def check_cache(self) -> None:
         """Nothing is remembered but what the bucket really holds."""
         with self.site.storage() as storage:
-            cache = _cache(storage, bulk=True)
+            memory = storage._collectfast_memory(whole=True)
         etags = self.site.bucket.etags()
         for name in {*self.after, *self.before, *self.expected}:
-            remembered = cache.get(self.site.bucket.key(name))
-            if remembered is not None and remembered != UNCERTAIN:
+            remembered = memory.get(name)
+            if remembered is not None and remembered is not DOUBTFUL:
                 md5 = hashlib.md5(self.after[name]).hexdigest()
                 assert remembered.fingerprint.md5 == md5, name
                 assert remembered.etag == etags[name], name
 
     def arrives(self) -> None:
         assert self.error == ""
-        assert self.after == self.expected
+        self.new_release_is_whole()
         self.converges(set())
 
     def fails(self, *, uncertain: bool = False) -> None:
@@ -171,6 +165,16 @@ class Trial:
     def missing(self) -> set[str]:
         return {n for n, c in self.expected.items() if self.after.get(n) != c}
 
+    def new_release_is_whole(self) -> None:
+        """Beside it there is nothing but what the old manifest names, if anything."""
+        assert {n: c for n, c in self.after.items() if n in self.expected} == (
+            self.expected
+        )
+        named = set()
+        if self.has_manifest:
+            named = {*json.loads(self.before[MANIFEST])["paths"].values()}
+        assert self.after.keys() - self.expected.keys() <= named
+
     def old_release_is_whole(self) -> None:
         """Nothing was deleted, and what the old manifest names is as it was."""
         assert [r.kind for r in self.requests if r.kind.startswith("DELETE")] == []
@@ -184,14 +188,15 @@ class Trial:
     def converges(self, missing: set[str] | None = None) -> None:
         """From a fresh checkout, with no fault: what is missing, and then nothing."""
         missing = self.missing() if missing is None else missing
-        for expected in (missing, set[str]()):
+        for expected in (missing, set[str](), set[str]()):
             self.site.touch()
             deploy = self.site.collect("--clear")
             assert {*deploy.put} == expected
             assert len(deploy.put) == len(expected)
             self.after = self.site.bucket.files()
-            assert self.after == self.expected
+            self.new_release_is_whole()
             self.check_cache()
+        assert self.after == self.expected
         assert deploy.requests["DELETE MANY"] == 0
         other = self.site.bucket.key("")[:-1] + "-other/a.css"
         bucket = self.site.bucket
@@ -205,9 +210,10 @@ class Trial:
             if request.kind == "PUT"
             and "boto" not in request.headers["user-agent"].lower()
         }
-        assert by_obstore - harmed == (
-            {*self.put} - harmed if self.by_obstore else set()
-        )
+        others = {*self.put} - harmed if self.by_obstore else set()
+        assert by_obstore - harmed <= others
+        if len(harmed) < 3:  # In a row, they are reason enough to stop using it.
+            assert by_obstore - harmed == others
 
 
 @pytest.fixture(params=[STATIC, MANIFEST_STORAGE], ids=["static", "manifest"])
@@ -263,11 +269,14 @@ FAULTS: dict[str, tuple[MadeFor, faults.Victim, str]] = {
 
 def test_what_passes_is_mended_in_the_run(trial: Trial) -> None:
     """Where boto3 gets through, all arrives, and the exit status is 0."""
-    each = [make(victim=of, times=trial.attempts) for make, of, _ in FAULTS.values()]
-    fault = faults.Several(*each, faults.LostAnswer(_is("/new."), trial.attempts))
+    trial.site.options["client_config"] = Config(retries={"total_max_attempts": 2})
+    # A refusal boto3 takes for an answer; obstore's is for boto3 to mend.
+    names = [name for name in FAULTS if trial.by_obstore or name != "refusal"]
+    each = [FAULTS[name][0](victim=FAULTS[name][1], times=1) for name in names]
+    fault = faults.Several(*each, faults.LostAnswer(_is("/new."), 1))
     trial.deploy(fault, "--clear")
     assert all(each.harmed for each in fault.faults)
-    assert {*fault.harmed.values()} == {trial.attempts}
+    assert {*fault.harmed.values()} == {1}
     trial.obstore_sent_what_was_not_harmed(fault)
     trial.arrives()
 

@@ -80,9 +80,9 @@ def _headers(site: Site) -> set[str]:
 @pytest.mark.parametrize(
     ("preload", "threads", "room"),
     [
-        (True, 2, "upload"),
-        (False, 2, "executor"),
-        (False, 0, "upload"),
+        (True, 2, "uploads"),
+        (False, 2, "uploads"),
+        (False, 0, "uploads"),
     ],
 )
 def test_back_to_the_headers_before(
@@ -125,7 +125,7 @@ def test_back_to_what_was_cleared(site: Site) -> None:
             site.write(name, name)
 
     leave("a")
-    for where in _interrupted(site, "deletion", "--clear"):
+    for where in _interrupted(site, "run", "--clear"):
         leave("a", "b", "c")
         site.collect()
         if site.bucket.names() != ["a", "b", "c"]:

@@ -27,7 +27,7 @@ from collectfast_storage import (
     CollectfastS3StaticStorage,
     CollectfastS3Storage,
 )
-from tests.proxy import meanwhile, refuse
+from tests.proxy import refuse
 from tests.site import Deploy, Site
 
 MANIFEST = "staticfiles.json"
@@ -410,74 +410,10 @@ def test_post_process_that_is_no_generator(site: Site) -> None:
         assert deploy.summary.startswith("1 static file deleted, ")
 
 
-def test_manifest_that_another_release_published_meanwhile_is_written_again(
-    site: Site,
-) -> None:
-    """The release that looks last is there as a whole, its manifest included."""
-    site.collect()
-    site.write("css/plain.css", "changed")
-
-    def meddle() -> None:
-        site.proxy.fault = None
-        site.bucket.put(MANIFEST, b"of another release")
-        site.bucket.put("css/plain.css", b"of another release")
-
-    site.proxy.fault = meanwhile("PUT", meddle, MANIFEST, after=True)
-    site.collect()
-    assert site.proxy.fault is None
-    paths = json.loads(site.bucket.read(MANIFEST))["paths"]
-    assert {*paths.values()} <= {*site.bucket.names()}
-    assert site.bucket.read("css/plain.css") == b"changed"
-
-
 def _delete_hashed_pixel(site: Site) -> None:
     names = [name for name in site.bucket.names() if name.startswith("img/pixel.")]
     [hashed] = {*names} - {"img/pixel.png"}
     site.bucket.delete(hashed)
-
-
-def test_hashed_copy_that_another_program_deleted_meanwhile_is_made_again(
-    site: Site,
-) -> None:
-    """By Django's own post-processing, once more."""
-    site.collect()
-    site.write("css/plain.css", "changed")
-    site.proxy.fault = meanwhile("PUT", lambda: _delete_hashed_pixel(site), MANIFEST)
-    site.collect()
-    paths = json.loads(site.bucket.read(MANIFEST))["paths"]
-    assert {*paths.values()} <= {*site.bucket.names()}
-
-
-def test_hashed_copy_of_a_sites_own_that_is_overwritten_fails_the_deploy(
-    site: Site,
-) -> None:
-    """Only Django's post-processing can be called once more."""
-    site.backend = f"{__name__}.OwnPostProcess"
-    site.collect()
-    site.write("css/plain.css", "changed")
-    site.proxy.fault = meanwhile("PUT", lambda: _delete_hashed_pixel(site), MANIFEST)
-    with pytest.raises(
-        CommandError, match=r"img/pixel\.\w+\.png: another program overwrote or deleted"
-    ):
-        site.collect()
-    site.proxy.fault = None
-    site.collect()
-    paths = json.loads(site.bucket.read(MANIFEST))["paths"]
-    assert {*paths.values()} <= {*site.bucket.names()}
-
-
-def test_source_that_breaks_meanwhile_is_not_published_again(site: Site) -> None:
-    """Post-processed once more, it fails as it does in any run."""
-    site.collect()
-    site.write("css/plain.css", "changed")
-
-    def meddle() -> None:
-        site.bucket.put(MANIFEST, b"of another release")
-        site.write("css/plain.css", "a { background: url(nowhere.png) }")
-
-    site.proxy.fault = meanwhile("PUT", meddle, MANIFEST, after=True)
-    with pytest.raises(Exception, match=r"nowhere\.png"):
-        site.collect()
 
 
 class Reading(CollectfastS3ManifestStaticStorage):
@@ -543,19 +479,3 @@ def test_what_post_processing_replaced_is_read_and_stays_as_it_is_now(
     }
     files = site.bucket.files()
     assert {name: files[name] for name in Rewriting.read} == Rewriting.read
-
-
-def test_source_that_post_processing_replaced_is_not_put_right_with_the_source(
-    site: Site,
-) -> None:
-    """Where another program overwrote what took its place, nobody can."""
-    site.backend = f"{__name__}.Rewriting"
-    site.proxy.fault = meanwhile(
-        "PUT",
-        lambda: site.bucket.put("css/plain.css", b"of another release"),
-        "saved.txt",
-    )
-    with pytest.raises(
-        CommandError, match=r"css/plain\.css: another program overwrote"
-    ):
-        site.collect()

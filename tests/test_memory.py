@@ -1,506 +1,371 @@
-"""What is remembered of deploys that were killed, or not alone, and who believes it."""
+"""What is remembered, in real Django caches."""
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from django.core.cache.backends.filebased import FileBasedCache
+from django.core.cache import caches
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.files.base import ContentFile
+from django.test import override_settings
 
-from tests.killing import Hanging, Last, file_cache, kill_at_the_last
-from tests.processes import deploy
-from tests.proxy import meanwhile
+from collectfast_storage.decision import DOUBTFUL, Remembered
+from collectfast_storage.fingerprint import Fingerprint
+from collectfast_storage.memory import Memory
 from tests.site import Site
 
-pytestmark = pytest.mark.slow
 
-MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
+class Broken(LocMemCache):
+    """A cache whose server is away."""
 
+    def get_many(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("nobody there")
 
-@pytest.mark.parametrize("preload", [True, False])
-@pytest.mark.parametrize("answers", [True, False])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_back_to_the_release_before_the_killed_one(
-    site: Site, tmp_path: Path, preload: bool, answers: bool, signum: int
-) -> None:
-    """A and remembered, B but killed, A again: nobody believes that A is there."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": preload}
-    release = {f"{n}.txt": b"A %d" % n for n in range(20)}
-    site.write_all(release)
-    site.collect()
-    for name in release:
-        site.write(name, "B")
-    kill_at_the_last(site, Last(answers, 20), signum)
-    assert set(site.bucket.files().values()) == {b"B"}
-
-    site.write_all(release)
-    site.collect()
-    assert site.bucket.files() == release
+    set_many = get_many
 
 
-def test_what_is_remembered_is_trusted_again_after_the_next_whole_run(
-    site: Site, tmp_path: Path
-) -> None:
-    """One deploy asks the bucket what the killed one left, and not all that follow."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": False}
-    site.write_many(5)
-    site.collect()
-    for path in site.static.rglob("*.*"):
-        path.write_text("B")
-    kill_at_the_last(site, Last(False, 5), signal.SIGKILL)
-    assert site.collect().requests == {"HEAD": 5}
-    assert site.collect().requests == {}
+class Asked(LocMemCache):
+    """A cache whose server is away, and that counts how often it is asked."""
+
+    times = 0
+
+    def away(self, *args: Any, **kwargs: Any) -> Any:
+        Asked.times += 1
+        raise TimeoutError("nobody there")
+
+    get = get_many = set = set_many = delete = delete_many = away
 
 
-def test_what_a_killed_deploy_did_not_touch_is_trusted_again_too(
-    site: Site, tmp_path: Path
-) -> None:
-    """The whole run after it, that finds all as it was, has nothing to remember."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": False}
-    site.write("a.txt", "A")
-    site.collect()
-    site.write("a.txt", "B")
-    kill_at_the_last(site, Hanging("PUT"), signal.SIGKILL)
-    site.write("a.txt", "A")
-    assert site.collect().requests == {"HEAD": 1}
-    assert site.collect().requests == {}
+class Slow(LocMemCache):
+    """A cache whose answers to reading take their time, so that threads meet."""
+
+    def get_many(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().get_many(*args, **kwargs)
+        time.sleep(0.01)
+        return found
 
 
-@pytest.mark.parametrize("preload", [True, False])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_back_to_the_headers_before_the_killed_deploy(
-    site: Site, tmp_path: Path, preload: bool, signum: int
-) -> None:
-    """Headers are part of the promise, and no ETag tells of them."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": preload}
-    names = sorted(site.write_many(10))
-    _cached_for(site, 60).collect()
-    kill_at_the_last(_cached_for(site, 99), Last(True, 10), signum)
-    assert _ages(site) == dict.fromkeys(names, "max-age=99")
-    _cached_for(site, 60).collect()
-    assert _ages(site) == dict.fromkeys(names, "max-age=60")
+class Refusing(LocMemCache):
+    """A cache that takes no large entry, as Memcached does."""
+
+    def set_many(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        return list(data)
 
 
-@pytest.mark.parametrize("preload", [True, False])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_back_to_what_a_killed_deploy_has_cleared(
-    site: Site, tmp_path: Path, preload: bool, signum: int
-) -> None:
-    """What was deleted is not taken to be there, though nobody could note its end."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": preload}
-    site.write("stays.txt", "stays")
-    site.write("goes.txt", "goes")
-    site.collect()
-    (site.static / "goes.txt").unlink()
-    kill_at_the_last(site, Last(False, 1, "DELETE MANY"), signum, "--clear")
-    assert site.bucket.names() == ["stays.txt"]
+class Counting(LocMemCache):
+    """A cache that says how it was used."""
 
-    site.write("goes.txt", "goes")
-    site.collect()
-    assert site.bucket.files() == {"stays.txt": b"stays", "goes.txt": b"goes"}
+    calls: list[tuple[str, int, Any]] = []  # noqa: RUF012
+
+    def get_many(self, keys: Any, *args: Any) -> Any:
+        keys = list(keys)
+        self.calls.append(("get_many", len(keys), None))
+        return super().get_many(keys, *args)
+
+    def set_many(self, data: Any, timeout: Any = "default", *args: Any) -> Any:
+        self.calls.append(("set_many", len(data), timeout))
+        return super().set_many(data, timeout, *args)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_back_to_what_was_saved_before_a_killed_save(
-    site: Site, tmp_path: Path, signum: int
-) -> None:
-    """The same for a program's own saves, one by one."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.write("a.txt", "A")
-    with site.storage() as storage, (site.static / "a.txt").open("rb") as file:
-        storage.save("a.txt", file)
-    site.write("a.txt", "B")
-    kill_at_the_last(site, Last(False, 1), signum, worker="save_all")
-    assert site.bucket.files() == {"a.txt": b"B"}
-
-    site.write("a.txt", "A")
-    with site.storage() as storage, (site.static / "a.txt").open("rb") as file:
-        storage.save("a.txt", file)
-    assert site.bucket.files() == {"a.txt": b"A"}
+def _caches(backend: str | type) -> dict[str, Any]:
+    if not isinstance(backend, str):
+        backend = f"{__name__}.{backend.__name__}"
+    return {"default": {"BACKEND": backend, "LOCATION": uuid4().hex}}
 
 
-# Headers: no ETag tells of them.
+@pytest.fixture(autouse=True)
+def _cache_of_its_own() -> Iterator[None]:
+    with override_settings(
+        CACHES=_caches("django.core.cache.backends.locmem.LocMemCache")
+    ):
+        yield
 
 
-def _cached_for(site: Site, age: int) -> Site:
-    site.options["object_parameters"] = {"CacheControl": f"max-age={age}"}
-    return site
+def _remembered(number: int) -> Remembered:
+    return Remembered(Fingerprint(f"md5-{number}", "headers"), f"etag-{number}")
 
 
-def _ages(site: Site) -> dict[str, str]:
-    return {name: site.bucket.get(name)["CacheControl"] for name in site.bucket.names()}
+LOCK = threading.Lock()
+
+
+def _memory(place: str = "endpoint bucket", *, whole: bool = False) -> Memory:
+    return Memory("default", None, place, LOCK, whole=whole)
+
+
+def _noting(**what: Remembered) -> Memory:
+    memory = _memory(whole=True)
+    for name, remembered in what.items():
+        memory.remember(name, remembered)
+    return memory
+
+
+def _killed() -> None:
+    """Begin to overwrite what is remembered, and never end."""
+    _memory().begin()
+
+
+def test_what_is_flushed_is_there_for_the_next() -> None:
+    """And what is not flushed is not."""
+    memory = _memory()
+    memory.remember("a", _remembered(1))
+    assert memory.get("a") == _remembered(1)
+    assert _memory().get("a") is None
+    memory.flush()
+    assert _memory().get("a") == _remembered(1)
+    assert _memory("endpoint other").get("a") is None
+
+
+def test_forgotten_is_gone() -> None:
+    """A deleted file leaves no entry."""
+    _noting(a=_remembered(1)).flush()
+    memory = _memory()
+    memory.remember("a", None)
+    assert memory.get("a") is None
+    memory.flush()
+    assert _memory().get("a") is None
+
+
+def test_two_writers_keep_each_others_entries() -> None:
+    """Shards are merged with what is there when they are written."""
+    one, two = _memory(), _memory()
+    for number in range(100):
+        (one if number % 2 else two).remember(str(number), _remembered(number))
+    one.flush()
+    two.flush()
+    fresh = _memory(whole=True)
+    assert [fresh.get(str(n)) for n in range(100)] == [
+        _remembered(n) for n in range(100)
+    ]
+
+
+@override_settings(CACHES=_caches(Slow))
+def test_threads_that_write_at_one_moment_keep_each_others_entries() -> None:
+    """As those do that save through one storage."""
+
+    def remember(first: int) -> None:
+        one = _memory()
+        for number in range(first, 40, 8):
+            one.remember(str(number), _remembered(number))
+        one.flush()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(remember, range(8)))
+    fresh = _memory()
+    assert [n for n in range(40) if fresh.get(str(n)) != _remembered(n)] == []
 
 
 @pytest.mark.parametrize(
-    ("preload", "forced"), [(True, True), (False, True), (True, False)]
+    "garbage",
+    [b"bytes", 7, ["list"], {"a": 7}, {"a": None}, {"a": "one two"}, {1: "a b c"}],
 )
-def test_back_to_the_headers_before_a_killed_deploy_that_compared_nothing(
-    site: Site, tmp_path: Path, preload: bool, forced: bool
+def test_garbage_is_nothing_remembered(garbage: object) -> None:
+    """Whoever wrote it, it is not believed, and it is written over."""
+    _noting(a=_remembered(1)).flush()
+    for name in list(caches["default"]._cache):  # type: ignore[attr-defined]
+        key = name.split(":", 2)[2]
+        caches["default"].set(key, garbage)
+    assert _memory().get("a") is None
+    _noting(a=_remembered(2)).flush()
+    assert _memory().get("a") == _remembered(2)
+
+
+def test_memory_is_bounded_and_the_latest_are_kept() -> None:
+    """However many names there were: a save costs the same after a million."""
+    count = 300_000
+    memory = _memory(whole=True)
+    for number in range(count):
+        memory.remember(f"{'long' * 200}/{number}", _full(number))
+    memory.flush()
+    # Memcached takes 1 MB an entry.
+    cache: Any = caches["default"]
+    assert max(map(len, cache._cache.values())) < 1_000_000
+    fresh = _memory(whole=True)
+    kept = [n for n in range(count) if fresh.get(f"{'long' * 200}/{n}") == _full(n)]
+    assert len(kept) > 100_000
+    assert kept == list(range(count))[-len(kept) :] or min(kept) > count / 3
+
+
+def _full(number: int) -> Remembered:
+    text = f"{number:032}"
+    return Remembered(Fingerprint(text, text), text)
+
+
+@pytest.mark.parametrize("backend", [Broken, Refusing])
+def test_failing_cache_is_a_warning_and_never_a_failed_deploy(
+    site: Site, backend: type, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is remembered becomes doubtful whyever it is overwritten."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": preload}
+    """The files arrive, and the log says which cache failed and why."""
     files = site.write_many(5)
-    _cached_for(site, 60).collect()
-    site.options["collectfast_ignore_etag"] = forced
-    if not forced:
-        site.bucket.clear()
-    kill_at_the_last(_cached_for(site, 99), Last(True, 5), signal.SIGTERM)
-    assert _ages(site) == dict.fromkeys(sorted(files), "max-age=99")
-    del site.options["collectfast_ignore_etag"]
-    _cached_for(site, 60).collect()
-    assert _ages(site) == dict.fromkeys(sorted(files), "max-age=60")
+    with caplog.at_level(logging.WARNING, "collectfast_storage"):
+        deploy = site.collect(CACHES=_caches(backend))
+    assert deploy.requests == {"LIST": 1, "PUT": 5}
+    assert site.bucket.files() == files
+    assert "The cache 'default' (COLLECTFAST_CACHE) failed" in caplog.text
+    assert site.collect(CACHES=_caches(backend)).requests == {"LIST": 1}
 
 
-def test_back_to_the_headers_of_hashed_names_that_no_manifest_has_any_more(
-    site: Site, tmp_path: Path
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_cache_is_read_and_written_in_bulk_with_its_timeout(
+    site: Site, timeout: int | None
 ) -> None:
-    """Back to v1, of which the manifest of v2 knows nothing; killed; with others."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.backend = MANIFEST
+    """One call to read, one or none to write, however many files there are."""
+    site.write_many(100)
+    site.options["collectfast_cache_timeout"] = timeout
+    settings = _caches(Counting)
+    Counting.calls.clear()
+    site.collect(CACHES=settings)
+    assert [(name, t) for name, _, t in Counting.calls] == [
+        ("get_many", None),
+        ("get_many", None),
+        ("set_many", timeout),
+    ]
+    Counting.calls.clear()
+    site.collect(CACHES=settings)
+    assert [name for name, _, _ in Counting.calls] == ["get_many"]
 
-    def release(number: int, age: int) -> Site:
-        for n in range(3):
-            site.write(f"{n}.txt", f"{n} of {number}")
-        return _cached_for(site, age)
 
-    release(1, 60).collect()
-    names = site.bucket.names()
-    release(2, 60).collect()
-    kill_at_the_last(release(1, 99), Last(True, 7), signal.SIGTERM)
-    release(1, 60).collect()
-    ages = _ages(site)
-    assert {name: ages[name] for name in names} == dict.fromkeys(names, "max-age=60")
+def test_cache_of_another_alias(site: Site, tmp_path: Path) -> None:
+    """`COLLECTFAST_CACHE` names the one to use; nothing goes into `default`."""
+    site.write_many(3)
+    file_cache = {
+        "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+        "LOCATION": str(tmp_path / "cache"),
+    }
+    site.options["collectfast_preload"] = False
+    settings = {
+        "CACHES": _caches(Broken) | {"files": file_cache},
+        "COLLECTFAST_CACHE": "files",
+    }
+    site.collect(**settings)
+    assert site.collect(**settings).requests == {}
+
+
+def test_warning_says_which_cache_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    """Once."""
+    backend = f"{__name__}.Broken"
+    with override_settings(CACHES={"default": {"BACKEND": backend}}):
+        memory = _memory()
+        assert [memory.get(name) for name in "abc"] == [None] * 3
+        memory.remember("a", _remembered(1))
+        memory.flush()
+    assert caplog.messages == [
+        "The cache 'default' (COLLECTFAST_CACHE) failed; more has to be compared with "
+        "the bucket: ConnectionError: nobody there"
+    ]
 
 
 @pytest.mark.parametrize("preload", [True, False])
-def test_back_to_the_headers_before_a_killed_batch(
-    site: Site, tmp_path: Path, preload: bool
+@pytest.mark.parametrize("what", ["deploy", "batch", "save", "delete"])
+def test_cache_that_fails_is_asked_no_more(
+    site: Site, preload: bool, what: str
 ) -> None:
-    """A batch does not know ahead what it will be asked for."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": preload}
-    names = sorted(site.write_many(5))
-
-    def save_all() -> None:
-        with site.storage() as storage, storage.batch():
-            for name in names:
-                with (site.static / name).open("rb") as file:
-                    storage.save(name, file)
-
-    _cached_for(site, 60)
-    save_all()
-    kill_at_the_last(
-        _cached_for(site, 99),
-        Last(True, 5),
-        signal.SIGTERM,
-        worker="save_all_in_a_batch",
-    )
-    _cached_for(site, 60)
-    save_all()
-    assert _ages(site) == dict.fromkeys(names, "max-age=60")
-
-
-def test_two_deploys_at_once_with_other_headers(site: Site, tmp_path: Path) -> None:
-    """Neither can know whose were the last to arrive; the next deploy sets them."""
-    site.settings = file_cache(tmp_path / "cache")
-    names = sorted(site.write_many(3))
-    _cached_for(site, 0).collect()
-    other = replace(site, options={})
-    done = []
-
-    def deploy_other() -> None:
-        if not done:
-            done.append(True)
-            assert deploy(_cached_for(other, 2))[0] == 0
-
-    site.proxy.fault = meanwhile("PUT", deploy_other, names[1], after=True)
-    assert deploy(_cached_for(site, 1))[0] == 0
-    site.proxy.fault = None
-    assert _ages(site)[names[1]] == "max-age=2"
-    site.collect()
-    assert _ages(site) == dict.fromkeys(names, "max-age=1")
-
-
-@pytest.mark.parametrize("preload", [True, False])
-def test_headers_of_a_killed_deploy_of_the_same_contents(
-    site: Site, tmp_path: Path, preload: bool
-) -> None:
-    """It changed contents and headers; the next has those contents, and old headers."""
-    site.settings = file_cache(tmp_path / "cache")
-    site.options = {"collectfast_preload": preload}
-    names = sorted(site.write_many(5))
-    _cached_for(site, 60).collect()
-    for name in names:
-        site.write(name, "new")
-    kill_at_the_last(_cached_for(site, 99), Last(True, 5), signal.SIGTERM)
-    _cached_for(site, 60).collect()
-    assert _ages(site) == dict.fromkeys(names, "max-age=60")
-
-
-# Where the cache is trusted without a look at the bucket.
-
-
-def _trusting(site: Site, cache: Path) -> Site:
-    site.settings = file_cache(cache)
-    site.options = {"collectfast_preload": False, "collectfast_threads": 0}
-    return site
-
-
-@pytest.mark.parametrize("clear", [True, False])
-def test_smaller_release_after_a_killed_one(
-    site: Site, tmp_path: Path, clear: bool
-) -> None:
-    """It has compared its own files, and knows nothing of the others."""
-    _trusting(site, tmp_path / "cache")
-    release = {"a.txt": b"a", "b.txt": b"b"}
-
-    def write(*names: str) -> None:
-        for name in release:
-            (site.static / name).unlink(missing_ok=True)
-        for name in names:
-            site.write(name, release[name])
-
-    write("a.txt", "b.txt")
-    site.collect()
-    if clear:
-        write("a.txt")
-        fault = Last(False, 1, "DELETE MANY")
-        kill_at_the_last(site, fault, signal.SIGTERM, "--clear")
+    """It may take its time to fail: once a deploy, or a save."""
+    site.options["collectfast_preload"] = preload
+    site.write_many(20)
+    site.settings = {"CACHES": _caches(Asked)}
+    Asked.times = 0
+    if what == "deploy":
+        site.collect("--clear")
     else:
-        for name in release:
-            site.write(name, "killed")
-        kill_at_the_last(site, Last(True, 2), signal.SIGTERM)
-    write("a.txt")
-    site.collect()
-    write("a.txt", "b.txt")
-    site.collect()
-    assert site.bucket.files() == release
+        with site.storage() as storage:
+            if what == "delete":
+                storage.delete("a")
+            with storage.batch() if what == "batch" else nullcontext():
+                if what != "delete":
+                    storage.save("a", ContentFile(b"a"))
+    assert Asked.times == 1
 
 
-def test_smaller_release_after_a_killed_one_of_other_headers(
-    site: Site, tmp_path: Path
-) -> None:
-    """What is doubtful stays so until it is uploaded."""
-    _trusting(site, tmp_path / "cache")
-    for name in ("a.txt", "b.txt"):
-        site.write(name, name)
-    _cached_for(site, 60).collect()
-    kill_at_the_last(_cached_for(site, 99), Last(True, 2), signal.SIGTERM)
-    (site.static / "b.txt").unlink()
-    _cached_for(site, 60).collect()
-    site.write("b.txt", "b.txt")
-    site.collect()
-    assert _ages(site) == {"a.txt": "max-age=60", "b.txt": "max-age=60"}
+# What a process leaves that was killed.
 
 
-def test_note_of_a_killed_deploy_goes_with_the_next_that_changes_something(
-    site: Site, tmp_path: Path
-) -> None:
-    """With a listing too; and what that has not seen is asked for again."""
-    site.settings = file_cache(tmp_path / "cache")
-    names = sorted(site.write_many(4))
-    site.collect()
-    for text in ("killed", "new"):
-        for name in names:
-            site.write(name, text)
-        if text == "killed":
-            kill_at_the_last(site, Last(True, 4), signal.SIGTERM)
-    site.collect()
-    site.proxy.requests.clear()
-    with site.storage() as storage, storage.batch(preload=False):
-        for name in names:
-            storage.save(name, ContentFile(b"new"))
-    assert site.proxy.count() == {}
+@pytest.mark.parametrize("whole", [True, False])
+def test_after_one_that_was_killed_nothing_is_certain(whole: bool) -> None:
+    """Until the next one has taken note; what that has not seen stays doubtful."""
+    _noting(seen=_remembered(1), unseen=_remembered(1)).flush()
+    _killed()
+    memory = _memory(whole=whole)
+    assert memory.get("seen") is memory.get("unseen") is DOUBTFUL
+    assert memory.get("never heard of") is DOUBTFUL
+    memory.begin()
+    memory.remember("seen", _remembered(2))
+    memory.flush()
+    after = _memory(whole=True)
+    assert after.get("seen") == _remembered(2)
+    assert after.get("unseen") is DOUBTFUL
+    assert after.get("never heard of") is None
 
 
-@pytest.mark.parametrize("how", ["a batch", "an interrupted deploy"])
-def test_back_after_a_killed_deploy_and_one_that_compares_not_all(
-    site: Site, tmp_path: Path, how: str
-) -> None:
-    """What the killed one left is still to be asked for."""
-    _trusting(site, tmp_path / "cache")
-    release = site.write_many(4)
-    site.collect()
-    for name in release:
-        site.write(name, "killed")
-    kill_at_the_last(site, Last(True, 4), signal.SIGTERM)
-    if how == "a batch":
-        with site.storage() as storage, storage.batch():
-            storage.save(min(release), ContentFile(b"saved"))
-    else:
-        for name in release:
-            site.write(name, "interrupted")
-        kill_at_the_last(site, Last(True, 2), signal.SIGINT)
-    site.write_all(release)
-    site.collect()
-    assert site.bucket.files() == release
+def test_end_takes_back_that_a_run_is_under_way() -> None:
+    """What it did not change is as certain as before."""
+    _noting(a=_remembered(1)).flush()
+    memory = _memory()
+    memory.begin()
+    memory.begin()
+    assert _memory().get("a") is DOUBTFUL
+    assert memory.get("a") == _remembered(1)
+    memory.flush()
+    assert _memory().get("a") == _remembered(1)
 
 
-class Faulty(FileBasedCache):
-    """Fails once, as one does whose server is restarted: when `left` comes to 0."""
-
-    method = ""
-    error: type[BaseException] = ConnectionError
-    left = 1
-
-    def _do(self, method: str, *arguments: Any) -> Any:
-        if method == self.method:
-            Faulty.left -= 1
-            if self.left == 0:
-                raise self.error
-        return getattr(super(), method)(*arguments)
-
-    def get_many(self, *arguments: Any) -> Any:
-        return self._do("get_many", *arguments)
-
-    def delete_many(self, *arguments: Any) -> Any:
-        return self._do("delete_many", *arguments)
-
-    def set_many(self, *arguments: Any) -> Any:
-        return self._do("set_many", *arguments)
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_at_once_believe_nothing_of_what_both_changed(first: int) -> None:
+    """Which of them was the last to arrive, neither knows."""
+    _noting(a=_remembered(0), b=_remembered(0)).flush()
+    both = [_memory(), _memory()]
+    for number, memory in enumerate(both, start=1):
+        memory.begin()
+        memory.remember("a", _remembered(number))
+    for memory in (both[first], both[1 - first]):
+        memory.flush()
+    # The one that began first was overtaken, and cannot know by what.
+    assert _memory().get("a") is DOUBTFUL
+    assert _memory().get("b") is not None
 
 
-class Unreadable(Faulty):
-    """In each process, it fails to read what it is asked for first."""
-
-    method = "get_many"
-
-
-def _with_cache(site: Site, directory: Path, cache: type[FileBasedCache]) -> None:
-    _trusting(site, directory)
-    site.settings["CACHES"]["default"]["BACKEND"] = f"{__name__}.{cache.__name__}"
+def test_two_that_sent_different_things_leave_a_doubt() -> None:
+    """The same without a note: an ETag would tell the content, and not the headers."""
+    one, other = _noting(name=_remembered(1)), _noting(name=_remembered(2))
+    one.flush()
+    other.flush()
+    assert _memory().get("name") is DOUBTFUL
 
 
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def fail(method: str, error: type[BaseException], at_call: int) -> None:
-        monkeypatch.setattr(Faulty, "method", method)
-        monkeypatch.setattr(Faulty, "error", error)
-        monkeypatch.setattr(Faulty, "left", at_call)
-
-    return fail
-
-
-def test_back_after_a_deploy_whose_memory_could_not_be_written(
-    site: Site, tmp_path: Path, faulty: Callable[..., None]
-) -> None:
-    """The cache is back at once, and says what was so before that deploy."""
-    _with_cache(site, tmp_path / "cache", Faulty)
-    release = site.write_many(5)
-    site.collect()
-    for name in release:
-        site.write(name, "new")
-    faulty("delete_many", ConnectionError, 1)
-    site.collect()
-    assert Faulty.left < 1  # It failed.
-    site.write_all(release)
-    site.collect()
-    assert site.bucket.files() == release
+def test_two_that_sent_the_same_leave_no_doubt() -> None:
+    """Whatever the ETags: with opaque ones, they would upload it again for ever."""
+    same = _remembered(1)
+    other = same._replace(etag="other")
+    one, two = _noting(name=same), _noting(name=other)
+    one.flush()
+    two.flush()
+    assert _memory().get("name") == other
 
 
-def test_back_after_a_killed_deploy_that_could_not_read_what_is_remembered(
-    site: Site, tmp_path: Path
-) -> None:
-    """It takes for granted that it overwrites what others remember."""
-    _trusting(site, tmp_path / "cache")
-    release = site.write_many(5)
-    site.collect()
-    for name in release:
-        site.write(name, "new")
-    _with_cache(site, tmp_path / "cache", Unreadable)
-    kill_at_the_last(site, Last(True, 5), signal.SIGTERM)
-    _trusting(site, tmp_path / "cache")
-    site.write_all(release)
-    site.collect()
-    assert site.bucket.files() == release
+def test_forgotten_is_gone_whatever_another_has_noted() -> None:
+    """To know nothing costs a comparison; a doubt would cost an upload."""
+    _noting(name=_remembered(1)).flush()
+    one, other = _memory(), _memory()
+    assert one.get("name") == other.get("name") == _remembered(1)
+    other.remember("name", _remembered(2))
+    other.flush()
+    one.remember("name", None)
+    one.flush()
+    assert _memory().get("name") is None
 
 
-def test_back_after_ctrl_c_as_the_doubt_is_written(
-    site: Site, tmp_path: Path, faulty: Callable[..., None]
-) -> None:
-    """What had arrived by then is remembered, or doubtful, and not forgotten."""
-    _with_cache(site, tmp_path / "cache", Faulty)
-    release = {f"{n}.txt": b"%d" % n for n in range(5)}
-    site.write_all(release)
-    _cached_for(site, 60).collect()
-    # The last to be collected is the one of which the headers alone are new.
-    for name in [entry.name for entry in os.scandir(site.static)][:-1]:
-        site.write(name, "new")
-    faulty("get_many", KeyboardInterrupt, 2)
-    with site.active():
-        with suppress(KeyboardInterrupt):
-            _cached_for(site, 99).collect()
-        gc.collect()  # The run ends with the process.
-    assert Faulty.left < 1  # It failed.
-    site.write_all(release)
-    _cached_for(site, 60).collect()
-    assert site.bucket.files() == release
-
-
-def test_headers_after_ctrl_c_as_the_doubt_is_written(
-    site: Site, tmp_path: Path, faulty: Callable[..., None]
-) -> None:
-    """When what was there is deleted already: what is known is not lost."""
-    _with_cache(site, tmp_path / "cache", Faulty)
-    names = sorted(site.write_many(4))
-    _cached_for(site, 60).collect()
-    faulty("set_many", KeyboardInterrupt, 1)
-    with site.active():
-        with suppress(KeyboardInterrupt):
-            _cached_for(site, 99).collect()
-        gc.collect()
-    assert Faulty.left < 1
-    _cached_for(site, 99).collect()
-    assert _ages(site) == dict.fromkeys(names, "max-age=99")
-
-
-def test_smaller_release_that_could_not_read_what_is_remembered(
-    site: Site, tmp_path: Path, faulty: Callable[..., None]
-) -> None:
-    """It does not know what it has not seen: the note of the killed one stays."""
-    _with_cache(site, tmp_path / "cache", Faulty)
-    release = site.write_many(4)
-    site.collect()
-    for name in release:
-        site.write(name, "killed")
-    kill_at_the_last(site, Last(True, 4), signal.SIGTERM)
-    for name in release:
-        (site.static / name).unlink()
-    first = min(release)
-    site.write(first, release[first])
-    faulty("get_many", ConnectionError, 1)
-    site.collect()
-    assert Faulty.left < 1
-    site.write_all(release)
-    site.collect()
-    assert site.bucket.files() == release
-
-
-def test_doubt_that_could_not_be_written(
-    site: Site, tmp_path: Path, faulty: Callable[..., None]
-) -> None:
-    """What it was to replace is gone: that costs an upload more, and no more."""
-    _with_cache(site, tmp_path / "cache", Faulty)
-    names = sorted(site.write_many(4))
-    _cached_for(site, 60).collect()
-    faulty("set_many", ConnectionError, 1)
-    _cached_for(site, 99).collect()
-    assert Faulty.left < 1
-    assert site.collect().put == names
-    assert site.collect().requests == {}
-    _cached_for(site, 60).collect()
-    assert _ages(site) == dict.fromkeys(names, "max-age=60")
+def test_what_is_flushed_is_not_flushed_again() -> None:
+    """By then another may have noted something newer."""
+    one = _noting(name=_remembered(1))
+    one.flush()
+    _noting(name=_remembered(2)).flush()
+    one.flush()
+    assert _memory().get("name") == _remembered(2)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from collectfast_storage.native import Native
 from collectfast_storage.wire import Wire
+
 from tests.proxy import refuse
 from tests.site import Site
 from tests.test_hostile import NAMES

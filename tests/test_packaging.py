@@ -112,7 +112,7 @@ def _versions(classifiers: list[str], prefix: str) -> set[str]:
 
 
 def _package() -> set[str]:
-    files = {path for path in PACKAGE.iterdir() if path.is_file()}
+    files = {p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc"}
     return {path.relative_to(PROJECT).as_posix() for path in files}
 
 

@@ -31,7 +31,7 @@ from collectfast_storage.exceptions import (
     FilesError,
     UploadError,
 )
-from collectfast_storage.report import Batch, Report
+from collectfast_storage.reporting import Batch, Report
 from collectfast_storage.signals import collected
 
 

@@ -1,8 +1,15 @@
-"""What a save would send: the bytes as they go over the wire, and the headers."""
+"""What one save would send: caught from django-storages, read once, hashed.
+
+`S3Storage._save` settles name, headers and compression, and then calls
+``self.bucket.Object(key).upload_fileobj(content, ExtraArgs=…, Config=…)``. Standing in
+for that bucket keeps every rule, and every override in a site's subclass, in force
+without a copy of any of them. Should a `_save` upload in another way, it just uploads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
 from io import SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from tempfile import SpooledTemporaryFile
@@ -12,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from s3transfer.utils import ChunksizeAdjuster
 from storages.utils import ReadBytesWrapper, is_seekable
 
-from collectfast_storage.etag import (
+from collectfast_storage.fingerprint import (
     SMALLEST_PART,
     Fingerprint,
     PartHasher,
@@ -24,11 +31,9 @@ from collectfast_storage.etag import (
 )
 
 _CHUNK_SIZE = 256 * 1024
-# Instead of an ETag, where the file changes while it is read: no object has it.
-CHANGING = "changing"
 
 
-class Content:
+class Payload:
     """One file as one `save` would send it.
 
     What fits into one request is read once, so that what was hashed is what is sent;
@@ -89,13 +94,6 @@ class Content:
         """What decides whether this must go up again."""
         return Fingerprint(self._md5, digest_of(self.parameters))
 
-    @property
-    def multipart_etag(self) -> str:
-        """The ETag that S3 gives this in parts, if it follows from the content."""
-        etag = self._etags_in([self._part_size])[0]
-        # One content's ETag is never to be remembered with the fingerprint of another.
-        return etag if self.is_as_hashed() else CHANGING
-
     def has_etag(self, etag: str) -> bool:
         """Tell whether `etag` is one of this content, in whatever parts it was sent."""
         parts = number_of_parts(etag)
@@ -111,13 +109,10 @@ class Content:
             sizes = part_sizes(size, parts, self._part_size)
         return etag in self._etags_in(sizes) and self.is_as_hashed()
 
-    def _etags_in(self, sizes: Sequence[int]) -> list[str]:
-        """Return the ETags of uploads in parts of each of the `sizes`, in one pass."""
-        hashers = [PartHasher(size) for size in sizes]
-        for chunk in _chunks(self.stream()) if hashers else ():
-            for hasher in hashers:
-                hasher.update(chunk)
-        return [hasher.etag() for hasher in hashers]
+    @property
+    def multipart_etag(self) -> str:
+        """The ETag that S3 gives this in parts, if it follows from the content."""
+        return self._etags_in([self._part_size])[0]
 
     @cached_property
     def body_md5(self) -> str:
@@ -163,6 +158,14 @@ class Content:
         plain = self._hashed() if self.plain is None else BytesIO(self.plain)
         return self._compress(plain) if self._compress else plain
 
+    def _etags_in(self, sizes: Sequence[int]) -> list[str]:
+        """Return the ETags of uploads in parts of each of the `sizes`, in one pass."""
+        hashers = [PartHasher(size) for size in sizes]
+        for chunk in _chunks(self.stream()) if hashers else ():
+            for hasher in hashers:
+                hasher.update(chunk)
+        return [hasher.etag() for hasher in hashers]
+
     @cached_property
     def _md5(self) -> str:
         return md5_of(_chunks(self._rewound()) if self.plain is None else [self.plain])
@@ -200,6 +203,79 @@ class Content:
             if size >= self._config.multipart_threshold:
                 return None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+Take = Callable[[str, Payload], object]
+
+
+class CapturingBucket:
+    """Stands in for a boto3 Bucket, and gives away what is uploaded to it."""
+
+    def __init__(self, connect: Callable[[], Any], take: Take) -> None:
+        """Hand uploads to `take`, all else to the bucket that `connect` returns."""
+        self._connect = connect
+        self._take = take
+
+    def Object(self, key: str) -> CapturingObject:  # noqa: N802 (boto3's name)
+        """Return a stand-in for the object `key`."""
+        return CapturingObject(lambda: self._connect().Object(key), key, self._take)
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the bucket itself."""
+        return getattr(self._connect(), name)
+
+
+class CapturingObject:
+    """Stands in for a boto3 Object."""
+
+    def __init__(self, connect: Callable[[], Any], key: str, take: Take) -> None:
+        """Hand an upload as `key` to `take`, all else to what `connect` returns."""
+        self._connect = connect
+        self._key = key
+        self._take = take
+
+    def upload_fileobj(
+        self,
+        Fileobj: Any,  # noqa: N803 (boto3's names)
+        ExtraArgs: dict[str, Any] | None = None,  # noqa: N803
+        Callback: Callable[[int], None] | None = None,  # noqa: N803
+        Config: TransferConfig | None = None,  # noqa: N803
+    ) -> None:
+        """Hand over what boto3 would upload."""
+        plain, compress = Fileobj, None
+        if isinstance(Fileobj, Compressible):
+            plain, compress = Fileobj.plain, Fileobj.compress
+        config = Config or TransferConfig()
+        with closing(Payload(plain, ExtraArgs or {}, config, compress)) as payload:
+            self._take(self._key, payload)
+            if Callback is not None:
+                Callback(payload.size)
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the object itself."""
+        return getattr(self._connect(), name)
+
+
+class Compressible:
+    """A content that would be compressed, if it had to be sent."""
+
+    def __init__(self, plain: Any, compress: Callable[[Any], Any]) -> None:
+        """Describe what ``compress(plain)`` would yield, for as long as it can wait."""
+        self.plain = plain
+        self.compress = compress
+
+    @cached_property
+    def _compressed(self) -> Any:
+        return self.compress(self.plain)
+
+    def read(self, *size: int) -> bytes:
+        """Compress after all, for whoever wants to see what comes of it."""
+        content: bytes = self._compressed.read(*size)
+        return content
+
+    def close(self) -> None:
+        """Close the plain file."""
+        self.plain.close()
 
 
 class _Hashed(RawIOBase):

@@ -26,6 +26,15 @@ _BUCKET_WIDE = {
 _DENIED = {"AccessDenied", "403", "Forbidden"}  # the answer to a HEAD has no words
 
 
+class AnswerError(BotoCoreError):
+    """An answer that is none of S3's, of which nothing may be concluded."""
+
+    fmt = (
+        "{what}. Is its endpoint the right one, and does nothing between here and "
+        "there answer in its place?"
+    )
+
+
 def is_absent(error: ClientError) -> bool:
     """Tell whether there is no such object; 403 is no such answer."""
     return _status(error) == 404
@@ -54,39 +63,36 @@ def is_not_understood(error: Exception) -> bool:
     return _status(error) in (400, 405, 501)
 
 
-def once_more(response: Any, attempts: int, **_: Any) -> int | None:
-    """Let botocore send again, and at once, what it gives up otherwise.
+def is_worth_another_try(response: Any, attempts: int) -> bool:
+    """Tell whether to send again, and at once, what botocore gives up otherwise.
 
     Signed with an expired token, its credentials may be fresh by now; a body that was
-    damaged on its way may arrive whole. It asks, for a delay in seconds, at each
-    answer: https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
+    damaged on its way may arrive whole.
     """
     if response is None or attempts > 1:
-        return None
-    code = response[1].get("Error", {}).get("Code")
-    return 0 if code in ("BadDigest", "ExpiredToken") else None
+        return False
+    return response[1].get("Error", {}).get("Code") in ("BadDigest", "ExpiredToken")
 
 
 class naming:  # noqa: N801 (as those of contextlib)
     """In this context a failure to use a bucket is a `BucketError`, with its name.
 
-    A class, as the generator of a context manager costs more than most questions.
+    Where a permission is missing, it is a `DeniedError`. A class, as the generator of a
+    context manager costs more than most questions.
     """
 
-    def __init__(self, bucket_name: str, *, one: bool = False) -> None:
-        """Say with `one` that it is asked for one object, which may be denied."""
+    def __init__(self, bucket_name: str) -> None:
         self._bucket_name = bucket_name
-        self._one = one
 
     def __enter__(self) -> None:
         """Nothing is to be done yet."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Name the bucket."""
-        if self._one and isinstance(error, ClientError) and is_denied(error):
-            raise DeniedError(self._bucket_name, error) from error
         if isinstance(error, (BotoCoreError, ClientError)):
-            raise BucketError(self._bucket_name, error) from error
+            denied = isinstance(error, ClientError) and is_denied(error)
+            kind = DeniedError if denied else BucketError
+            raise kind(self._bucket_name, error) from error
 
 
 def _status(error: ClientError) -> int:

@@ -7,7 +7,11 @@ import time
 
 import pytest
 
-from collectfast_storage.executor import BoundedExecutor, SerialExecutor, executor
+from collectfast_storage.uploads import (
+    BoundedExecutor,
+    SerialExecutor,
+    executor_of,
+)
 from tests.proxy import Handler, Request
 from tests.site import Site
 
@@ -46,8 +50,8 @@ def test_serial_twin_is_done_at_once_in_the_callers_thread() -> None:
 
 
 def test_zero_threads_is_the_serial_twin() -> None:
-    assert isinstance(executor(0), SerialExecutor)
-    assert isinstance(executor(3), BoundedExecutor)
+    assert isinstance(executor_of(0), SerialExecutor)
+    assert isinstance(executor_of(3), BoundedExecutor)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])

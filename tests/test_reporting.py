@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import io
 import json
 import os
 import pty
@@ -15,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.contrib.staticfiles.management.commands.collectstatic import Command
 from django.core.files.base import ContentFile
 from django.core.management.base import CommandError
 
 from collectfast_storage import CollectfastS3StaticStorage
-from collectfast_storage.ledger import Verdict
-from collectfast_storage.progress import Bar, Lines
-from collectfast_storage.report import Report
+from collectfast_storage.reporting import Bar, Report
 from collectfast_storage.signals import collected
 from tests.proxy import refuse
 from tests.site import Site
@@ -55,7 +50,7 @@ def test_one_line_at_the_end(site: Site, caplog: pytest.LogCaptureFixture) -> No
     [message] = caplog.messages
     line, _, seconds = message.rpartition("; ")
     assert line == (
-        "10 files: 9 unchanged, 1 uploaded (3 kB), 1 deleted; 1 DELETE MANY, 2 LIST, "
+        "10 files: 9 unchanged, 1 uploaded (3 kB), 1 deleted; 1 DELETE MANY, 1 LIST, "
         "1 PUT"
     )
     assert seconds.endswith(" s")
@@ -196,16 +191,3 @@ def test_bar_of_a_run_that_asks_nothing() -> None:
     bar = Bar()
     bar.advanced(1, 1)
     bar.close()
-
-
-def test_lines_do_not_keep_their_command_alive() -> None:
-    """A run outlives it, if only until the next collection; it then says no more."""
-    output = io.StringIO()
-    command = Command(stdout=output)
-    command.verbosity = 2
-    lines = Lines(command)
-    lines.decided("a.css", Verdict.ABSENT)
-    del command
-    gc.collect()
-    lines.decided("b.css", Verdict.ABSENT)
-    assert output.getvalue() == "Uploading 'a.css' (absent)\n"

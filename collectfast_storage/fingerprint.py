@@ -1,4 +1,4 @@
-"""What is known of an object's content: fingerprints and ETags.
+"""What is known of a content: fingerprints and ETags.
 
 Pure functions; no Django, no boto3. The ETag of an object that was uploaded in one
 request and not encrypted with KMS or a customer's key is the MD5 of its content:
@@ -13,11 +13,10 @@ import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(NamedTuple):
     """What decides whether a file must go up again: its content and its headers."""
 
     md5: str  # of the content before compression
@@ -28,19 +27,7 @@ class Fingerprint:
         return f"{self.md5}-{self.headers}"
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """An upload of the past: what was sent, and the ETag that the bucket gave it."""
-
-    fingerprint: Fingerprint
-    etag: str
-
-
-# Of an upload of which nobody knows whether it arrived: nothing equals this.
-UNCERTAIN = Remembered(Fingerprint("-", "-"), "-")
-
-
-def new_md5() -> hashlib._Hash:
+def new_md5() -> Any:
     """Return an MD5 that FIPS machines allow, as it protects nothing."""
     return hashlib.md5(usedforsecurity=False)
 
@@ -50,7 +37,7 @@ def md5_of(chunks: Iterable[bytes]) -> str:
     md5 = new_md5()
     for chunk in chunks:
         md5.update(chunk)
-    return md5.hexdigest()
+    return str(md5.hexdigest())
 
 
 def content_md5(md5: str) -> str:
@@ -62,6 +49,15 @@ def digest_of(parameters: Mapping[str, object]) -> str:
     """Return a digest of the parameters of a write that does not reveal them."""
     canonical = json.dumps(parameters, sort_keys=True, default=repr)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def normal_etag(header: str | None) -> str:
+    """Return the ETag in `header`, in the one form in which ETags are compared here.
+
+    Without quotes, without the ``W/`` of a weak one, and in lower case; empty where a
+    server gave none. https://www.rfc-editor.org/rfc/rfc9110#name-etag
+    """
+    return (header or "").strip().removeprefix("W/").strip('"').lower()
 
 
 # Of boto3 and the AWS CLI (8), rclone (5), s5cmd (50), and what people set them to.

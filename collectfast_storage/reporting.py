@@ -1,16 +1,54 @@
-"""What a run shows while it goes on."""
+"""What a run tells: what it did, and what it shows while it goes on."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 if TYPE_CHECKING:
     from django.contrib.staticfiles.management.commands.collectstatic import Command
 
-    from collectfast_storage.ledger import Verdict
+    from collectfast_storage.decision import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did.
+
+    `uploaded`, `unchanged` and `deleted` are names, sorted; `unchanged` those that were
+    saved and that the bucket held already. `bytes` were uploaded, in `seconds` from the
+    first to the last; `requests` is how many of each kind (``LIST``, ``PUT``, …) were
+    sent for that, those that were sent again among them.
+    """
+
+    uploaded: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    bytes: int = 0
+    seconds: float = 0.0
+    requests: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return it as one line of a log."""
+        files = len(self.uploaded) + len(self.unchanged)
+        requests = [
+            f"{count:,} {kind}" for kind, count in sorted(self.requests.items())
+        ]
+        return (
+            f"{files:,} files: {len(self.unchanged):,} unchanged, "
+            f"{len(self.uploaded):,} uploaded ({self.bytes / 1000:,.0f} kB), "
+            f"{len(self.deleted):,} deleted; {', '.join(requests) or 'no requests'}; "
+            f"{self.seconds:.1f} s"
+        )
+
+
+class Batch:
+    """What ``with storage.batch() as batch:`` gives; `report` is there after it."""
+
+    report = Report()
 
 
 class Progress:
@@ -33,14 +71,11 @@ class Lines(Progress):
     """A line a file that is uploaded, with the reason, in the command's own output."""
 
     def __init__(self, command: Command) -> None:
-        # Who runs for a command must not keep it alive.
-        self._command = ref(command)
+        self._command = command
 
     def decided(self, name: str, verdict: Verdict) -> None:
         """Log it as collectstatic logs what it copies."""
-        command = self._command()
-        if command is not None:
-            command.log(f"Uploading '{name}' ({verdict.value})", level=2)
+        self._command.log(f"Uploading '{name}' ({verdict.value})", level=2)
 
 
 class Bar(Progress):

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from collectfast_storage.etag import (
+from collectfast_storage.fingerprint import (
     Fingerprint,
     PartHasher,
     digest_of,

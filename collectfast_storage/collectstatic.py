@@ -1,0 +1,293 @@
+"""Django's collectstatic: the command that calls, what it collects, where it ends.
+
+Django tells a storage nothing about who calls it. What sets a collectstatic apart from
+a view or a script is the frame of `Command.collect` on the stack; one activation of it
+is one run, in whatever command of a site's own it was inherited by. Django's own
+`post_process` and `save_manifest` do all the work; these stand around them, in whatever
+order a site's class has its bases.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, wraps
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.staticfiles.finders import get_finders
+from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMixin
+from django.core.files.storage import Storage
+
+from collectfast_storage.exceptions import ClearError
+from collectfast_storage.run import Caller, Run, Source
+from collectfast_storage.signals import collected
+
+if TYPE_CHECKING:
+    from collectfast_storage.reporting import Report
+
+logger = logging.getLogger("collectfast_storage")
+
+_MODULE = "django.contrib.staticfiles.management.commands.collectstatic"
+_COPYING = ("copy_file", "delete_file", "link_file")
+
+Paths = Mapping[str, tuple[Storage, str]]
+Processed = tuple[str, str | None, Any]
+
+
+# The command that calls.
+
+
+def collecting_frame(storage: object) -> FrameType | None:
+    """Return the frame of the `collect` that calls, if it collects into `storage`."""
+    module = sys.modules.get(_MODULE)
+    if module is None:  # In a server no command can be on the stack: nothing to walk.
+        return None
+    code = getattr(module.Command.collect, "__code__", None)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            target = frame.f_locals["self"].storage
+            # It is a `LazyObject` unless replaced.
+            if getattr(target, "_wrapped", target) is storage:
+                return frame
+        frame = frame.f_back
+    return None
+
+
+def frames() -> list[FrameType]:
+    """Return the frames of the callers, from the innermost one on."""
+    found = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        found.append(frame)
+        frame = frame.f_back
+    return found
+
+
+class Collectstatic(Caller):
+    """A collectstatic: the command, as its options are, and its storage."""
+
+    collects = True
+
+    def __init__(self, storage: Any, frame: FrameType) -> None:
+        """Stand for the activation of `collect` that `frame` is.
+
+        Raises `ClearError` if clearing would empty a bucket.
+        """
+        super().__init__(storage)
+        from django.contrib.staticfiles.management.commands.collectstatic import Command
+
+        from collectfast_storage.reporting import progress_of
+
+        self._command: Command = frame.f_locals["self"]
+        self.dry_run = self._command.dry_run
+        self.clears = self._command.clear
+        self.has_barrier = self._command.post_process
+        self.progress = progress_of(self._command)
+        if self.clears and not storage._collectfast_prefix:
+            raise ClearError(storage.bucket_name)
+        # Who copies in a way of its own may never come to the last source.
+        copies = [getattr(type(self._command), name) for name in _COPYING]
+        if not self.has_barrier and copies != [getattr(Command, n) for n in _COPYING]:
+            self.waits = True
+        self.spared = frozenset(self._spared())
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:  # type: ignore[override]
+        """The files that are collected, in the order in which they are.
+
+        Django's rule: the first finder to name a file wins, and the prefix of a source
+        storage goes before the path (``collectstatic.Command.collect``).
+        """
+        found: dict[str, Source] = {}
+        for finder in get_finders():
+            for path, storage in finder.list(self._command.ignore_patterns):
+                prefix = getattr(storage, "prefix", None)
+                name = os.path.join(prefix, path) if prefix else path  # noqa: PTH118 (as Django)
+                name = self.storage._collectfast_name(name)
+                found.setdefault(name, Source(storage, path))
+        return found
+
+    @property
+    def last_source(self) -> str | None:  # type: ignore[override]
+        """The one that is collected last."""
+        return next(reversed(self.sources), None)
+
+    @property
+    def wanted(self) -> Collection[str]:  # type: ignore[override]
+        """The names of the sources, and those that post-processing will ask for."""
+        names: set[str] = set()
+        if issubclass(type(self.storage), ManifestFilesMixin):
+            names = {self.storage.manifest_name, *self.storage.hashed_files.values()}
+        return {*self.sources, *map(self.storage._collectfast_name, names)}
+
+    @cached_property
+    def processed(self) -> Collection[str]:  # type: ignore[override]
+        """The sources whose hashed names are their own."""
+        hashed = getattr(self.storage, "hashed_files", {})
+        same = {name for name, hashed_name in hashed.items() if name == hashed_name}
+        return same if self.has_barrier and not self.dry_run else ()
+
+    def copied_before(self) -> Collection[str]:
+        """Return what the command will not copy again, as an earlier pass has."""
+        command = self._command
+        names = {*command.copied_files, *command.unmodified_files}
+        return {self.storage._collectfast_name(name) for name in names}
+
+    def tell(self, report: Report) -> None:
+        """Log, count and signal what was done."""
+        logger.info("%s", report)
+        if self.clears:
+            dry_run = self.dry_run
+            verb, level = ("Pretending to delete", 1) if dry_run else ("Deleting", 2)
+            for name in report.deleted:
+                self._command.log(f"{verb} '{name}'", level=level)
+            # Django 6.0 counts them in its summary; older ones do not.
+            getattr(self._command, "deleted_files", []).extend(report.deleted)
+        if not self.dry_run:
+            collected.send(type(self.storage), storage=self.storage, report=report)
+
+    def _spared(self) -> Iterator[str]:
+        """Yield what clearing leaves alone: a manifest, and the release that it names.
+
+        Pages of that release are still being read. So two releases stay, and no more.
+        """
+        storage = self.storage
+        if self.clears and issubclass(type(storage), ManifestFilesMixin):
+            yield from map(storage._collectfast_name, storage.hashed_files.values())
+            place: Any = storage.manifest_storage
+            key = getattr(place, "bucket_name", None) == storage.bucket_name and (
+                place._normalize_name(storage.manifest_name)
+            )
+            if key and key.startswith(storage._collectfast_prefix):
+                yield key.removeprefix(storage._collectfast_prefix)
+
+
+# Where it ends.
+
+
+def with_barrier(
+    post_process: Callable[..., Iterator[Processed]],
+) -> Callable[..., Iterator[Processed]]:
+    """Make the outermost `post_process` of a run the run's barrier."""
+
+    @wraps(post_process)
+    def wrapper(self: Any, *args: Any, **options: Any) -> Iterator[Processed]:
+        processed = post_process(self, *args, **options)
+        # Only now: one that is no generator has come to an inner barrier by here.
+        run = self._collectfast_run()
+        if run is None or run.post_processing or not run.caller.collects:
+            return processed
+        paths = args[0] if args else options.get("paths", {})
+        return _to_the_barrier(self, run, paths, processed)
+
+    wrapper.has_barrier = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def after_uploads(save_manifest: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `save_manifest` wait for all else, and fail if something did not arrive."""
+
+    @wraps(save_manifest)
+    def wrapper(self: Any, *args: Any, **options: Any) -> Any:
+        run = self._collectfast_run()
+        if run is not None:
+            run.wait()
+        with _batch_of(self.manifest_storage, self):
+            return save_manifest(self, *args, **options)
+
+    wrapper.has_barrier = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _to_the_barrier(
+    storage: Any, run: Run, paths: Paths, processed: Iterator[Processed]
+) -> Iterator[Processed]:
+    """Post-process, then finish the run: who gets past this has everything uploaded.
+
+    What is yielded may hold an exception that its caller logs, and goes on; only when
+    this is exhausted, closed or raises is it at its end.
+    https://docs.djangoproject.com/en/stable/ref/contrib/staticfiles/#django.contrib.staticfiles.storage.StaticFilesStorage.post_process
+    """
+    run.post_processing = True
+    hashes = isinstance(storage, HashedFilesMixin)
+    try:
+        if hashes and run.caller.dry_run and run.caller.clears:
+            yield from _pretended(storage, run, paths)
+        if hashes and _post_processes_as_django(type(storage).__mro__):
+            processed = _with_copies_checked(storage, paths, processed)
+        yield from processed or ()
+        _keep_hashed_files(storage, run)
+        run.finish()
+    except GeneratorExit:
+        # By a caller who has enough of it; or by an exception on its way past it.
+        if collecting_frame(storage) is not None:
+            run.finish()
+        else:
+            run.close(patiently=False)
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        run.close(patiently=False)
+        raise
+    finally:
+        run.close()
+
+
+def _post_processes_as_django(classes: tuple[type, ...]) -> bool:
+    """Tell whether what is yielded means what Django means by it."""
+    own = [vars(each).get("post_process") for each in classes]
+    modules = {getattr(each, "__wrapped__", each).__module__ for each in own if each}
+    return modules <= {HashedFilesMixin.__module__, "collectfast_storage.storage"}
+
+
+def _with_copies_checked(
+    storage: Any, paths: Paths, processed: Iterator[Processed]
+) -> Iterator[Processed]:
+    """Save again what Django did not, as an object of its hashed name exists.
+
+    A name is no proof of content and headers; the save compares them.
+    """
+    for name, hashed_name, outcome in processed:
+        if outcome is False and hashed_name is not None:
+            source, path = paths[name]
+            with source.open(path) as file:
+                storage._save(hashed_name, file)
+        yield name, hashed_name, outcome
+
+
+def _pretended(storage: Any, run: Run, paths: Paths) -> Iterator[Processed]:
+    """Let Django's own post-processing tell this run which hashed names there would be.
+
+    In a dry run nothing is uploaded; only what goes wrong is passed on.
+    """
+    hashed_files, storage.hashed_files = storage.hashed_files, {}
+    try:
+        for processed in HashedFilesMixin.post_process(storage, paths):  # type: ignore[arg-type]
+            if isinstance(processed[2], Exception):
+                yield processed
+        _keep_hashed_files(storage, run)
+    finally:
+        storage.hashed_files = hashed_files
+
+
+def _keep_hashed_files(storage: Any, run: Run) -> None:
+    """Keep from being cleared what the manifest names, whoever saved it, or did not."""
+    for hashed_name in getattr(storage, "hashed_files", {}).values():
+        run.keep(storage._collectfast_name(hashed_name))
+
+
+def _batch_of(manifest_storage: Any, storage: Any) -> AbstractContextManager[Any]:
+    """Keep a manifest in another bucket from being deleted before it is replaced."""
+    if manifest_storage is storage or not getattr(
+        manifest_storage, "_collectfast_enabled", False
+    ):
+        return nullcontext()
+    # One file is sooner asked for than listed; and it is too dear to trust the cache.
+    batch: AbstractContextManager[Any] = manifest_storage._collectfast_batch(
+        lists=False, trusts=False
+    )
+    return batch

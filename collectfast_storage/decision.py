@@ -1,0 +1,98 @@
+"""The verdict on one file: whether the bucket holds its content and headers.
+
+Pure; no Django, no boto3. It is a function of what would be sent, what the bucket
+holds, and what is remembered of earlier uploads.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from collectfast_storage.fingerprint import Fingerprint
+
+
+class Verdict(Enum):
+    """Why a file is not uploaded, or is."""
+
+    HELD = "the bucket holds it"
+    ABSENT = "absent"
+    CONTENT = "content"
+    HEADERS = "headers"
+    FORCED = "forced"
+    UNCERTAIN = "nobody knows what is there"
+    ASK = "a HEAD can tell"
+
+
+class Sent(Protocol):
+    """What a save would send; see `payload.Payload`."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Content and headers."""
+
+    @property
+    def has_opaque_etag(self) -> bool:
+        """Whether it is encrypted so that its ETag says nothing of the content."""
+
+    def has_etag(self, etag: str) -> bool:
+        """Tell whether `etag` is one of this content."""
+
+
+class Remote(NamedTuple):
+    """What the bucket holds: an object's ETag, and what its metadata say of it."""
+
+    etag: str  # in the form of `normal_etag`, empty if the server gives none
+    # The fingerprint in its metadata, empty if there is none; None: not asked for.
+    fingerprint: str | None = None
+
+
+class Remembered(NamedTuple):
+    """An upload of the past: what was sent, and the ETag that the bucket gave it."""
+
+    fingerprint: Fingerprint
+    etag: str
+
+
+# Of a file of which nobody knows what was uploaded last: a run was killed, say.
+DOUBTFUL = Remembered(Fingerprint("", ""), "")
+# Instead of what the bucket holds, where memory is to do without asking it.
+UNASKED = Remote("")
+
+
+def decide(
+    sent: Sent,
+    remote: Remote | None,
+    remembered: Remembered | None,
+    *,
+    ignore_etag: bool = False,
+) -> Verdict:
+    """Return the verdict on what would be `sent` where the bucket holds `remote`.
+
+    `remote` is `None` if it holds nothing, and `UNASKED` if it was not asked; what is
+    `remembered` is `None` if that is nothing, and may be `DOUBTFUL`. With `ignore_etag`
+    everything goes up. `Verdict.ASK` means that a HEAD, which tells ETag and metadata,
+    can decide.
+    """
+    if ignore_etag:
+        return Verdict.FORCED
+    if remote is None:
+        return Verdict.ABSENT
+    if remembered is DOUBTFUL:  # An ETag would tell the content, and not the headers.
+        return Verdict.UNCERTAIN
+    if remembered and (remote is UNASKED or remote.etag == remembered.etag != ""):
+        return between(remembered.fingerprint, sent.fingerprint)
+    # An empty ETag proves nothing.
+    if remote.etag and not sent.has_opaque_etag and sent.has_etag(remote.etag):
+        return Verdict.HELD
+    if remote.fingerprint is None:
+        return Verdict.ASK
+    md5, _, headers = remote.fingerprint.partition("-")
+    return between(Fingerprint(md5, headers), sent.fingerprint)
+
+
+def between(there: Fingerprint, here: Fingerprint) -> Verdict:
+    """Return what is different between what is `there` and what is `here`."""
+    if there.md5 != here.md5:
+        return Verdict.CONTENT
+    return Verdict.HELD if there == here else Verdict.HEADERS

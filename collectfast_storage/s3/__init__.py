@@ -1,0 +1,1 @@
+"""S3: the only place that knows keys, requests, and what servers answer."""

@@ -1,0 +1,342 @@
+"""Every request that this package makes."""
+
+from __future__ import annotations
+
+import re
+import threading
+import zlib
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
+
+from collectfast_storage.decision import Remote
+from collectfast_storage.fingerprint import content_md5, normal_etag
+from collectfast_storage.payload import Payload
+from collectfast_storage.s3.errors import (
+    AnswerError,
+    is_absent,
+    is_not_understood,
+    is_worth_another_try,
+)
+from collectfast_storage.s3.listing import (
+    Page,
+    page_of,
+    read_page,
+    reading_quickly,
+)
+
+if TYPE_CHECKING:
+    from boto3.s3.transfer import TransferConfig
+    from mypy_boto3_s3 import S3Client
+
+    from collectfast_storage.s3.native import Native
+
+# What an object's metadata call the fingerprint of what was sent.
+FINGERPRINT = "collectfast-fingerprint"
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+_LONGEST_KEY = 1024
+# What XML cannot carry, not even as a character reference:
+# https://www.w3.org/TR/xml/#charsets
+_NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+_KINDS = {
+    "ListObjectsV2": "LIST",
+    "HeadObject": "HEAD",
+    "PutObject": "PUT",
+    "UploadPart": "PUT",
+    "DeleteObject": "DELETE",
+    "DeleteObjects": "DELETE MANY",
+}
+# Counts the requests of this package by kind. It is set where one is made: the client
+# is the site's own, whose other requests pass through the same hooks.
+_counter: ContextVar[Callable[[str], None] | None] = ContextVar("counter", default=None)
+
+
+class Stored(NamedTuple):
+    """What became of an upload."""
+
+    etag: str  # empty if the server did not tell
+    size: int  # in bytes, as sent
+
+
+class Bucket:
+    """What is below a prefix in a bucket, through the boto3 client of a storage.
+
+    Names are those below the prefix. Errors are botocore's:
+    https://docs.aws.amazon.com/boto3/latest/guide/error-handling.html
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prefix: str,
+        connect: Callable[[], S3Client],
+        config: TransferConfig,
+        native: Callable[[S3Client], Native | None] | None = None,
+    ) -> None:
+        """Describe what is below `prefix` in the bucket `name`.
+
+        `prefix` is empty or ends with a slash; `connect` is called at the first
+        request, for a client that any thread may use. `native` makes of it a faster way
+        to upload, for threads other than the main one: Python cannot interrupt Rust.
+        """
+        self.name = name
+        self.prefix = prefix
+        self._connect = connect
+        self._config = config
+        self._make_native = native
+        self._lock = threading.Lock()
+        self.requests: Counter[str] = Counter()  # by kind
+        # Whether there are ETags here that say nothing of the content, as of objects
+        # that are encrypted with KMS; `None`: not known yet.
+        self.has_opaque_etags: bool | None = None
+
+    @cached_property
+    def client(self) -> S3Client:
+        """The client, made in the thread that asks first."""
+        client = self._connect()
+        events: Any = client.meta.events
+        # https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
+        for event, handler in {
+            "request-created.s3": _request_created,
+            "needs-retry.s3": _needs_retry,
+            "before-parse.s3.ListObjectsV2": read_page,
+        }.items():
+            events.register(event, handler, unique_id=f"collectfast-{event}")
+        return client
+
+    @cached_property
+    def _native(self) -> Native | None:
+        return self._make_native(self.client) if self._make_native else None
+
+    def prepare_uploads(self) -> None:
+        """Make here, in one thread, what uploads in many threads will share."""
+        self._native  # noqa: B018
+
+    def list(self, token: str = "") -> Page:
+        """Return up to 1,000 names, from where the page before ended: at its `token`.
+
+        Raises `AnswerError` for what is no listing.
+        """
+        start: Any = {"ContinuationToken": token} if token else {}
+        with self._counting(), reading_quickly() as read:
+            try:
+                response: Any = self.client.list_objects_v2(
+                    Bucket=self.name, Prefix=self.prefix, **start
+                )
+            except (ResponseParserError, LookupError):
+                response = {}
+        return page_of(response, read, self.prefix)
+
+    def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
+        """Return what is known of `name`; `None` if there is no such object.
+
+        `parameters` are those of a write, of which reading may need some, such as a
+        customer's own encryption key.
+        """
+        if not self.is_possible(name):
+            return None
+        parameters = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
+        key = self.prefix + name
+        try:
+            with self._counting():
+                answer = self.client.head_object(
+                    Bucket=self.name, Key=key, **parameters
+                )
+        except ClientError as error:
+            if is_absent(error):
+                return None
+            raise
+        # Some servers give the names of metadata in upper case.
+        _check_is_answer(answer)
+        metadata = {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
+        fingerprint = metadata.get(FINGERPRINT, "")
+        encryption = str(answer.get("ServerSideEncryption", ""))
+        encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+        if fingerprint or encrypted:
+            self.learn(opaque=True)
+        return Remote(normal_etag(answer.get("ETag")), fingerprint)
+
+    def learn(self, *, opaque: bool) -> None:
+        """Note what one ETag tells of the others: one that is opaque is enough."""
+        self.has_opaque_etags = opaque or bool(self.has_opaque_etags)
+
+    def put(self, name: str, payload: Payload) -> Stored:
+        """Upload `payload` as `name`.
+
+        Where ETags are opaque, its metadata keep the fingerprint. What gets such an
+        ETag unforeseen is sent again with it; and never a third time.
+        """
+        tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
+        if payload.body is None:
+            return self._put_stream(name, payload, tagged)
+        if not payload.is_as_hashed():
+            raise OSError("the file changed while it was read")
+        etag, error = None, None
+        native = None if tagged else self._native
+        if native and (request := native.prepared(self.prefix + name, payload)):
+            self._count("PUT")
+            etag, error = native.put(request)
+        if etag is None:
+            etag = self._put_small(name, payload, tagged)
+            if native and error:
+                native.was_mended(error)
+        if etag != payload.body_md5 and not (tagged or error):
+            # Or it was damaged, if the server compared no Content-MD5.
+            etag = self._put_small(name, payload, tagged=True)
+        if not payload.has_opaque_etag:
+            self.learn(opaque=etag != payload.body_md5)
+        return Stored(etag, len(payload.body))
+
+    def _put_small(self, name: str, payload: Payload, tagged: bool) -> str:
+        parameters = _parameters(payload, tagged)
+        body = payload.body or b""
+        config: Any = self.client.meta.config
+        # The checksum that botocore would add is one that comes in chunks, behind TLS.
+        adds = getattr(config, "request_checksum_calculation", "") == "when_supported"
+        if adds and not any(name.startswith("Checksum") for name in parameters):
+            crc = zlib.crc32(body).to_bytes(4, "big")
+            parameters["ChecksumCRC32"] = b64encode(crc).decode()
+        with self._counting():
+            answer = self.client.put_object(
+                Bucket=self.name,
+                Key=self.prefix + name,
+                Body=body,
+                ContentMD5=content_md5(payload.body_md5),
+                **parameters,
+            )
+        _check_is_answer(answer)
+        return normal_etag(answer.get("ETag"))
+
+    def _put_stream(self, name: str, payload: Payload, tagged: bool) -> Stored:
+        stream = payload.stream()
+        # https://github.com/boto/s3transfer/issues/80: it closes what it did not open.
+        stream.close = lambda: None
+        with self._counting():
+            self.client.upload_fileobj(
+                stream,
+                self.name,
+                self.prefix + name,
+                ExtraArgs=_parameters(payload, tagged),
+                Config=_in_this_thread(self._config),
+            )
+        if not payload.is_as_hashed():
+            raise OSError("the file changed while it was read")
+        try:
+            head = self.head(name, payload.parameters)
+        except ClientError:
+            head = None
+        # By now it may be another program's object.
+        if head and (
+            head.fingerprint == str(payload.fingerprint) or payload.has_etag(head.etag)
+        ):
+            return Stored(head.etag, payload.size)
+        return Stored(payload.multipart_etag, payload.size)
+
+    def delete(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        """Delete `names`, 1,000 a request; yield each with its error, if any.
+
+        One a request, where the server or XML knows no other way.
+        """
+        many = [name for name in names if not re.search(_NOT_XML, self.prefix + name)]
+        for start in range(0, len(many), 1000):
+            batch = many[start : start + 1000]
+            try:
+                errors = self._delete_many(batch)
+            except (BotoCoreError, ClientError, ResponseParserError) as error:
+                if is_not_understood(error):
+                    yield from ((name, self._delete(name)) for name in many[start:])
+                    break
+                errors = dict.fromkeys(batch, str(error))
+            yield from ((name, errors.get(name)) for name in batch)
+        for name in {*names}.difference(many):
+            yield name, self._delete(name)
+
+    def _delete_many(self, names: Sequence[str]) -> dict[str, str]:
+        objects: Any = [{"Key": self.prefix + name} for name in names]
+        with self._counting():
+            response = self.client.delete_objects(
+                Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
+            )
+        return {
+            str(error.get("Key")).removeprefix(self.prefix): (
+                f"{error.get('Code')}: {error.get('Message')}"
+            )
+            for error in response.get("Errors", ())
+        }
+
+    def _delete(self, name: str) -> str | None:
+        try:
+            with self._counting():
+                self.client.delete_object(Bucket=self.name, Key=self.prefix + name)
+        except (BotoCoreError, ClientError) as error:
+            return str(error)
+        return None
+
+    def is_possible(self, name: str) -> bool:
+        """Tell whether an object can have this name; that of a file may be no UTF-8."""
+        try:
+            return len((self.prefix + name).encode()) <= _LONGEST_KEY
+        except UnicodeEncodeError:
+            return False
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        token = _counter.set(self._count)
+        try:
+            yield
+        finally:
+            _counter.reset(token)
+
+    def _count(self, kind: str) -> None:
+        with self._lock:
+            self.requests[kind] += 1
+
+
+def _request_created(request: Any, operation_name: str, **_: Any) -> None:
+    """Count a request, each attempt; and have it wait for no ``100 Continue``."""
+    count = _counter.get()
+    if count is not None:
+        count(_KINDS.get(operation_name, operation_name))
+        if operation_name == "PutObject":
+            del request.headers["Expect"]
+
+
+def _needs_retry(response: Any, attempts: int, **_: Any) -> int | None:
+    """Tell botocore in how many seconds to send again, if it is worth it."""
+    ours = _counter.get() is not None
+    return 0 if ours and is_worth_another_try(response, attempts) else None
+
+
+def _check_is_answer(answer: Any) -> None:
+    """Raise `AnswerError` where a gateway's page stands in the place of an answer."""
+    kind = answer["ResponseMetadata"]["HTTPHeaders"].get("content-type", "")
+    if "ETag" not in answer and "html" in kind:
+        raise AnswerError(what="It answered with a web page")
+
+
+def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
+    if not tagged:
+        return {**payload.parameters}
+    tag = {FINGERPRINT: str(payload.fingerprint)}
+    metadata = {**payload.parameters.get("Metadata", {}), **tag}
+    return {**payload.parameters, "Metadata": metadata}
+
+
+def _in_this_thread(config: TransferConfig) -> TransferConfig:
+    """Return `config` without threads of its own.
+
+    Those of s3transfer are waited for at the interpreter's end, by whoever interrupts a
+    deploy. https://docs.aws.amazon.com/boto3/latest/reference/customizations/s3.html
+    """
+    serial = copy(config)
+    serial.use_threads = False
+    return serial
