@@ -397,6 +397,8 @@ class Run:
             # An ETag that changes tells that memory is old; headers change none.
             if before and (self.caller.trusts or before.fingerprint.headers != headers):
                 self._memory.begin()
+            if before:  # Until it is known what became of it.
+                self._memory.remember(name, DOUBTFUL)
             # What ETags are like here, the first one tells, so that at most this one
             # has to be sent twice. And what is streamed is closed soon.
             waits = payload.plain is None or self._bucket.has_opaque_etags is None
@@ -410,7 +412,7 @@ class Run:
     def _note(self, outcomes: Iterable[Outcome]) -> None:
         for name, fingerprint, stored, error in outcomes:
             if stored is not None:
-                self._listing.note(name, Remote(stored.etag))
+                self._listing.note(name, Remote(stored.etag, ""))
                 self._memory.remember(name, Remembered(fingerprint, stored.etag))
                 self._uploaded.add(name)
                 self._bytes += stored.size

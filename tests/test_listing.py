@@ -196,12 +196,12 @@ def test_answers_that_are_none_to_other_questions(site: Site) -> None:
 
     site.write("a.css", "a")
     site.proxy.fault = put
-    with pytest.raises(CommandError, match=r"a\.css: .* It answered with a web page"):
+    with pytest.raises(CommandError, match=r"a\.css: It answered with a web page"):
         site.collect()
     site.options["collectfast_preload"] = False
     site.proxy.fault = portal
     with pytest.raises(
-        CommandError, match=r"'tests' cannot be used: .* with a web page"
+        CommandError, match=r"'tests' cannot be used: It answered with a web page"
     ):
         site.collect()
     site.proxy.fault = None

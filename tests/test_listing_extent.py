@@ -104,7 +104,7 @@ def test_whole_is_all_of_it_however_much_there_is() -> None:
 def test_what_the_run_did_goes_before_what_was_listed() -> None:
     """Also where the listing comes later."""
     listing = _listing(FakeBucket(["a", "b"]))
-    listing.note("a", Remote("new"))
+    listing.note("a", Remote("new", ""))
     listing.note("b", None)
     assert listing.names() == {"a"}
     assert _etag(listing, "a") == "new"

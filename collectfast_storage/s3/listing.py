@@ -133,7 +133,7 @@ class Listing:
         for name, etag in page.etags.items():
             # What was done to it since is newer than a listing.
             known = self._remotes.setdefault(name, Remote(etag))
-            if isinstance(known, Remote) and known.etag != etag:
+            if _lacks_metadata(known) and known != Remote(etag):
                 self._unlisted.add(name)  # Two pages do not agree.
 
     def _pages(self) -> Iterator[Page]:
