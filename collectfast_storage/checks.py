@@ -42,12 +42,7 @@ class Configured(NamedTuple):
     alias: str
     backend: type[Any]
     known: dict[str, Any]
-
-    @property
-    def is_in_force(self) -> bool:
-        """Whether it is known that this is not left to django-storages."""
-        is_enabled = self.known.get("collectfast_enabled") is True
-        return is_enabled and not _own(self.backend, "bucket")
+    is_in_force: bool  # It is known that it is not left to django-storages.
 
 
 def check_storages(app_configs: object, **kwargs: Any) -> list[checks.CheckMessage]:
@@ -59,7 +54,7 @@ def check_storages(app_configs: object, **kwargs: Any) -> list[checks.CheckMessa
         ours = [*_configured(CollectfastMixin)]
         messages += _predecessor() if ours else ()
         for storage in ours:
-            for check in (_class, _options, _no_location):
+            for check in (_class, _options, _ways, _no_location):
                 with suppress(Exception):
                     messages += check(storage)
     return messages
@@ -72,18 +67,19 @@ def _configured(base: type[Any]) -> Iterator[Configured]:
             # Of what a function returns, nothing is known.
             if isinstance(backend, type) and issubclass(backend, base):
                 known = _known(backend, entry.get("OPTIONS", {}))
-                yield Configured(alias, backend, known)
+                is_enabled = known.get("collectfast_enabled") is True
+                is_in_force = is_enabled and not _own(backend, "bucket")
+                yield Configured(alias, backend, known, is_in_force)
 
 
 def _known(backend: type[Any], options: dict[str, Any]) -> dict[str, Any]:
     # With one of these, a class may give its storages any value.
     if _own(backend, "__init__", "__getattr__", "__getattribute__", "__setattr__"):
         return {}
-    defaults = object.__new__(backend).get_default_settings()
     known = {}
-    # As with django-storages, an option goes before a class's own value, and that
-    # before a default. What a property makes of either is not known.
-    for name, default in defaults.items():
+    # An option goes before a class's own value, and that before a default. What a
+    # property makes of either is not known.
+    for name, default in object.__new__(backend).get_default_settings().items():
         own = getattr_static(backend, name, default)
         is_property = hasattr(type(own), "__get__")
         if not is_property and not _own(backend, *_METHODS.get(name, ())):
@@ -144,16 +140,13 @@ def _options(storage: Configured) -> Iterator[checks.CheckMessage]:
         Options.of(SimpleNamespace(**options | known))
     except ImproperlyConfigured as error:
         message, _, remedy = str(error).rpartition(". Set it to ")
-        yield checks.Error(
-            f"{entry}: {message}.",
-            hint=f"Set it to {remedy}",
-            id="collectfast_storage.E001",
-        )
-    bucket = known.get("bucket_name", "unknown")
+        hint = f"Set it to {remedy}"
+        code = "collectfast_storage.E001"
+        yield checks.Error(f"{entry}: {message}.", hint=hint, id=code)
+    bucket, setting = known.get("bucket_name", "?"), "AWS_STORAGE_BUCKET_NAME"
     if not bucket:
         yield checks.Warning(
-            f"{entry}: The option bucket_name (setting AWS_STORAGE_BUCKET_NAME) is "
-            f"{bucket!r}.",
+            f"{entry}: The option bucket_name (setting {setting}) is {bucket!r}.",
             hint="Set it to the name of the bucket.",
             id="collectfast_storage.W007",
         )
@@ -165,6 +158,10 @@ def _options(storage: Configured) -> Iterator[checks.CheckMessage]:
             hint="Set querystring_auth to False.",
             id="collectfast_storage.W004",
         )
+
+
+def _ways(storage: Configured) -> Iterator[checks.CheckMessage]:
+    entry, known = f"STORAGES[{storage.alias!r}]", storage.known
     overwrites = known.get("file_overwrite", True)
     if storage.alias == "staticfiles" and storage.is_in_force and not overwrites:
         yield checks.Warning(

@@ -41,31 +41,27 @@ Processed = tuple[str, str | None, Any]
 # The command that calls.
 
 
+def callers() -> Iterator[FrameType]:
+    """Yield the frames of the callers, from the innermost one on."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 def collecting_frame(storage: object) -> FrameType | None:
     """Return the frame of the `collect` that calls, if it collects into `storage`."""
     module = sys.modules.get(_MODULE)
     if module is None:  # In a server no command can be on the stack: nothing to walk.
         return None
     code = getattr(module.Command.collect, "__code__", None)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in callers():
         if frame.f_code is code:
             target = frame.f_locals["self"].storage
             # It is a `LazyObject` unless replaced.
             if getattr(target, "_wrapped", target) is storage:
                 return frame
-        frame = frame.f_back
     return None
-
-
-def frames() -> list[FrameType]:
-    """Return the frames of the callers, from the innermost one on."""
-    found = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        found.append(frame)
-        frame = frame.f_back
-    return found
 
 
 class Collectstatic(Caller):
@@ -214,10 +210,8 @@ def _to_the_barrier(
     https://docs.djangoproject.com/en/stable/ref/contrib/staticfiles/#django.contrib.staticfiles.storage.StaticFilesStorage.post_process
     """
     run.post_processing = True
-    hashes = isinstance(storage, HashedFilesMixin)
     try:
-        if hashes and run.caller.dry_run and run.caller.clears:
-            yield from _pretended(storage, run, paths)
+        hashes = issubclass(type(storage), HashedFilesMixin)
         if hashes and _post_processes_as_django(type(storage).__mro__):
             processed = _with_copies_checked(storage, paths, processed)
         yield from processed or ()
@@ -257,21 +251,6 @@ def _with_copies_checked(
             with source.open(path) as file:
                 storage._save(hashed_name, file)
         yield name, hashed_name, outcome
-
-
-def _pretended(storage: Any, run: Run, paths: Paths) -> Iterator[Processed]:
-    """Let Django's own post-processing tell this run which hashed names there would be.
-
-    In a dry run nothing is uploaded; only what goes wrong is passed on.
-    """
-    hashed_files, storage.hashed_files = storage.hashed_files, {}
-    try:
-        for processed in HashedFilesMixin.post_process(storage, paths):  # type: ignore[arg-type]
-            if isinstance(processed[2], Exception):
-                yield processed
-        _keep_hashed_files(storage, run)
-    finally:
-        storage.hashed_files = hashed_files
 
 
 def _keep_hashed_files(storage: Any, run: Run) -> None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from django.core.management.base import CommandError
-
-# http.client quotes the header that it refuses to send, such as a signature with an
-# access key in it that ends with a line break.
-_QUOTED_HEADER = re.compile(r"(Invalid header value) .*", re.DOTALL)
 
 
 class CollectfastError(CommandError):
     """A run that did not do all that it was asked to.
 
-    It is a `CommandError`, so that ``manage.py`` prints the message without a
-    traceback and exits with status 1:
+    As a `CommandError`, it is a message without a traceback, and exit status 1:
     https://docs.djangoproject.com/en/stable/howto/custom-management-commands/#command-exceptions
     """
 
@@ -46,16 +40,14 @@ class ClearError(CollectfastError):
 
 
 class FilesError(CollectfastError):
-    """Something failed for some of the files.
-
-    `failures` maps the name of each file to what says why: an exception or a text.
-    """
+    """Some files failed; `failures` maps their names to an exception or a text."""
 
     summary = "Failed for {count}:"
 
     def __init__(self, failures: Mapping[str, object]) -> None:
         self.failures = dict(failures)
-        lines = [self.summary.format(count=counted(len(failures)))]
+        count = "1 file" if len(failures) == 1 else f"{len(failures):,} files"
+        lines = [self.summary.format(count=count)]
         lines += [f"  {name}: {_without_secrets(r)}" for name, r in failures.items()]
         super().__init__("\n".join(lines))
 
@@ -73,10 +65,8 @@ class DeleteError(FilesError):
 
 
 def _without_secrets(reason: object) -> str:
-    remedy = r"\1: is there a line break in the credentials?"
-    return _QUOTED_HEADER.sub(remedy, str(reason))
-
-
-def counted(files: int) -> str:
-    """Return how many `files`, in words."""
-    return "1 file" if files == 1 else f"{files:,} files"
+    # http.client quotes the header that it refuses to send, such as a signature with an
+    # access key in it that ends with a line break.
+    text, refused, _ = str(reason).partition("Invalid header value ")
+    remedy = "Invalid header value: is there a line break in the credentials?"
+    return f"{text}{remedy}" if refused else text

@@ -1,7 +1,7 @@
 """What is known of a content: fingerprints and ETags.
 
-Pure functions; no Django, no boto3. The ETag of an object that was uploaded in one
-request and not encrypted with KMS or a customer's key is the MD5 of its content:
+The ETag of an object that was uploaded in one request and not encrypted with KMS or a
+customer's key is the MD5 of its content:
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
 That of a multipart upload is the MD5 of its parts' MD5s, a dash, and their number:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
@@ -23,7 +23,6 @@ class Fingerprint(NamedTuple):
     headers: str  # digest of the parameters of the write
 
     def __str__(self) -> str:
-        """Return it as an object's metadata keep it."""
         return f"{self.md5}-{self.headers}"
 
 
@@ -52,10 +51,9 @@ def digest_of(parameters: Mapping[str, object]) -> str:
 
 
 def normal_etag(header: str | None) -> str:
-    """Return the ETag in `header`, in the one form in which ETags are compared here.
+    """Return the ETag in `header` without quotes and ``W/``, in lower case.
 
-    Without quotes, without the ``W/`` of a weak one, and in lower case; empty where a
-    server gave none. https://www.rfc-editor.org/rfc/rfc9110#name-etag
+    It is empty for none: https://www.rfc-editor.org/rfc/rfc9110#name-etag
     """
     return (header or "").strip().removeprefix("W/").strip('"').lower()
 
@@ -73,10 +71,7 @@ def number_of_parts(etag: str) -> int:
 
 
 def part_sizes(size: int, parts: int, usual: int) -> list[int]:
-    """Return, in bytes, what may have been the size of each of the `parts` of `size`.
-
-    It is the `usual` one, or that of another tool.
-    """
+    """Return of which sizes, the `usual` one first, `parts` can be that make `size`."""
     sizes = dict.fromkeys([usual, *_PART_SIZES])
     return [each for each in sizes if -(-size // each) == parts]
 
@@ -87,26 +82,21 @@ class PartHasher:
     def __init__(self, part_size: int) -> None:
         """Prepare for parts of `part_size` bytes, the last one being what is left."""
         self._part_size = part_size
-        self._digests: list[bytes] = []
-        self._part = new_md5()
-        self._room = part_size
+        self._parts: list[Any] = []
+        self._room = 0
 
     def update(self, chunk: bytes) -> None:
         """Take the next `chunk`, of any size."""
         view = memoryview(chunk)
         while view:
-            self._part.update(view[: self._room])
-            taken = min(len(view), self._room)
-            view, self._room = view[taken:], self._room - taken
             if not self._room:
-                self._close_part()
+                self._parts.append(new_md5())
+                self._room = self._part_size
+            taken, view = view[: self._room], view[self._room :]
+            self._parts[-1].update(taken)
+            self._room -= len(taken)
 
     def etag(self) -> str:
-        """Return the ETag of all that was taken, once; take no more after it."""
-        if self._room < self._part_size:
-            self._close_part()
-        return f"{md5_of(self._digests)}-{len(self._digests)}"
-
-    def _close_part(self) -> None:
-        self._digests.append(self._part.digest())
-        self._part, self._room = new_md5(), self._part_size
+        """Return the ETag of all that was taken."""
+        digests = [part.digest() for part in self._parts]
+        return f"{md5_of(digests)}-{len(digests)}"

@@ -7,10 +7,9 @@ import logging
 import pickle
 import uuid
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 from django.core.cache import caches
 
@@ -24,31 +23,21 @@ logger = logging.getLogger("collectfast_storage")
 # Memcached takes 1 MB an entry. So 130,000 files are remembered, the latest of them.
 _SHARDS = 32
 _MOST_BYTES = 500_000
-_VERSION = 1
 # What a cache raises for entries that it cannot decode: those are written over. After
 # anything else it is asked no more, as it may take its time to fail.
-_GARBAGE = (
-    pickle.PickleError,
-    zlib.error,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
+_GARBAGE: tuple[type[Exception], ...] = (pickle.PickleError, zlib.error, EOFError)
+_GARBAGE += (AttributeError, ImportError, LookupError, TypeError, ValueError)
 
-_T = TypeVar("_T")
 _Shard = dict[str, str]
+_Changes = dict[int, dict[str, Remembered | None]]
 
 
 class Memory:
     """What was sent as each name of one place, and the ETag that it got there.
 
-    Read shard by shard, or `whole` at the first question; written by `flush`. A process
-    that is killed leaves a note that it was under way, if `begin` was called: then
-    everything is `DOUBTFUL` to the next. After its first failure a cache is asked no
-    more; that is one warning, and a deploy does without it.
+    A process that is killed leaves a note that it was under way, if `begin` was called:
+    then everything is `DOUBTFUL` to the next. After its first failure a cache is asked
+    no more; that is one warning, and a deploy does without it.
     """
 
     def __init__(
@@ -62,23 +51,19 @@ class Memory:
     ) -> None:
         """Remember in the cache `alias`, for `timeout` seconds, what is at `place`.
 
-        `place` tells endpoint, bucket and location; a `timeout` of `None` is for ever.
-        Threads that share `lock` keep each other's entries.
+        A `timeout` of `None` is for ever. Threads that share `lock` keep each other's
+        entries. All is read at the first question if `whole`, else shard by shard.
         """
-        self._alias = alias
-        self._timeout = timeout
+        self._alias, self._timeout = alias, timeout
+        self._lock, self._whole = lock, whole
         digest = hashlib.sha256(place.encode()).hexdigest()[:32]
-        self._name = f"collectfast_storage:{_VERSION}:{digest}:{{}}"
-        self._lock = lock
-        self._whole = whole
+        self._name = f"collectfast_storage:1:{digest}:{{}}"
         self._note = self._name.format("under-way")
         self._own_note = uuid.uuid4().hex
-        self._has_begun = False
-        self._found_note: bool | None = None  # not looked for yet
+        self._has_begun = self._found_note = False
         self._shards: dict[int, _Shard] = {}
         self._pending: dict[str, Remembered | None] = {}
-        self._failed = False
-        self._has_warned = False
+        self._has_failed = self._has_warned = False
 
     def get(self, name: str) -> Remembered | None:
         """Return what is remembered of `name`; `DOUBTFUL` where nobody can know."""
@@ -105,25 +90,23 @@ class Memory:
         if not (self._pending or self._has_begun or self._found_note):
             return
         with self._lock:
-            changes: dict[int, dict[str, Remembered | None]] = defaultdict(dict)
+            # With a note, what this run has not seen stays doubtful.
+            numbers = range(_SHARDS) if self._found_note else ()
+            changes: _Changes = {number: {} for number in numbers}
             for entry, remembered in self._pending.items():
-                changes[_number_of(entry)][entry] = remembered
-            if self._found_note:  # What this run has not seen stays doubtful.
-                changes = {number: changes[number] for number in range(_SHARDS)}
+                changes.setdefault(_number_of(entry), {})[entry] = remembered
             self._attempt(lambda cache: self._write(cache, changes))
         self._pending.clear()
 
-    def _write(
-        self, cache: Any, changes: dict[int, dict[str, Remembered | None]]
-    ) -> None:
-        """Write `changes` into shards read afresh: others may have written too."""
-        known = {number: self._shards.get(number, {}) for number in changes}
-        self._shards, found_note = {}, self._found_note
+    def _write(self, cache: Any, changes: _Changes) -> None:
+        # Into shards that are read afresh: others may have written too.
+        known, self._shards = self._shards, {}
         note = self._read(cache, changes)
         overtaken = self._has_begun and note != self._own_note
+        data = {}
         for number, change in changes.items():
             shard, before = self._shards[number], dict(self._shards[number])
-            if found_note:
+            if self._found_note:
                 shard |= dict.fromkeys(shard, _line_of(DOUBTFUL))
             for entry, remembered in change.items():
                 shard.pop(entry, None)  # The latest come last.
@@ -132,51 +115,51 @@ class Memory:
                 # Two that uploaded it: neither knows whose was the last to arrive.
                 there = _parse(before.get(entry))
                 same = there is None or there.fingerprint == remembered.fingerprint
-                mine = same or before[entry] == known[number].get(entry)
-                line = _line_of(DOUBTFUL if overtaken or not mine else remembered)
-                shard[entry] = line
-            _bound(shard)
-        data = {self._name.format(number): self._shards[number] for number in changes}
+                mine = same or before[entry] == known.get(number, {}).get(entry)
+                sure = mine and not overtaken
+                shard[entry] = _line_of(remembered if sure else DOUBTFUL)
+            _forget_oldest(shard)
+            data[self._name.format(number)] = shard
         # What is refused, as too large say, must not leave there what it was to
         # replace: that is wrong by now. Not every cache says what it refused.
         if data:
             cache.delete_many(data)
-            refused = [*(cache.set_many(data, self._timeout) or ())]
-            if refused:
+            if refused := [*(cache.set_many(data, self._timeout) or ())]:
                 self._warn(f"it refused {len(refused)} of {len(data)} entries")
-        if self._own_note == note or found_note:
+        if note == self._own_note or self._found_note:
             cache.delete(self._note)
         self._has_begun, self._found_note = False, False
 
     def _shard(self, number: int) -> _Shard:
         if number not in self._shards:
             numbers = range(_SHARDS) if self._whole else [number]
-            self._shards |= {each: {} for each in numbers}
             note = self._attempt(lambda cache: self._read(cache, numbers))
-            found = note not in (None, self._own_note)
-            self._found_note = self._found_note or found
-        return self._shards[number]
+            self._found_note |= note not in (None, self._own_note)
+        return self._shards.get(number, {})
 
     def _read(self, cache: Any, numbers: Iterable[int]) -> object:
-        """Read the shards `numbers`, and return the note that is there."""
+        # Into `self._shards`; returns the note that is there.
         names = {number: self._name.format(number) for number in numbers}
         found: dict[str, object] = {}
         try:
             found = cache.get_many([*names.values(), self._note]) or {}
         except _GARBAGE as error:
             self._warn(f"{type(error).__name__}: {error}")
-        self._shards |= {n: _valid(found.get(name)) for n, name in names.items()}
+        for number, name in names.items():
+            shard = found.get(name)
+            lines = shard.items() if isinstance(shard, dict) else ()
+            self._shards[number] = {
+                k: v for k, v in lines if {type(k), type(v)} == {str}
+            }
         return found.get(self._note)
 
-    def _attempt(self, ask: Callable[[Any], _T]) -> _T | None:
-        if self._failed:
-            return None
+    def _attempt(self, ask: Callable[[Any], object]) -> object:
         try:
-            return ask(caches[self._alias])
+            return None if self._has_failed else ask(caches[self._alias])
         # Whatever a cache's client library raises: Django does not wrap it.
         except Exception as error:
             self._warn(f"{type(error).__name__}: {error}")
-            self._failed = True
+            self._has_failed = True
             return None
 
     def _warn(self, reason: str) -> None:
@@ -200,26 +183,19 @@ def _number_of(entry: str) -> int:
     return zlib.crc32(entry.encode()) % _SHARDS
 
 
-def _bound(shard: _Shard) -> None:
-    """Forget the oldest where there are too many."""
+def _forget_oldest(shard: _Shard) -> None:
     size = sum(len(entry) + len(line) for entry, line in shard.items())
     while size > _MOST_BYTES:
         entry = next(iter(shard))
         size -= len(entry) + len(shard.pop(entry))
 
 
-def _valid(shard: object) -> _Shard:
-    entries = shard.items() if isinstance(shard, dict) else ()
-    return {key: line for key, line in entries if {type(key), type(line)} == {str}}
-
-
 def _line_of(remembered: Remembered) -> str:
-    fingerprint = remembered.fingerprint
-    return f"{fingerprint.md5} {fingerprint.headers} {remembered.etag}"
+    return " ".join([*remembered.fingerprint, remembered.etag])
 
 
-def _parse(line: object) -> Remembered | None:
-    fields = line.split(" ") if isinstance(line, str) else []
+def _parse(line: str | None) -> Remembered | None:
+    fields = (line or "").split(" ")
     if len(fields) != 3:
         return None
     md5, headers, etag = fields

@@ -9,8 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-MAX_THREADS = 1000
-
+_MOST = 1000  # threads
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -32,12 +31,8 @@ class Options:
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Return each option's name with its setting's value, else its default."""
-        return {
-            f"collectfast_{field.name}": getattr(
-                settings, f"COLLECTFAST_{field.name.upper()}", field.default
-            )
-            for field in fields(cls)
-        }
+        names = {f"collectfast_{field.name}": field.default for field in fields(cls)}
+        return {n: getattr(settings, n.upper(), value) for n, value in names.items()}
 
     @classmethod
     def of(cls, storage: object) -> Options:
@@ -46,49 +41,35 @@ class Options:
         Raises `ImproperlyConfigured`, naming option, value and remedy.
         """
         values = {
-            field.name: getattr(storage, f"collectfast_{field.name}")
-            for field in fields(cls)
+            f.name: getattr(storage, f"collectfast_{f.name}") for f in fields(cls)
         }
         for name in ("enabled", "preload", "ignore_etag"):
-            _require(
-                name, values[name], isinstance(values[name], bool), "True or False"
+            _require(name, values, isinstance(values[name], bool), "True or False")
+        known = ", ".join(map(repr, settings.CACHES))
+        valid = isinstance(values["cache"], str) and values["cache"] in settings.CACHES
+        _require("cache", values, valid, f"an alias that CACHES has: {known}")
+        valid = values["cache_timeout"] is None or _is_count(values["cache_timeout"])
+        remedy = "None or a whole number of seconds, 0 or more"
+        _require("cache_timeout", values, valid, remedy)
+        valid = _is_count(values["threads"]) and values["threads"] <= _MOST
+        _require("threads", values, valid, f"a whole number of requests, 0 to {_MOST}")
+        variable = os.environ.get("COLLECTFAST_IGNORE_ETAG", "").strip().lower()
+        if variable not in _TRUE | _FALSE:
+            raise ImproperlyConfigured(
+                f"The environment variable COLLECTFAST_IGNORE_ETAG is {variable!r}. "
+                "Set it to 1 or 0."
             )
-        _require_cache(values["cache"])
-        _require_count("cache_timeout", values["cache_timeout"], "seconds", none=True)
-        _require_count("threads", values["threads"], "requests", most=MAX_THREADS)
-        values["ignore_etag"] |= _environment("COLLECTFAST_IGNORE_ETAG")
+        values["ignore_etag"] |= variable in _TRUE
         return cls(**values)
 
 
-def _require(name: str, value: object, valid: bool, remedy: str) -> None:
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _require(name: str, values: dict[str, Any], valid: bool, remedy: str) -> None:
     if not valid:
         raise ImproperlyConfigured(
             f"The option collectfast_{name} (setting COLLECTFAST_{name.upper()}) "
-            f"is {value!r}. Set it to {remedy}."
+            f"is {values[name]!r}. Set it to {remedy}."
         )
-
-
-def _require_cache(alias: object) -> None:
-    known = ", ".join(repr(known) for known in settings.CACHES)
-    valid = isinstance(alias, str) and alias in settings.CACHES
-    _require("cache", alias, valid, f"an alias that CACHES has: {known}")
-
-
-def _require_count(
-    name: str, value: object, unit: str, *, most: int | None = None, none: bool = False
-) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    valid = whole and value >= 0 and (most is None or value <= most)  # type: ignore[operator]
-    remedy = f"a whole number of {unit}, 0 " + (f"to {most}" if most else "or more")
-    if none:
-        valid, remedy = valid or value is None, f"None or {remedy}"
-    _require(name, value, valid, remedy)
-
-
-def _environment(name: str) -> bool:
-    value = os.environ.get(name, "").strip().lower()
-    if value in _TRUE | _FALSE:
-        return value in _TRUE
-    raise ImproperlyConfigured(
-        f"The environment variable {name} is {value!r}. Set it to 1 or 0."
-    )

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 class Report:
     """What a run did.
 
-    `uploaded`, `unchanged` and `deleted` are names, sorted; `unchanged` those that were
-    saved and that the bucket held already. `bytes` were uploaded, in `seconds` from the
-    first to the last; `requests` is how many of each kind (``LIST``, ``PUT``, …) were
-    sent for that, those that were sent again among them.
+    `uploaded`, `unchanged` (the bucket held it already) and `deleted` are sorted names.
+    `bytes` were uploaded, in `seconds` from the first save to the end; `requests` says
+    how many of each kind (``LIST``, …) were sent, those that were sent again included.
     """
 
     uploaded: tuple[str, ...] = ()
@@ -32,11 +31,8 @@ class Report:
     requests: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Return it as one line of a log."""
         files = len(self.uploaded) + len(self.unchanged)
-        requests = [
-            f"{count:,} {kind}" for kind, count in sorted(self.requests.items())
-        ]
+        requests = [f"{n:,} {kind}" for kind, n in sorted(self.requests.items())]
         return (
             f"{files:,} files: {len(self.unchanged):,} unchanged, "
             f"{len(self.uploaded):,} uploaded ({self.bytes / 1000:,.0f} kB), "
@@ -52,55 +48,31 @@ class Batch:
 
 
 class Progress:
-    """Shows nothing; the others say what they show."""
+    """Shows each upload in `command`'s output, a bar of `tqdm`, or nothing."""
 
-    def start(self, files: int) -> None:
-        """Show that so many `files` are to be done."""
-
-    def decided(self, name: str, verdict: Verdict) -> None:
-        """Show why the file `name` is uploaded."""
-
-    def advanced(self, files: int, uploaded: int) -> None:
-        """Show that so many `files` more are done, and bytes `uploaded` in all."""
-
-    def close(self) -> None:
-        """Show no more."""
-
-
-class Lines(Progress):
-    """A line a file that is uploaded, with the reason, in the command's own output."""
-
-    def __init__(self, command: Command) -> None:
-        self._command = command
-
-    def decided(self, name: str, verdict: Verdict) -> None:
-        """Log it as collectstatic logs what it copies."""
-        self._command.log(f"Uploading '{name}' ({verdict.value})", level=2)
-
-
-class Bar(Progress):
-    """A bar on the terminal, with files and bytes."""
-
-    def __init__(self) -> None:
-        from tqdm import tqdm
-
-        self._make: Any = tqdm
+    def __init__(self, command: Command | None = None, tqdm: Any = None) -> None:
+        self._command, self._tqdm = command, tqdm
         self._bar: Any = None
 
     def start(self, files: int) -> None:
-        """Draw it."""
-        self._bar = self._make(total=files, unit=" files", dynamic_ncols=True)
+        """Show that so many `files` are to be done."""
+        if self._tqdm is not None:
+            self._bar = self._tqdm(total=files, unit=" files", dynamic_ncols=True)
+
+    def decided(self, name: str, verdict: Verdict) -> None:
+        """Show why the file `name` is uploaded."""
+        if self._command is not None:
+            self._command.log(f"Uploading '{name}' ({verdict.value})", level=2)
 
     def advanced(self, files: int, uploaded: int) -> None:
-        """Move it; tqdm sees to it that this is cheap."""
+        """Show that so many `files` more are done, and bytes `uploaded` in all."""
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"{uploaded / 1e6:,.1f} MB uploaded", refresh=False
-            )
+            text = f"{uploaded / 1e6:,.1f} MB uploaded"
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(files)
 
     def close(self) -> None:
-        """Leave it as it is."""
+        """Show no more."""
         if self._bar is not None:
             self._bar.close()
 
@@ -109,7 +81,9 @@ def progress_of(command: Command) -> Progress:
     """Return what suits `command`: its ``--verbosity``, and a terminal or none."""
     verbosity: int = getattr(command, "verbosity", 1)
     if verbosity > 1:
-        return Lines(command)
+        return Progress(command)
     if verbosity == 1 and sys.stderr.isatty() and find_spec("tqdm") is not None:
-        return Bar()
+        from tqdm import tqdm
+
+        return Progress(tqdm=tqdm)
     return Progress()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BytesIO
 from queue import Empty, SimpleQueue
@@ -88,6 +88,7 @@ class Caller:
         bucket if it `trusts`. The default is what ``collectfast_preload`` says.
         """
         preload = storage._collectfast_options.preload
+        self.ignores_etag: bool = storage._collectfast_options.ignore_etag
         self.storage = storage
         self.lists = preload if lists is None else lists
         self.trusts = not self.lists if trusts is None else trusts
@@ -139,6 +140,7 @@ class Run:
         self._ahead: dict[str, Payload] = {}  # sources that were read and hashed
         self._heads_left, self._has_asked_ahead = _SAMPLE, False
         self._drafts: dict[str, Payload] = {}
+        self._room_for_drafts = _MOST_BYTES_OF_DRAFTS
         self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
         self._unchanged: set[str] = set()
         self._uploaded: set[str] = set()
@@ -155,11 +157,8 @@ class Run:
     def exists(self, name: str) -> bool:
         """Tell whether the bucket will have `name`, after what was done so far."""
         self._catch_up()
-        if not name:
-            # Asked for the location as a whole, `--clear` has nothing to do: that comes
-            # at the end; if there is one.
-            if self.caller.clears and not self.caller.has_barrier:
-                self._clear_if_no_source_will_come()
+        if not name:  # For `--clear` there is nothing to do before the end.
+            self._clear_if_there_is_no_end()
             return False
         if self._is_leaving(name) or self._coming(name):
             return not self._is_leaving(name)
@@ -175,8 +174,7 @@ class Run:
         """Return a time that is the verdict on `name`, while a command collects.
 
         As new as its source if the bucket holds what saving that would send, older if
-        not. `NotImplementedError`, where there is no such source, makes the command
-        copy without asking further.
+        not. After `NotImplementedError` the command copies without asking further.
         """
         self._catch_up()
         source = self.caller.sources.get(name)
@@ -214,7 +212,7 @@ class Run:
         if ahead is not None:
             return self._verdict(name, ahead)
         verdicts: list[Verdict] = []
-        self._capture(name, lambda each: verdicts.append(self._verdict(name, each)))
+        self._capture(name, lambda *what: verdicts.append(self._verdict(*what)))
         return verdicts[0] if len(verdicts) == 1 else Verdict.UNCERTAIN
 
     def _verdict(self, name: str, payload: Payload) -> Verdict:
@@ -222,11 +220,10 @@ class Run:
         coming = self._coming(name)
         if coming is not None:
             return between(coming, payload.fingerprint)
-        remembered = self._memory.get(name)
-        ignore_etag = self.caller.storage._collectfast_options.ignore_etag
+        remembered, forced = self._memory.get(name), self.caller.ignores_etag
         try:
             remote = self._remote(name)
-            verdict = decide(payload, remote, remembered, ignore_etag=ignore_etag)
+            verdict = decide(payload, remote, remembered, ignore_etag=forced)
             if verdict is Verdict.ASK and self._is_worth_a_head(remote, payload):
                 remote = self._listing.head(name)
                 verdict = decide(payload, remote, remembered)
@@ -291,16 +288,14 @@ class Run:
             return
         with naming(self._bucket.name):
             self._bucket.client  # noqa: B018 (made in this thread)
-        # Not in a thread of the executor, which has to run what this waits for.
-        loader, executor = BoundedExecutor(1), self._uploads.executor
         wanted = None if caller.wanted is None else sorted(caller.wanted)
-        loading = loader.submit(
-            self._listing.load, executor, wanted, whole=caller.clears
-        )
+        # Not in a thread of the executor, which has to run what this waits for.
+        loader, load = BoundedExecutor(1), self._listing.load
+        listing = loader.submit(load, self._uploads.executor, wanted, caller.clears)
         try:
             if caller.saves_as_is:
-                self._read_ahead(loading.done)
-            loading.result()
+                self._read_ahead(listing.done)
+            listing.result()
         finally:
             loader.shutdown(wait=False)
 
@@ -311,7 +306,7 @@ class Run:
                 return
             if name not in self._ahead and name not in self._seen:
                 with suppress(OSError):  # The command will meet it, and name it.
-                    self._capture(name, lambda each, name=name: self._keep(name, each))  # type: ignore[misc]
+                    self._capture(name, self._keep)
 
     def _keep(self, name: str, payload: Payload) -> None:
         # What is remembered need not be compressed to be compared.
@@ -320,20 +315,19 @@ class Run:
             payload.settle()
             self._ahead[name] = payload
 
-    def _capture(self, name: str, take: Callable[[Payload], object]) -> None:
-        """Call `take` with what saving the source `name` would send."""
+    def _capture(self, name: str, take: Callable[[str, Payload], object]) -> None:
+        """Call `take` with the source `name`, and what saving it would send."""
+        capture = self.caller.storage._collectfast_capture
         with self.caller.sources[name].open() as file:
-            self.caller.storage._collectfast_capture(
-                name, file, lambda _, payload: take(payload)
-            )
+            capture(name, file, lambda _, payload: take(name, payload))
 
     # It is saved, or deleted.
 
-    def save(self, name: str, payload: Payload, *, is_draft: bool = False) -> None:
+    def save(self, name: str, payload: Payload, *, in_memory: bool = False) -> None:
         """Upload `payload` as `name`, unless the bucket holds it.
 
-        A draft waits for the end, and is forgotten if it is deleted or saved again by
-        then.
+        What post-processing has `in_memory` only is a draft: it waits for the end, and
+        is forgotten if it is deleted or saved again by then.
         """
         self._catch_up()
         self._leaving.discard(name)
@@ -344,23 +338,26 @@ class Run:
         verdict = self._verdict(name, payload)
         if verdict is not Verdict.HELD:
             self.caller.progress.decided(name, verdict)
-            self._drafts.pop(name, None)
+            self._withdraw(name)
             if not self.caller.dry_run:
-                self._upload_or_hold_back(name, payload, is_draft)
+                is_draft = in_memory and self.post_processing and not self.caller.waits
+                size = len(payload.plain or b"")
+                if is_draft and 0 < size <= self._room_for_drafts:
+                    self._drafts[name] = payload
+                    self._room_for_drafts -= size
+                else:
+                    self._upload(name, payload)
         self._has_arrived(name, verdict)
 
-    def _upload_or_hold_back(self, name: str, payload: Payload, is_draft: bool) -> None:
-        held_back = sum(len(each.plain or b"") for each in self._drafts.values())
-        is_draft = is_draft and not self.caller.waits and payload.plain is not None
-        if is_draft and held_back + len(payload.plain or b"") <= _MOST_BYTES_OF_DRAFTS:
-            self._drafts[name] = payload
-        else:
-            self._upload(name, payload)
+    def _withdraw(self, name: str) -> None:
+        """Forget the draft of `name`, if there is one."""
+        if draft := self._drafts.pop(name, None):
+            self._room_for_drafts += len(draft.plain or b"")
 
     def delete(self, name: str) -> None:
         """Delete `name` at the end, unless it is saved again by then."""
         self._catch_up()
-        self._drafts.pop(name, None)
+        self._withdraw(name)
         self._seen.discard(name)
         self._leaving.add(name)
 
@@ -377,7 +374,7 @@ class Run:
         with suppress(Empty):
             while True:
                 name = self._touched.get_nowait()
-                self._drafts.pop(name, None)
+                self._withdraw(name)
                 self._failed.pop(name, None)
                 self._leaving.discard(name)
                 self._seen.add(name)
@@ -389,25 +386,24 @@ class Run:
     # It is uploaded, and remembered.
 
     def _upload(self, name: str, payload: Payload) -> None:
-        with self._abandoning():
-            self._note(self._uploads.done())
-            self._note(self._uploads.wait(name))  # Two might arrive in any order.
-            self._failed.pop(name, None)
-            before, headers = self._memory.get(name), payload.fingerprint.headers
-            # An ETag that changes tells that memory is old; headers change none.
-            if before and (self.caller.trusts or before.fingerprint.headers != headers):
-                self._memory.begin()
-            if before:  # Until it is known what became of it.
-                self._memory.remember(name, DOUBTFUL)
-            # What ETags are like here, the first one tells, so that at most this one
-            # has to be sent twice. And what is streamed is closed soon.
-            waits = payload.plain is None or self._bucket.has_opaque_etags is None
-            with naming(self._bucket.name):
-                self._uploads.submit(name, payload)
-            if self.caller.waits:
-                self.settle(name)
-            elif waits:
-                self._note(self._uploads.wait(name))
+        self._note(self._uploads.done())
+        self._note(self._uploads.wait(name))  # Two might arrive in any order.
+        self._failed.pop(name, None)
+        before, headers = self._memory.get(name), payload.fingerprint.headers
+        # An ETag that changes tells that memory is old; headers change none.
+        if before and (self.caller.trusts or before.fingerprint.headers != headers):
+            self._memory.begin()
+        if before:  # Until it is known what became of it.
+            self._memory.remember(name, DOUBTFUL)
+        # What ETags are like here, the first one tells, so that at most this one has to
+        # be sent twice. And what is streamed is closed soon.
+        waits = payload.plain is None or self._bucket.has_opaque_etags is None
+        with naming(self._bucket.name):
+            self._uploads.submit(name, payload)
+        if self.caller.waits:
+            self.settle(name)
+        elif waits:
+            self._note(self._uploads.wait(name))
 
     def _note(self, outcomes: Iterable[Outcome]) -> None:
         for name, fingerprint, stored, error in outcomes:
@@ -444,10 +440,10 @@ class Run:
 
     def wait(self) -> None:
         """Wait for all that was saved; `UploadError` says what did not arrive."""
-        with self._abandoning():
-            for name in list(self._drafts):
-                self._upload(name, self._drafts.pop(name))
-            self.synchronise()
+        for name, payload in list(self._drafts.items()):
+            self._withdraw(name)
+            self._upload(name, payload)
+        self.synchronise()
         if self._failed:
             raise UploadError({name: e for name, (_, e) in self._failed.items()})
 
@@ -468,6 +464,9 @@ class Run:
                 self._catch_up()
             leaving = {name for name in self._leaving if self._may_exist(name)}
             self._delete(leaving | self._left_over())
+        except (KeyboardInterrupt, SystemExit):
+            self.close(patiently=False)
+            raise
         finally:
             self.close()
         report = self.report()
@@ -481,7 +480,7 @@ class Run:
         """
         for name in self.caller.copied_before():
             if name in self.caller.sources and name not in self._seen:
-                self._capture(name, lambda each, name=name: self.save(name, each))  # type: ignore[misc]
+                self._capture(name, self.save)
 
     def _has_arrived(self, name: str, verdict: Verdict) -> None:
         """Count `name`; where nothing comes after the last source, that is the end."""
@@ -494,8 +493,10 @@ class Run:
         if is_last and not self.caller.has_barrier:
             self.finish()
 
-    def _clear_if_no_source_will_come(self) -> None:
-        if self.caller.dry_run:  # Nothing is saved, so nothing tells of an end.
+    def _clear_if_there_is_no_end(self) -> None:
+        if self.caller.has_barrier or not self.caller.clears:
+            return
+        if self.caller.dry_run:  # Nothing is saved, so nothing is saved last.
             self._delete(self._left_over())
             self.caller.tell(self.report())
         elif self.caller.last_source is None:
@@ -537,13 +538,12 @@ class Run:
                     self._memory.begin()
         failures = {}
         for name, error in self._deletions(names):
-            if error is None:
-                self._listing.note(name, None)
-                self._memory.remember(name, None)
-                self._deleted.append(name)
-            else:
-                self._listing.forget(name)
+            if error is not None:
                 failures[name] = error
+                continue
+            self._listing.note(name, None)
+            self._memory.remember(name, None)
+            self._deleted.append(name)
         if failures:
             raise DeleteError(failures)
 
@@ -587,15 +587,6 @@ class Run:
         if not self.caller.dry_run:
             self._memory.flush()
 
-    @contextmanager
-    def _abandoning(self) -> Iterator[None]:
-        """Wait for nothing more in this context after an interrupt."""
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit):
-            self.close(patiently=False)
-            raise
-
 
 def save_alone(
     caller: Caller, bucket: Bucket, memory: Memory, name: str, payload: Payload
@@ -607,8 +598,8 @@ def save_alone(
     try:
         if not trusts:
             remote = bucket.head(name, storage.get_object_parameters(name))
-        ignore_etag = storage._collectfast_options.ignore_etag
-        verdict = decide(payload, remote, remembered, ignore_etag=ignore_etag)
+        forced = caller.ignores_etag
+        verdict = decide(payload, remote, remembered, ignore_etag=forced)
     except ClientError:
         # The answer to a HEAD has no words; that to the upload will have them.
         verdict = Verdict.UNCERTAIN

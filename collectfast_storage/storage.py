@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -19,18 +19,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.files import File
 from django.core.files.base import ContentFile
 from django.utils.deconstruct import deconstructible
-from storages.backends.s3 import (
-    S3ManifestStaticStorage,
-    S3StaticStorage,
-    S3Storage,
-)
+from storages.backends.s3 import S3ManifestStaticStorage, S3StaticStorage, S3Storage
 from storages.utils import clean_name, lookup_env
 
 from collectfast_storage.collectstatic import (
     Collectstatic,
     after_uploads,
+    callers,
     collecting_frame,
-    frames,
     with_barrier,
 )
 from collectfast_storage.memory import Memory
@@ -40,7 +36,7 @@ from collectfast_storage.reporting import Batch
 from collectfast_storage.run import Caller, Run, overridden, save_alone
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.native import native_to
-from collectfast_storage.uploads import Uploads, executor_of
+from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 if TYPE_CHECKING:
     from storages.backends.s3 import S3Storage as _Base
@@ -49,31 +45,26 @@ else:
 
 logger = logging.getLogger("collectfast_storage")
 
-_BARRIERS: dict[str, Callable[[Any], Any]] = {
-    "post_process": with_barrier,
-    "save_manifest": after_uploads,
-}
 _IMPORTED_IN = os.getpid()
 
 
-class _Local(threading.local):
-    """What a thread is in the middle of."""
+class _Thread(threading.local):
+    """What a thread is in the middle of with a storage."""
 
-    take: Take | None = None  # who gets what `_save` would upload
-    batch: Run | None = None
-
-    def __init__(self) -> None:
+    def __init__(self, process: _Process) -> None:
+        self.process = process
+        self.take: Take | None = None  # who gets what `_save` would upload
+        self.batch: Run | None = None
         self.runs: dict[FrameType, Run] = {}  # by the `collect` that each is of
 
 
 class _Process:
-    """What a storage has in one process: its runs, and what its threads share."""
+    """What the threads of one process share of a storage."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
-        self.local = _Local()
-        self.runs: WeakSet[Run] = WeakSet()  # of all threads
+        self.runs: WeakSet[Run] = WeakSet()
 
 
 class CollectfastMixin(_Base):
@@ -94,14 +85,15 @@ class CollectfastMixin(_Base):
         site's own.
         """
         super().__init_subclass__(**kwargs)
-        for name, wrap in _BARRIERS.items():
+        barriers = {"post_process": with_barrier, "save_manifest": after_uploads}
+        for name, wrap in barriers.items():
             method = getattr(cls, name, None)
             if method is not None and not hasattr(method, "has_barrier"):
                 setattr(cls, name, wrap(method))
 
     def __init__(self, **settings: Any) -> None:
         """Take the options of django-storages' class and this one's."""
-        self._collectfast_process = _Process()
+        self._collectfast_thread = _Thread(_Process())
         self._collectfast_built_in = os.getpid()
         super().__init__(**settings)
         self._collectfast_options  # noqa: B018 (validates)
@@ -113,12 +105,12 @@ class CollectfastMixin(_Base):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
         state: dict[str, Any] = super().__getstate__()
-        return {k: v for k, v in state.items() if k != "_collectfast_process"}
+        return {k: v for k, v in state.items() if k != "_collectfast_thread"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start with no run, in whatever process this is."""
         super().__setstate__(state)
-        self._collectfast_process = _Process()
+        self._collectfast_thread = _Thread(_Process())
         self._collectfast_built_in = os.getpid()
 
     # What Django asks.
@@ -169,20 +161,22 @@ class CollectfastMixin(_Base):
         if not self._collectfast_enabled:
             return super()._save(name, content)
         run = self._collectfast_run()
-        # What exists in memory only, a later pass may supersede.
-        is_draft = bool(run and run.post_processing) and isinstance(
-            content, ContentFile
-        )
         taken = []
 
         def take(key: str, payload: Payload) -> None:
             taken.append(key.removeprefix(self._collectfast_prefix))
-            if run is not None:
-                run.save(taken[-1], payload, is_draft=is_draft)
-            else:
+            if run is None:
                 self._collectfast_save_alone(taken[-1], payload)
+            else:
+                # What exists in memory only, a later pass may supersede.
+                run.save(taken[-1], payload, in_memory=isinstance(content, ContentFile))
 
-        saved = self._collectfast_capture(name, content, take)
+        try:
+            saved = self._collectfast_capture(name, content, take)
+        except (KeyboardInterrupt, SystemExit):
+            if run is not None:
+                run.close(patiently=False)
+            raise
         if self._collectfast_name(saved) not in taken:  # It was uploaded otherwise.
             self._collectfast_forget(saved)
         elif run is None:
@@ -204,22 +198,20 @@ class CollectfastMixin(_Base):
     def batch(self, *, preload: bool | None = None) -> Generator[Batch]:
         """Save and delete many files as a collectstatic does.
 
-        Inside of the block, and in its thread, the bucket is listed once, uploads run
-        in the background, and deletes wait for its end. There, `UploadError` or
-        `DeleteError` names each file that failed; after an exception in the block
-        nothing is deleted. A batch in a batch is part of it. With `preload` false, each
-        file is asked for instead of a listing, if the cache does not remember it; the
-        default is the option ``collectfast_preload``.
+        Inside of the block, and in its thread, the bucket is listed once (if `preload`,
+        which is the option ``collectfast_preload`` by default), uploads run in the
+        background, and deletes wait for its end. There, `UploadError` or `DeleteError`
+        names each file that failed; after an exception in the block nothing is deleted.
+        A batch in a batch, or in a collectstatic, is part of it.
         """
-        if not self._collectfast_enabled:
-            yield Batch()
-        elif (outer := self._collectfast_run()) is not None:
-            batch = Batch()
-            yield batch
-            batch.report = outer.report()
-        else:
+        outer = self._collectfast_run()
+        if self._collectfast_enabled and outer is None:
             with self._collectfast_batch(lists=preload) as batch:
                 yield batch
+        else:
+            batch = Batch()
+            yield batch
+            batch.report = outer.report() if outer is not None else batch.report
 
     @with_barrier
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
@@ -244,25 +236,24 @@ class CollectfastMixin(_Base):
     @property
     def bucket(self) -> Any:
         """The boto3 Bucket; inside of `_save`, a stand-in for it."""
-        take = self._collectfast_process.local.take
+        take = self._collectfast_thread.take
         if take is None:
             return super().bucket
         return CapturingBucket(lambda: super(CollectfastMixin, self).bucket, take)
 
     def _compress_content(self, content: Any) -> Any:
         compress = super()._compress_content
-        if self._collectfast_process.local.take is None:
-            return compress(content)
-        return Compressible(content, compress)
+        is_taken = self._collectfast_thread.take is not None
+        return Compressible(content, compress) if is_taken else compress(content)
 
     def _collectfast_capture(self, name: str, content: Any, take: Take) -> str:
         """Save as django-storages does, but hand to `take` what it would upload."""
-        local = self._collectfast_here.local
-        outer, local.take = local.take, take
+        thread = self._collectfast_here
+        outer, thread.take = thread.take, take
         try:
             return super()._save(name, content)
         finally:
-            local.take = outer
+            thread.take = outer
 
     # Runs.
 
@@ -279,39 +270,38 @@ class CollectfastMixin(_Base):
         """
         if not self._collectfast_enabled:
             return None
-        local = self._collectfast_here.local
+        thread = self._collectfast_here
         # What was forked off a command copies in a way of its own.
         is_fork = self._collectfast_built_in != os.getpid()
         frame = None if is_fork else collecting_frame(self)
-        run = local.batch if frame is None else local.runs.get(frame)
-        if local.runs and run not in local.runs.values():
-            stack = frames()
-            for left in [frame for frame in local.runs if frame not in stack]:
-                local.runs.pop(left).close(patiently=False)
+        run = thread.batch if frame is None else thread.runs.get(frame)
+        if thread.runs and run not in thread.runs.values():
+            for left in thread.runs.keys() - {*callers()}:
+                thread.runs.pop(left).close(patiently=False)
         if frame is not None and run is None:
-            if local.batch is not None:
-                local.batch.synchronise()
+            if thread.batch is not None:
+                thread.batch.synchronise()
             run = self._collectfast_open(Collectstatic(self, frame))
-            local.runs[frame] = run
+            thread.runs[frame] = run
         return None if run is None or run.is_closed else run
 
     def _collectfast_open(self, caller: Caller) -> Run:
         bucket = self._collectfast_bucket(native=self._collectfast_native)
-        uploads = Uploads(bucket, executor_of(self._collectfast_options.threads))
+        uploads = Uploads(bucket, BoundedExecutor(self._collectfast_options.threads))
         memory = self._collectfast_memory(whole=True)
         run = Run(caller, bucket, memory, uploads)
-        with self._collectfast_here.lock:
-            self._collectfast_here.runs.add(run)
+        process = self._collectfast_here.process
+        with process.lock:
+            process.runs.add(run)
         return run
 
     @contextmanager
     def _collectfast_batch(
         self, lists: bool | None = None, trusts: bool | None = None
     ) -> Generator[Batch]:
-        batch = Batch()
+        batch, thread = Batch(), self._collectfast_here
         run = self._collectfast_open(Caller(self, lists=lists, trusts=trusts))
-        local = self._collectfast_here.local
-        local.batch = run
+        thread.batch = run
         try:
             yield batch
             batch.report = run.finish()
@@ -320,7 +310,7 @@ class CollectfastMixin(_Base):
             run.close(patiently=False)
             raise
         finally:
-            local.batch = None
+            thread.batch = None
             run.close()
 
     def _collectfast_save_alone(self, name: str, payload: Payload) -> None:
@@ -332,9 +322,9 @@ class CollectfastMixin(_Base):
 
     def _collectfast_tell(self, name: str, but: Run | None = None) -> None:
         """Tell all open runs `but` one that `name` was written by other means."""
-        here = self._collectfast_here
-        with here.lock:
-            runs = [run for run in here.runs if run is not but and run.is_open]
+        process = self._collectfast_here.process
+        with process.lock:
+            runs = [run for run in process.runs if run is not but and run.is_open]
         for run in runs:
             run.touched(self._collectfast_name(name))
 
@@ -349,13 +339,13 @@ class CollectfastMixin(_Base):
     # What they are made of.
 
     @property
-    def _collectfast_here(self) -> _Process:
-        """What belongs to this process; a fork leaves its parent what is that's own."""
-        if self._collectfast_process.pid != os.getpid():
+    def _collectfast_here(self) -> _Thread:
+        """What is this thread's; a fork leaves its parent what is that's own."""
+        if self._collectfast_thread.process.pid != os.getpid():
             built_in = self._collectfast_built_in
             self.__setstate__(self.__getstate__())
             self._collectfast_built_in = built_in
-        return self._collectfast_process
+        return self._collectfast_thread
 
     @cached_property
     def _collectfast_options(self) -> Options:
@@ -364,9 +354,8 @@ class CollectfastMixin(_Base):
     @cached_property
     def _collectfast_enabled(self) -> bool:
         """Whether this is in force: not with a `bucket` that is a site's own."""
-        return self._collectfast_options.enabled and not overridden(
-            type(self), "bucket"
-        )
+        is_own = overridden(type(self), "bucket")
+        return self._collectfast_options.enabled and not is_own
 
     @cached_property
     def _collectfast_prefix(self) -> str:
@@ -381,7 +370,7 @@ class CollectfastMixin(_Base):
     def _collectfast_bucket(self, native: Any = None) -> Bucket:
         if not self.bucket_name:
             raise ImproperlyConfigured(
-                f"The option bucket_name (setting AWS_STORAGE_BUCKET_NAME) is "
+                "The option bucket_name (setting AWS_STORAGE_BUCKET_NAME) is "
                 f"{self.bucket_name!r}. Set it to the name of the bucket."
             )
         return Bucket(
@@ -394,9 +383,8 @@ class CollectfastMixin(_Base):
 
     def _collectfast_native(self, client: Any) -> Any:
         # Who makes connections of their own knows what these have to have.
-        if not self._collectfast_options.threads or overridden(
-            type(self), "connection"
-        ):
+        is_own = overridden(type(self), "connection")
+        if is_own or not self._collectfast_options.threads:
             return None
         return native_to(
             client,
@@ -409,17 +397,12 @@ class CollectfastMixin(_Base):
     def _collectfast_memory(self, *, whole: bool = False) -> Memory:
         options = self._collectfast_options
         # What tells this place from all others that share its cache.
-        endpoint = self.endpoint_url or lookup_env(
-            ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-        )
+        named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        endpoint = self.endpoint_url or lookup_env(named)
         place = f"{endpoint} {self.session_profile} {self.bucket_name} "
-        return Memory(
-            options.cache,
-            options.cache_timeout,
-            place + self._collectfast_prefix,
-            self._collectfast_here.lock,
-            whole=whole,
-        )
+        place += self._collectfast_prefix
+        lock = self._collectfast_here.process.lock
+        return Memory(options.cache, options.cache_timeout, place, lock, whole=whole)
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,74 +15,46 @@ from collectfast_storage.payload import Payload
 from collectfast_storage.s3.bucket import Bucket, Stored
 
 _T = TypeVar("_T")
+_Work = tuple[Future[Any], Callable[[], Any]]
 
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 # Enough that no thread is ever without work; more would only take memory.
 _WAITING_PER_THREAD = 8
 
 
-class SerialExecutor(Executor):
-    """Runs what is submitted at once, in the caller's thread."""
-
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        """Return a future that is done."""
-        future: Future[_T] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def submit_sized(
-        self, size: int, fn: Callable[..., _T], /, *args: Any
-    ) -> Future[_T]:
-        """Do what `submit` does: nothing waits here."""
-        return self.submit(fn, *args)
-
-
-def executor_of(threads: int) -> SerialExecutor | BoundedExecutor:
-    """Return what runs up to `threads` requests at once; 0: one after another."""
-    return BoundedExecutor(threads) if threads else SerialExecutor()
-
-
 class BoundedExecutor(Executor):
-    """Runs what is submitted in threads, with bounds on what waits.
-
-    `submit_sized` blocks while there is no room for what it is given, so that memory
-    stays bounded however fast, many or large the files are that are read.
-
-    Other than those of a `ThreadPoolExecutor`, its threads are daemons: somebody who
-    interrupts a deploy does not wait for a server that no longer answers.
-    """
+    """Runs what is submitted in threads, with bounds on what waits."""
 
     def __init__(self, threads: int, most_bytes: int = BYTES_IN_FLIGHT) -> None:
-        """Run up to `threads` at once, on up to `most_bytes` of content."""
-        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
-        self._work = SimpleQueue()
-        self._most_threads = threads
-        self._threads: list[threading.Thread] = []
+        """Run up to `threads` at once, on up to `most_bytes`; 0: in the caller's."""
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        self.threads = threads
+        self._started: list[threading.Thread] = []
         self._idle = threading.Semaphore(0)
-        self._places = threads * _WAITING_PER_THREAD
-        self._room = most_bytes
-        self._most_bytes = most_bytes
+        self._places = max(threads, 1) * _WAITING_PER_THREAD
+        self._room = self._most_bytes = most_bytes
         self._changed = threading.Condition()
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        """Run ``fn(*args, **kwargs)`` in one of the threads."""
+        """Run ``fn(*args, **kwargs)``, and return what becomes of it."""
         future: Future[_T] = Future()
-        self._work.put((future, partial(fn, *args, **kwargs)))
-        if len(self._threads) < self._most_threads and not self._idle.acquire(False):
+        call = partial(fn, *args, **kwargs)
+        if not self.threads:
+            _run(future, call)
+            with suppress(Exception):  # But not an interrupt: it is the caller's.
+                future.result()
+            return future
+        self._work.put((future, call))
+        if len(self._started) < self.threads and not self._idle.acquire(False):
+            # A daemon: who interrupts a deploy need not wait for a server's answer.
             thread = threading.Thread(target=self._serve, daemon=True)
-            self._threads.append(thread)
+            self._started.append(thread)
             thread.start()
         return future
 
-    def submit_sized(
-        self, size: int, fn: Callable[..., _T], /, *args: Any
-    ) -> Future[_T]:
-        """Submit ``fn(*args)``, which holds `size` bytes until it is done."""
-        # What is larger than the bound goes alone.
-        size = min(size, self._most_bytes)
+    def submit_sized(self, size: int, fn: Callable[..., _T], *args: Any) -> Future[_T]:
+        """Submit ``fn(*args)`` once there is room for its `size` bytes."""
+        size = min(size, self._most_bytes)  # What is larger goes alone.
         with self._changed:
             self._changed.wait_for(lambda: self._places and self._room >= size)
             self._places -= 1
@@ -98,9 +70,9 @@ class BoundedExecutor(Executor):
                 work = self._work.get_nowait()
                 if work is not None:
                     work[0].cancel()
-        for _ in self._threads:
+        for _ in self._started:
             self._work.put(None)
-        for thread in self._threads if wait else ():
+        for thread in self._started if wait else ():
             thread.join()
 
     def _serve(self) -> None:
@@ -132,42 +104,32 @@ class Outcome(NamedTuple):
 
 
 class Uploads:
-    """Sends payloads to a bucket, and tells what became of them.
+    """Sends payloads to a bucket, and tells what became of them when it is asked."""
 
-    What it tells, it tells in the caller's thread, when that asks.
-    """
-
-    def __init__(
-        self, bucket: Bucket, executor: SerialExecutor | BoundedExecutor
-    ) -> None:
+    def __init__(self, bucket: Bucket, executor: BoundedExecutor) -> None:
         """Send to `bucket` in the threads of `executor`, which `close` ends."""
         self.executor = executor
+        # Not in the caller's thread: that is who may be interrupted.
+        self._streams = BoundedExecutor(min(executor.threads, 1))
         self._bucket = bucket
         self._under_way: dict[str, tuple[Fingerprint, Future[Stored]]] = {}
 
     def coming(self, name: str) -> Fingerprint | None:
         """Return the fingerprint of what is under way as `name`."""
-        fingerprint, _ = self._under_way.get(name, (None, None))
-        return fingerprint
+        return self._under_way[name][0] if name in self._under_way else None
 
     def submit(self, name: str, payload: Payload) -> None:
-        """Send `payload` as `name`.
-
-        It blocks while as much as fits is under way already. What is streamed has to be
-        waited for while its file is open.
-        """
-        self._bucket.prepare_uploads()
+        """Send `payload` as `name`, once there is room; its file must stay open."""
+        self._bucket.native  # noqa: B018 (made in this thread)
         executor = self.executor if payload.plain is not None else self._streams
-        size = len(payload.plain or b"")
         fingerprint = payload.fingerprint  # Before another thread reads the file.
+        size = len(payload.plain or b"")
         future = executor.submit_sized(size, _put, self._bucket, name, payload)
         self._under_way[name] = fingerprint, future
 
     def done(self) -> Iterator[Outcome]:
-        """Yield the outcomes that are there, the oldest uploads first.
-
-        As they go, so that a hundred thousand of them are never held at once.
-        """
+        """Yield the outcomes that are there, the oldest uploads first."""
+        # As they go: a hundred thousand of them are never held at once.
         while self._under_way:
             name, (_, future) = next(iter(self._under_way.items()))
             if not future.done():
@@ -183,29 +145,18 @@ class Uploads:
                 yield self._outcome(name)
 
     def close(self, *, patiently: bool) -> Iterator[Outcome]:
-        """Begin no more, and yield the outcomes of what has begun.
-
-        If not `patiently`, what is under way gets an error: it may arrive or not.
-        """
+        """Begin no more, and yield the outcomes; wait for them only if `patiently`."""
         self.executor.shutdown(wait=patiently, cancel_futures=True)
         self._streams.shutdown(wait=False)
         for name in list(self._under_way):
             yield self._outcome(name)
 
-    @cached_property
-    def _streams(self) -> SerialExecutor | BoundedExecutor:
-        # Not in the caller's thread: that is who may be interrupted.
-        serial = isinstance(self.executor, SerialExecutor)
-        return self.executor if serial else BoundedExecutor(1)
-
     def _outcome(self, name: str) -> Outcome:
         fingerprint, future = self._under_way.pop(name)
         if future.cancelled():
             return Outcome(name, fingerprint, None, None)
-        if not future.done():
-            error: BaseException | None = InterruptedError("it was interrupted")
-        else:
-            error = future.exception()
+        interrupted = InterruptedError("it was interrupted")
+        error = future.exception() if future.done() else interrupted
         if error is None:
             return Outcome(name, fingerprint, future.result(), None)
         if not isinstance(error, Exception):  # A panic of Rust's, say.
@@ -219,16 +170,14 @@ def _put(bucket: Bucket, name: str, payload: Payload) -> Stored:
     try:
         name.encode()
     except UnicodeEncodeError:
-        message = "its name is not UTF-8, as S3's keys are; rename the file"
-        raise ValueError(message) from None
+        text = "its name is not UTF-8, as S3's keys are; rename the file"
+        raise ValueError(text) from None
     return bucket.put(name, payload)
 
 
 def _run(future: Future[_T], call: Callable[[], _T]) -> None:
-    """Call, in a thread of its own; whatever comes of it, nobody waits for ever."""
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(call())
-    except BaseException as error:
-        future.set_exception(error)
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:  # Whatever it is: nobody waits for ever.
+            future.set_exception(error)

@@ -10,7 +10,7 @@ import pytest
 
 from collectfast_storage.decision import Remote
 from collectfast_storage.s3.listing import Listing, Page
-from collectfast_storage.uploads import SerialExecutor
+from collectfast_storage.uploads import BoundedExecutor
 
 
 class FakeBucket:
@@ -55,7 +55,7 @@ def test_everything_is_listed_in_as_many_pages_as_it_has(count: int) -> None:
     """And no name is missed."""
     bucket = FakeBucket(_names(count))
     listing = _listing(bucket)
-    listing.load(SerialExecutor(), _names(count))
+    listing.load(BoundedExecutor(0), _names(count))
     assert all(_etag(listing, name) == f"etag-{name}" for name in bucket.names)
     assert listing["file9"] is None
     assert bucket.heads == []
@@ -69,7 +69,7 @@ def test_other_objects_between_ours_are_listed_too(between: int) -> None:
     others = [f"{name}.{n}" for name in ours for n in range(between)]
     bucket = FakeBucket([*ours, *others])
     listing = _listing(bucket)
-    listing.load(SerialExecutor(), ours)
+    listing.load(BoundedExecutor(0), ours)
     assert all(_etag(listing, name) == f"etag-{name}" for name in bucket.names)
     assert bucket.heads == []
 
@@ -97,7 +97,7 @@ def test_whole_is_all_of_it_however_much_there_is() -> None:
     names = [*ours, *_names(5000, "a")]
     for wanted, whole in ((ours, True), (None, False)):
         listing = _listing(FakeBucket(names))
-        listing.load(SerialExecutor(), wanted, whole=whole)
+        listing.load(BoundedExecutor(0), wanted, whole=whole)
         assert listing.names() == {*names}
 
 
@@ -114,7 +114,7 @@ def test_what_somebody_else_wrote_is_asked_for_again() -> None:
     """A listing of before says nothing of it."""
     bucket = FakeBucket(["a"])
     listing = _listing(bucket)
-    listing.load(SerialExecutor(), None)
+    listing.load(BoundedExecutor(0), None)
     bucket.names.append("b")
     listing.forget("b")
     assert _etag(listing, "b") == "etag-b"
@@ -144,7 +144,7 @@ def test_directory_buckets_list_in_no_order() -> None:
 
     bucket.list = shuffled  # type: ignore[method-assign]
     listing = _listing(bucket)
-    listing.load(SerialExecutor(), _names(2500))
+    listing.load(BoundedExecutor(0), _names(2500))
     assert all(listing[name] is not None for name in bucket.names)
     assert bucket.listed == 3
 
@@ -153,8 +153,8 @@ def test_metadata_are_asked_for_once() -> None:
     """A listing does not tell them."""
     bucket = FakeBucket(["a", "b"])
     listing = _listing(bucket)
-    listing.load(SerialExecutor(), ["a", "b"])
-    listing.ask(SerialExecutor(), ["a"])
+    listing.load(BoundedExecutor(0), ["a", "b"])
+    listing.ask(BoundedExecutor(0), ["a"])
     for name in ("a", "a", "b", "b"):
         remote = listing.head(name)
         assert remote is not None

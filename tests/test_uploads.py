@@ -7,11 +7,7 @@ import time
 
 import pytest
 
-from collectfast_storage.uploads import (
-    BoundedExecutor,
-    SerialExecutor,
-    executor_of,
-)
+from collectfast_storage.uploads import BoundedExecutor
 from tests.proxy import Handler, Request
 from tests.site import Site
 
@@ -43,15 +39,17 @@ def test_room_is_given_back_by_what_fails() -> None:
         assert isinstance(failed.exception(), ZeroDivisionError)
 
 
-def test_serial_twin_is_done_at_once_in_the_callers_thread() -> None:
-    serial = SerialExecutor()
+def test_without_threads_it_is_done_at_once_in_the_callers() -> None:
+    """`collectfast_threads=0` is for sites that must not have any."""
+    serial = BoundedExecutor(0)
     assert serial.submit_sized(1, threading.get_ident).result() == threading.get_ident()
     assert isinstance(serial.submit(lambda: 1 / 0).exception(), ZeroDivisionError)
 
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-def test_zero_threads_is_the_serial_twin() -> None:
-    assert isinstance(executor_of(0), SerialExecutor)
-    assert isinstance(executor_of(3), BoundedExecutor)
+    with pytest.raises(KeyboardInterrupt):
+        serial.submit(interrupt)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])

@@ -9,7 +9,6 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,10 +27,12 @@ from collectfast_storage.s3.errors import (
     is_worth_another_try,
 )
 from collectfast_storage.s3.listing import (
+    Call,
+    Entries,
     Page,
+    our_call,
     page_of,
     read_page,
-    reading_quickly,
 )
 
 if TYPE_CHECKING:
@@ -55,9 +56,6 @@ _KINDS = {
     "DeleteObject": "DELETE",
     "DeleteObjects": "DELETE MANY",
 }
-# Counts the requests of this package by kind. It is set where one is made: the client
-# is the site's own, whose other requests pass through the same hooks.
-_counter: ContextVar[Callable[[str], None] | None] = ContextVar("counter", default=None)
 
 
 class Stored(NamedTuple):
@@ -114,12 +112,9 @@ class Bucket:
         return client
 
     @cached_property
-    def _native(self) -> Native | None:
+    def native(self) -> Native | None:
+        """The faster way, if there is one, made in the thread that asks first."""
         return self._make_native(self.client) if self._make_native else None
-
-    def prepare_uploads(self) -> None:
-        """Make here, in one thread, what uploads in many threads will share."""
-        self._native  # noqa: B018
 
     def list(self, token: str = "") -> Page:
         """Return up to 1,000 names, from where the page before ended: at its `token`.
@@ -127,7 +122,7 @@ class Bucket:
         Raises `AnswerError` for what is no listing.
         """
         start: Any = {"ContinuationToken": token} if token else {}
-        with self._counting(), reading_quickly() as read:
+        with self._calling() as read:
             try:
                 response: Any = self.client.list_objects_v2(
                     Bucket=self.name, Prefix=self.prefix, **start
@@ -147,7 +142,7 @@ class Bucket:
         parameters = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         key = self.prefix + name
         try:
-            with self._counting():
+            with self._calling():
                 answer = self.client.head_object(
                     Bucket=self.name, Key=key, **parameters
                 )
@@ -181,7 +176,7 @@ class Bucket:
         if not payload.is_as_hashed():
             raise OSError("the file changed while it was read")
         etag, error = None, None
-        native = None if tagged else self._native
+        native = None if tagged else self.native
         if native and (request := native.prepared(self.prefix + name, payload)):
             self._count("PUT")
             etag, error = native.put(request)
@@ -205,7 +200,7 @@ class Bucket:
         if adds and not any(name.startswith("Checksum") for name in parameters):
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
-        with self._counting():
+        with self._calling():
             answer = self.client.put_object(
                 Bucket=self.name,
                 Key=self.prefix + name,
@@ -220,7 +215,7 @@ class Bucket:
         stream = payload.stream()
         # https://github.com/boto/s3transfer/issues/80: it closes what it did not open.
         stream.close = lambda: None
-        with self._counting():
+        with self._calling():
             self.client.upload_fileobj(
                 stream,
                 self.name,
@@ -246,40 +241,38 @@ class Bucket:
 
         One a request, where the server or XML knows no other way.
         """
-        many = [name for name in names if not re.search(_NOT_XML, self.prefix + name)]
-        for start in range(0, len(many), 1000):
-            batch = many[start : start + 1000]
+        singly = [name for name in names if re.search(_NOT_XML, self.prefix + name)]
+        many = sorted({*names}.difference(singly))
+        while many and (batch := many[:1000]):
             try:
                 errors = self._delete_many(batch)
             except (BotoCoreError, ClientError, ResponseParserError) as error:
                 if is_not_understood(error):
-                    yield from ((name, self._delete(name)) for name in many[start:])
                     break
                 errors = dict.fromkeys(batch, str(error))
             yield from ((name, errors.get(name)) for name in batch)
-        for name in {*names}.difference(many):
-            yield name, self._delete(name)
+            many = many[1000:]
+        for name in (*many, *singly):
+            error_of_one = None
+            try:
+                with self._calling():
+                    self.client.delete_object(Bucket=self.name, Key=self.prefix + name)
+            except (BotoCoreError, ClientError) as error:
+                error_of_one = str(error)
+            yield name, error_of_one
 
     def _delete_many(self, names: Sequence[str]) -> dict[str, str]:
         objects: Any = [{"Key": self.prefix + name} for name in names]
-        with self._counting():
+        with self._calling():
             response = self.client.delete_objects(
                 Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
             )
         return {
-            str(error.get("Key")).removeprefix(self.prefix): (
-                f"{error.get('Code')}: {error.get('Message')}"
+            str(each.get("Key")).removeprefix(self.prefix): (
+                f"{each.get('Code')}: {each.get('Message')}"
             )
-            for error in response.get("Errors", ())
+            for each in response.get("Errors", ())
         }
-
-    def _delete(self, name: str) -> str | None:
-        try:
-            with self._counting():
-                self.client.delete_object(Bucket=self.name, Key=self.prefix + name)
-        except (BotoCoreError, ClientError) as error:
-            return str(error)
-        return None
 
     def is_possible(self, name: str) -> bool:
         """Tell whether an object can have this name; that of a file may be no UTF-8."""
@@ -289,12 +282,13 @@ class Bucket:
             return False
 
     @contextmanager
-    def _counting(self) -> Iterator[None]:
-        token = _counter.set(self._count)
+    def _calling(self) -> Iterator[Entries]:
+        call = Call(self._count, [])
+        token = our_call.set(call)
         try:
-            yield
+            yield call.entries
         finally:
-            _counter.reset(token)
+            our_call.reset(token)
 
     def _count(self, kind: str) -> None:
         with self._lock:
@@ -303,16 +297,16 @@ class Bucket:
 
 def _request_created(request: Any, operation_name: str, **_: Any) -> None:
     """Count a request, each attempt; and have it wait for no ``100 Continue``."""
-    count = _counter.get()
-    if count is not None:
-        count(_KINDS.get(operation_name, operation_name))
+    call = our_call.get()
+    if call is not None:
+        call.count(_KINDS.get(operation_name, operation_name))
         if operation_name == "PutObject":
             del request.headers["Expect"]
 
 
 def _needs_retry(response: Any, attempts: int, **_: Any) -> int | None:
     """Tell botocore in how many seconds to send again, if it is worth it."""
-    ours = _counter.get() is not None
+    ours = our_call.get() is not None
     return 0 if ours and is_worth_another_try(response, attempts) else None
 
 

@@ -6,7 +6,6 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_plus
@@ -27,8 +26,19 @@ _HEADS_PER_PAGE = 50
 # A listing may have pages without objects; one without an end has nothing else.
 _FRUITLESS_PAGES = 100
 
-_Entries = list[tuple[str | None, str | None]]  # keys and ETags
-_read: ContextVar[_Entries | None] = ContextVar("read", default=None)
+Entries = list[tuple[str | None, str | None]]  # keys and ETags
+
+
+class Call(NamedTuple):
+    """A call of a client's method that this package makes."""
+
+    count: Callable[[str], None]  # told each request by its kind
+    entries: Entries  # what `read_page` read
+
+
+# The one that is being made: the client is the site's own, and other calls than this
+# package's pass through the same hooks.
+our_call: ContextVar[Call | None] = ContextVar("our_call", default=None)
 
 
 class Page(NamedTuple):
@@ -58,7 +68,7 @@ class Listing:
         self._has_warned = False
 
     def load(
-        self, executor: Executor, wanted: Sequence[str] | None, *, whole: bool = False
+        self, executor: Executor, wanted: Sequence[str] | None, whole: bool = False
     ) -> None:
         """List what is likely to hold the names `wanted`, sorted; `None`: everything.
 
@@ -178,27 +188,15 @@ def _lacks_metadata(remote: Remote | DeniedError | None) -> bool:
     return isinstance(remote, Remote) and remote.fingerprint is None
 
 
-@contextmanager
-def reading_quickly() -> Iterator[_Entries]:
-    """Let `read_page` gather the entries of the listing that is asked for inside."""
-    entries: _Entries = []
-    token = _read.set(entries)
-    try:
-        yield entries
-    finally:
-        _read.reset(token)
-
-
 def read_page(response_dict: dict[str, Any], **_: Any) -> None:
     """Take the objects out of an answer to ListObjectsV2, before botocore parses it.
 
-    That is ten times as quick, and leaves all else to botocore. The client is the
-    site's, so this acts in `reading_quickly` alone. Older botocores have no such event;
-    there, and where this cannot read it, botocore reads everything.
+    That is ten times as quick, and leaves all else to botocore. Older botocores have no
+    such event; there, and where this cannot read it, botocore reads everything.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
     """
-    entries = _read.get()
-    if entries is None or response_dict.get("status_code") != 200:
+    call = our_call.get()
+    if call is None or response_dict.get("status_code") != 200:
         return
     try:
         root = ElementTree.fromstring(response_dict["body"])  # noqa: S314 (as botocore)
@@ -210,19 +208,21 @@ def read_page(response_dict: dict[str, Any], **_: Any) -> None:
     for entry in contents:
         key = entry.findtext(f"{namespace}Key")
         etag = entry.findtext(f"{namespace}ETag")
-        entries.append((unquote_plus(key) if key and decode else key, etag))
+        call.entries.append((unquote_plus(key) if key and decode else key, etag))
         root.remove(entry)
     response_dict["body"] = ElementTree.tostring(root)
 
 
-def page_of(response: Mapping[str, Any], read: _Entries, prefix: str) -> Page:
+def page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
     """Return the page that boto3's `response` is, with what was `read` of it before.
 
     Raises `AnswerError` if it is none, or no sense can be made of it.
     """
     more = response.get("IsTruncated")
     token = response.get("NextContinuationToken", "") if more else ""
-    entries = [*read, *((e.get("Key"), e.get("ETag")) for e in _contents(response))]
+    entries = read + [
+        (e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())
+    ]
     # Of an answer of another kind boto3 makes a listing of nothing.
     is_listing = entries or "KeyCount" in response
     etags: dict[str, str] = {}
@@ -235,8 +235,3 @@ def page_of(response: Mapping[str, Any], read: _Entries, prefix: str) -> Page:
     if not is_listing or more != bool(token):
         raise AnswerError(what="What it answers to ListObjectsV2 is no listing")
     return Page(etags, token)
-
-
-def _contents(response: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    contents: Iterable[Mapping[str, Any]] = response.get("Contents", ())
-    return contents

@@ -129,7 +129,7 @@ def _reasons(client: Any, bucket: str, verify: object, forked: bool) -> Iterator
     if meta.config.client_cert is not None:
         yield "there is a client certificate"
     bundles = {os.environ.get(f"{name}_CA_BUNDLE") for name in ("AWS", "REQUESTS")}
-    if meta.endpoint_url.startswith("https:") and {verify, *bundles} - {None, True, ""}:
+    if meta.endpoint_url.startswith("https:") and {verify, *bundles} - {None, True}:
         yield "there are certificates of one's own"
     if meta.config.signature_version not in (None, "s3v4"):
         yield f"requests are signed by {meta.config.signature_version}"
