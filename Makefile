@@ -44,9 +44,9 @@ lookalike-%: $(VENV)-lookalikes/test
 	COLLECTFAST_TEST_SERVER=$* $(VENV)-lookalikes/bin/python -m pytest -q \
 		-p no:cacheprovider -m "not slow" $(ARGS)
 
-# What depends on how boto3, urllib3 and Django are made, with the oldest that will do.
+# What depends on how boto3 and Django are made, with the oldest that will do.
 LOWEST_ARGS ?= $(addprefix tests/test_, $(addsuffix .py, \
-	collectstatic exchange manifest packaging permissions save signing wire))
+	collectstatic decision listing manifest memory native packaging payload permissions save))
 lowest: $(VENV)/matrix
 	PATH="$(MATRIX_PATH)" $(BIN)/tox run --recreate -e py311-django42-lowest -- $(wildcard $(LOWEST_ARGS))
 
