@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMi
 from django.core.files.storage import Storage
 
 from collectfast_storage.exceptions import ClearError
-from collectfast_storage.run import Caller, Run, Source
+from collectfast_storage.run import Caller, Run, Source, overridden
 from collectfast_storage.signals import collected
 
 if TYPE_CHECKING:
@@ -86,10 +86,16 @@ class Collectstatic(Caller):
         self.progress = progress_of(self._command)
         if self.clears and not storage._collectfast_prefix:
             raise ClearError(storage.bucket_name)
-        # Who copies in a way of its own may never come to the last source.
+        # Who copies or answers in a way of its own may never come to the last source.
         copies = [getattr(type(self._command), name) for name in _COPYING]
-        if not self.has_barrier and copies != [getattr(Command, n) for n in _COPYING]:
-            self.waits = True
+        is_own = copies != [getattr(Command, name) for name in _COPYING]
+        is_own |= overridden(type(storage), "delete", "exists", "get_modified_time")
+        self.waits |= is_own and not self.has_barrier
+        # The manifest's, until another one takes its place: post-processing that fails
+        # leaves the storage with half of a new one.
+        if storage._collectfast_published is None:
+            storage._collectfast_published = getattr(storage, "hashed_files", {})
+        self._published: Mapping[str, str] = storage._collectfast_published
         self.spared = frozenset(self._spared())
 
     @cached_property
@@ -110,22 +116,27 @@ class Collectstatic(Caller):
 
     @property
     def last_source(self) -> str | None:  # type: ignore[override]
-        """The one that is collected last."""
-        return next(reversed(self.sources), None)
+        """The one that is collected last, of those that are still to be."""
+        for name, source in reversed(self.sources.items()):
+            is_there = True
+            with suppress(NotImplementedError):
+                is_there = source.storage.exists(source.path)
+            if is_there and name not in self._command.copied_files:
+                return name
+        return None
 
     @property
     def wanted(self) -> Collection[str]:  # type: ignore[override]
         """The names of the sources, and those that post-processing will ask for."""
         names: set[str] = set()
         if issubclass(type(self.storage), ManifestFilesMixin):
-            names = {self.storage.manifest_name, *self.storage.hashed_files.values()}
+            names = {self.storage.manifest_name, *self._published.values()}
         return {*self.sources, *map(self.storage._collectfast_name, names)}
 
     @cached_property
     def processed(self) -> Collection[str]:  # type: ignore[override]
         """The sources whose hashed names are their own."""
-        hashed = getattr(self.storage, "hashed_files", {})
-        same = {name for name, hashed_name in hashed.items() if name == hashed_name}
+        same = {name for name, hashed in self._published.items() if name == hashed}
         return same if self.has_barrier and not self.dry_run else ()
 
     def copied_before(self) -> Collection[str]:
@@ -145,6 +156,7 @@ class Collectstatic(Caller):
             # Django 6.0 counts them in its summary; older ones do not.
             getattr(self._command, "deleted_files", []).extend(report.deleted)
         if not self.dry_run:
+            self.storage._collectfast_published = None
             collected.send(type(self.storage), storage=self.storage, report=report)
 
     def _spared(self) -> Iterator[str]:
@@ -154,7 +166,7 @@ class Collectstatic(Caller):
         """
         storage = self.storage
         if self.clears and issubclass(type(storage), ManifestFilesMixin):
-            yield from map(storage._collectfast_name, storage.hashed_files.values())
+            yield from map(storage._collectfast_name, self._published.values())
             place: Any = storage.manifest_storage
             key = getattr(place, "bucket_name", None) == storage.bucket_name and (
                 place._normalize_name(storage.manifest_name)

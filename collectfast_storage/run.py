@@ -489,8 +489,8 @@ class Run:
             self._unchanged.add(name)
         self.caller.storage._collectfast_tell(name, but=self)
         self.caller.progress.advanced(int(not self.post_processing), self._bytes)
-        is_last = name == self.caller.last_source and not self.caller.dry_run
-        if is_last and not self.caller.has_barrier:
+        ends = not (self.caller.has_barrier or self.caller.dry_run)
+        if ends and name == self.caller.last_source:
             self.finish()
 
     def _clear_if_there_is_no_end(self) -> None:

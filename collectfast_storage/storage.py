@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -77,6 +77,8 @@ class CollectfastMixin(_Base):
 
     # Whether an upload outside of runs has shown that the bucket's ETags are opaque.
     _collectfast_opaque: bool | None = None
+    # Which hashed names the bucket's manifest has, as far as a run found out.
+    _collectfast_published: Mapping[str, str] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make sure of the barrier, whatever the order of the bases.

@@ -33,6 +33,8 @@ from collectfast_storage import (
 from tests.proxy import Handler, Request, refuse
 from tests.site import STATIC, Site
 
+pytestmark = pytest.mark.slow
+
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 MANIFEST = "staticfiles.json"
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST_STORAGE])

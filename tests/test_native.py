@@ -290,58 +290,54 @@ class OwnConnection(CollectfastS3StaticStorage):
         return super().connection
 
 
-def _by_proxy(variable: str) -> Callable[[Site, pytest.MonkeyPatch], object]:
-    return lambda site, patch: patch.setenv(variable, site.proxy.endpoint)
+# What a site may have, and what is said of it.
+Change = Callable[[Site, pytest.MonkeyPatch], object]
+VARIABLES = {
+    "AWS_CHECKSUM_ALGORITHM": "SHA256",
+    "AWS_REQUEST_PAYER": "requester",
+    "AWS_S3_EXPRESS": "true",
+    "AWS_SERVER_SIDE_ENCRYPTION": "AES256",
+    "AWS_SKIP_SIGNATURE": "true",
+    "AWS_SSE_KMS_KEY_ID": "key",
+    "AWS_UNSIGNED_PAYLOAD": "true",
+}
 
 
-def _with_variable(name: str, value: str) -> Callable[[Site, pytest.MonkeyPatch], Any]:
-    return lambda site, patch: patch.setenv(name, value)
+def _variable(name: str, value: str = "") -> Change:
+    return lambda site, patch: patch.setenv(name, value or site.proxy.endpoint)
 
 
-def _with_config(**config: Any) -> Callable[[Site, pytest.MonkeyPatch], object]:
-    return lambda site, patch: site.options.update(client_config=Config(**config))
+def _proxies(site: Site) -> dict[str, str]:
+    return {"http": site.proxy.endpoint}
 
 
-SPECIAL: dict[str, tuple[Callable[[Site, pytest.MonkeyPatch], object], str]] = {
-    "http_proxy": (_by_proxy("http_proxy"), "there is a proxy"),
-    "HTTP_PROXY": (_by_proxy("HTTP_PROXY"), "there is a proxy"),
-    "HTTPS_PROXY": (_by_proxy("HTTPS_PROXY"), "there is a proxy"),
-    "ALL_PROXY": (_by_proxy("ALL_PROXY"), "there is a proxy"),
+SPECIAL: dict[str, tuple[Change, str]] = {
+    "http_proxy": (_variable("http_proxy"), "there is a proxy"),
+    "HTTP_PROXY": (_variable("HTTP_PROXY"), "there is a proxy"),
+    "HTTPS_PROXY": (_variable("HTTPS_PROXY"), "there is a proxy"),
+    "ALL_PROXY": (_variable("ALL_PROXY"), "there is a proxy"),
     "proxies": (
-        lambda site, patch: site.options.update(proxies={"http": site.proxy.endpoint}),
+        lambda site, _: site.options.update(proxies=_proxies(site)),
         "there is a proxy",
     ),
     "client_config": (
-        lambda site, patch: site.options.update(
-            client_config=Config(proxies={"http": site.proxy.endpoint})
+        lambda site, _: site.options.update(
+            client_config=Config(proxies=_proxies(site))
         ),
         "there is a proxy",
     ),
     "client_cert": (
-        _with_config(client_cert="/a/certificate.pem"),
+        lambda site, _: site.options.update(
+            client_config=Config(client_cert="/a/certificate.pem")
+        ),
         "there is a client certificate",
     ),
-    "AWS_SERVER_SIDE_ENCRYPTION": (
-        _with_variable("AWS_SERVER_SIDE_ENCRYPTION", "AES256"),
-        "AWS_SERVER_SIDE_ENCRYPTION is set",
-    ),
-    "AWS_SSE_KMS_KEY_ID": (
-        _with_variable("AWS_SSE_KMS_KEY_ID", "key"),
-        "AWS_SSE_KMS_KEY_ID is set",
-    ),
-    "AWS_SKIP_SIGNATURE": (
-        _with_variable("AWS_SKIP_SIGNATURE", "true"),
-        "AWS_SKIP_SIGNATURE is set",
-    ),
-    "AWS_CHECKSUM_ALGORITHM": (
-        _with_variable("AWS_CHECKSUM_ALGORITHM", "none of these"),
-        "AWS_CHECKSUM_ALGORITHM is set",
-    ),
-    "threads": (lambda site, patch: site.options.update(collectfast_threads=0), ""),
+    "threads": (lambda site, _: site.options.update(collectfast_threads=0), ""),
     "connection": (
-        lambda site, patch: setattr(site, "backend", f"{__name__}.OwnConnection"),
+        lambda site, _: setattr(site, "backend", f"{__name__}.OwnConnection"),
         "",
     ),
+    **{n: (_variable(n, value), f"{n} is set") for n, value in VARIABLES.items()},
 }
 
 

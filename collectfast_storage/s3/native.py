@@ -83,10 +83,11 @@ class Native:
     def was_mended(self, error: str) -> None:
         """Note that boto3 brought up what failed here for the reason `error`."""
         self._failures.append(error)
-        if len(self._failures) >= 3 and next(self._ended) == 0:
+        if len(self._failures) >= 3:
             self._is_off = True
-            text = "it failed three times in a row where boto3 did not, last with"
-            logger.warning("obstore is not used any more: %s %s.", text, error)
+            if next(self._ended) == 0:
+                text = "it failed three times in a row where boto3 did not, last with"
+                logger.warning("obstore is not used any more: %s %s.", text, error)
 
 
 def native_to(
