@@ -1,16 +1,15 @@
 """What one save would send: caught from django-storages, read once, hashed.
 
-`S3Storage._save` settles name, headers and compression, and then calls
-``self.bucket.Object(key).upload_fileobj(content, ExtraArgs=…, Config=…)``. Standing in
-for that bucket keeps every rule, and every override in a site's subclass, in force
-without a copy of any of them. Should a `_save` upload in another way, it just uploads.
+`S3Storage._save` ends in ``self.bucket.Object(key).upload_fileobj(…)``: standing in for
+that bucket keeps its rules, and a subclass's, in force without a copy of any. Should a
+`_save` upload in another way, it just uploads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from io import SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -36,27 +35,21 @@ _CHUNK_SIZE = 256 * 1024
 class Payload:
     """One file as one `save` would send it.
 
-    What fits into one request is read once, so that what was hashed is what is sent;
-    anything larger is streamed, as often as it is asked for, and never held whole.
+    What fits into one request is read once, to send what was hashed; more is streamed.
     """
 
     def __init__(
         self,
-        file: Any,
-        parameters: dict[str, Any],
+        file: Any,  # text or binary
+        parameters: dict[str, Any],  # of S3's write
         config: TransferConfig,
-        compress: Callable[[Any], Any] | None = None,
+        compress: Callable[[Any], Any] | None = None,  # makes a readable of one
     ) -> None:
-        """Describe the sending of `file`, text or binary, with S3's write `parameters`.
-
-        `config` says from which size in bytes on an upload is a multipart one;
-        `compress` turns a readable into a compressed readable.
-        """
         self.parameters = parameters
         self._config = config
         self._compress = compress
         self._is_settled = False
-        self._streamed: _Hashed | None = None
+        self._streamed: _Hashed | None = None  # last
         self._copy = _copy_unless_rewindable(file, config.multipart_threshold)
         self._file = file if self._copy is None else self._copy
 
@@ -83,10 +76,9 @@ class Payload:
     @cached_property
     def size(self) -> int:
         """The bytes to be sent; of a compressed stream, those before compression."""
-        if self.body is not None:
-            return len(self.body)
-        if self.plain is not None:
-            return len(self.plain)
+        for held in (self.body, self.plain):
+            if held is not None:
+                return len(held)
         return int(self._file.seek(0, SEEK_END))
 
     @cached_property
@@ -97,17 +89,17 @@ class Payload:
     def has_etag(self, etag: str) -> bool:
         """Tell whether `etag` is one of this content, in whatever parts it was sent."""
         parts = number_of_parts(etag)
-        if not parts:
-            return etag == self.body_md5 and self.is_as_hashed()
-        if parts == 1:
-            in_one = f"{md5_of([bytes.fromhex(self.body_md5)])}-1"
-            return etag == in_one and self.is_as_hashed()
-        if self._is_settled:
+        if parts == 0:
+            etags = [self.body_md5]
+        elif parts == 1:
+            etags = [f"{md5_of([bytes.fromhex(self.body_md5)])}-1"]
+        elif self._is_settled:
             return False
-        size, sizes = self._size_as_sent, [self._part_size]
-        if size is not None:
-            sizes = part_sizes(size, parts, self._part_size)
-        return etag in self._etags_in(sizes) and self.is_as_hashed()
+        else:
+            usual, size = self._part_size, self._size_as_sent
+            sizes = [usual] if size is None else part_sizes(size, parts, usual)
+            etags = self._etags_in(sizes)
+        return etag in etags and self.is_as_hashed()
 
     @property
     def multipart_etag(self) -> str:
@@ -155,7 +147,12 @@ class Payload:
 
     def stream(self) -> Any:
         """Return a readable of all that is to be sent, from its beginning."""
-        plain = self._hashed() if self.plain is None else BytesIO(self.plain)
+        plain: Any
+        if self.plain is None:
+            self._streamed = _Hashed(self._rewound())
+            plain = _Stream(self._streamed, _CHUNK_SIZE)
+        else:
+            plain = BytesIO(self.plain)
         return self._compress(plain) if self._compress else plain
 
     def _etags_in(self, sizes: Sequence[int]) -> list[str]:
@@ -172,24 +169,14 @@ class Payload:
 
     @property
     def _part_size(self) -> int:
-        """The bytes in a part, as s3transfer chooses them.
-
-        It makes them larger for a file of more than 10,000 parts, if it can tell the
-        size before it sends: that of a stream being compressed it cannot.
-        """
-        adjuster = ChunksizeAdjuster()
-        chunk_size = self._config.multipart_chunksize
-        return int(adjuster.adjust_chunksize(chunk_size, self._size_as_sent))
+        # As s3transfer chooses it: larger for more than 10,000 parts, if it can tell.
+        adjust = ChunksizeAdjuster().adjust_chunksize
+        return int(adjust(self._config.multipart_chunksize, self._size_as_sent))
 
     @property
     def _size_as_sent(self) -> int | None:
-        if self.body is not None:
-            return len(self.body)
-        return None if self._compress else self.size
-
-    def _hashed(self) -> _Stream:
-        self._streamed = _Hashed(self._rewound())
-        return _Stream(self._streamed, _CHUNK_SIZE)
+        # That of a stream being compressed shows at its end.
+        return None if self.body is None and self._compress else self.size
 
     def _rewound(self) -> ReadBytesWrapper:
         self._file.seek(0)
@@ -202,38 +189,31 @@ class Payload:
             size += len(chunk)
             if size >= self._config.multipart_threshold:
                 return None
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return b"".join(chunks)
 
 
 Take = Callable[[str, Payload], object]
 
 
-class CapturingBucket:
-    """Stands in for a boto3 Bucket, and gives away what is uploaded to it."""
-
-    def __init__(self, connect: Callable[[], Any], take: Take) -> None:
-        """Hand uploads to `take`, all else to the bucket that `connect` returns."""
+class _StandIn:
+    def __init__(self, connect: Callable[[], Any], take: Callable[..., object]) -> None:
         self._connect = connect
         self._take = take
 
-    def Object(self, key: str) -> CapturingObject:  # noqa: N802 (boto3's name)
-        """Return a stand-in for the object `key`."""
-        return CapturingObject(lambda: self._connect().Object(key), key, self._take)
-
     def __getattr__(self, name: str) -> Any:
-        """Ask the bucket itself."""
         return getattr(self._connect(), name)
 
 
-class CapturingObject:
-    """Stands in for a boto3 Object."""
+class CapturingBucket(_StandIn):
+    """Hands uploads to a `Take`, all else to the boto3 Bucket it stands in for."""
 
-    def __init__(self, connect: Callable[[], Any], key: str, take: Take) -> None:
-        """Hand an upload as `key` to `take`, all else to what `connect` returns."""
-        self._connect = connect
-        self._key = key
-        self._take = take
+    def Object(self, key: str) -> _CapturingObject:  # noqa: N802 (boto3's name)
+        """Return a stand-in for the object `key`."""
+        connect, take = self._connect, partial(self._take, key)
+        return _CapturingObject(lambda: connect().Object(key), take)
 
+
+class _CapturingObject(_StandIn):
     def upload_fileobj(
         self,
         Fileobj: Any,  # noqa: N803 (boto3's names)
@@ -241,26 +221,20 @@ class CapturingObject:
         Callback: Callable[[int], None] | None = None,  # noqa: N803
         Config: TransferConfig | None = None,  # noqa: N803
     ) -> None:
-        """Hand over what boto3 would upload."""
         plain, compress = Fileobj, None
         if isinstance(Fileobj, Compressible):
             plain, compress = Fileobj.plain, Fileobj.compress
         config = Config or TransferConfig()
         with closing(Payload(plain, ExtraArgs or {}, config, compress)) as payload:
-            self._take(self._key, payload)
+            self._take(payload)
             if Callback is not None:
                 Callback(payload.size)
-
-    def __getattr__(self, name: str) -> Any:
-        """Ask the object itself."""
-        return getattr(self._connect(), name)
 
 
 class Compressible:
     """A content that would be compressed, if it had to be sent."""
 
     def __init__(self, plain: Any, compress: Callable[[Any], Any]) -> None:
-        """Describe what ``compress(plain)`` would yield, for as long as it can wait."""
         self.plain = plain
         self.compress = compress
 
@@ -268,10 +242,9 @@ class Compressible:
     def _compressed(self) -> Any:
         return self.compress(self.plain)
 
-    def read(self, *size: int) -> bytes:
+    def read(self, *size: int) -> Any:
         """Compress after all, for whoever wants to see what comes of it."""
-        content: bytes = self._compressed.read(*size)
-        return content
+        return self._compressed.read(*size)
 
     def close(self) -> None:
         """Close the plain file."""
@@ -319,19 +292,14 @@ def _copy_unless_rewindable(file: Any, memory: int) -> IO[bytes] | None:
     """Return a binary, seekable copy of `file`, unless it is both itself."""
     if is_seekable(file):
         file.seek(0)
-        if not _is_text(file):
+        inner = file.file if isinstance(file, ReadBytesWrapper) else file
+        # A text file's positions say nothing of its size in bytes.
+        if not isinstance(inner.read(0), str):
             return None
-    # A text file's positions say nothing of its size in bytes.
     copy: IO[bytes] = SpooledTemporaryFile(max_size=memory)  # noqa: SIM115
     for chunk in _chunks(ReadBytesWrapper(file)):
         copy.write(chunk)
     return copy
-
-
-def _is_text(file: Any) -> bool:
-    if isinstance(file, ReadBytesWrapper):
-        file = file.file
-    return isinstance(file.read(0), str)
 
 
 def _chunks(readable: Any) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ import zlib
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,20 +20,8 @@ from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import content_md5, normal_etag
 from collectfast_storage.payload import Payload
-from collectfast_storage.s3.errors import (
-    AnswerError,
-    is_absent,
-    is_not_understood,
-    is_worth_another_try,
-)
-from collectfast_storage.s3.listing import (
-    Call,
-    Entries,
-    Page,
-    our_call,
-    page_of,
-    read_page,
-)
+from collectfast_storage.s3.errors import AnswerError, is_absent, is_not_understood
+from collectfast_storage.s3.listing import Call, Page, our_call, page_of, read_page
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -43,10 +31,7 @@ if TYPE_CHECKING:
 
 # What an object's metadata call the fingerprint of what was sent.
 FINGERPRINT = "collectfast-fingerprint"
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
-_LONGEST_KEY = 1024
-# What XML cannot carry, not even as a character reference:
-# https://www.w3.org/TR/xml/#charsets
+# What XML cannot carry in any way: https://www.w3.org/TR/xml/#charsets
 _NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 _KINDS = {
     "ListObjectsV2": "LIST",
@@ -66,9 +51,9 @@ class Stored(NamedTuple):
 
 
 class Bucket:
-    """What is below a prefix in a bucket, through the boto3 client of a storage.
+    """What is below a prefix in a bucket; names are those below it.
 
-    Names are those below the prefix. Errors are botocore's:
+    Errors are botocore's:
     https://docs.aws.amazon.com/boto3/latest/guide/error-handling.html
     """
 
@@ -80,11 +65,10 @@ class Bucket:
         config: TransferConfig,
         native: Callable[[S3Client], Native | None] | None = None,
     ) -> None:
-        """Describe what is below `prefix` in the bucket `name`.
+        """Describe what is below `prefix`, empty or with a slash at its end, in `name`.
 
-        `prefix` is empty or ends with a slash; `connect` is called at the first
-        request, for a client that any thread may use. `native` makes of it a faster way
-        to upload, for threads other than the main one: Python cannot interrupt Rust.
+        `connect` returns a client that any thread may use; of which `native` makes a
+        faster way to upload, not for the main thread: Python cannot interrupt Rust.
         """
         self.name = name
         self.prefix = prefix
@@ -93,8 +77,7 @@ class Bucket:
         self._make_native = native
         self._lock = threading.Lock()
         self.requests: Counter[str] = Counter()  # by kind
-        # Whether there are ETags here that say nothing of the content, as of objects
-        # that are encrypted with KMS; `None`: not known yet.
+        # Whether ETags here say nothing of the content, as with KMS; None: not known.
         self.has_opaque_etags: bool | None = None
 
     @cached_property
@@ -117,41 +100,33 @@ class Bucket:
         return self._make_native(self.client) if self._make_native else None
 
     def list(self, token: str = "") -> Page:
-        """Return up to 1,000 names, from where the page before ended: at its `token`.
-
-        Raises `AnswerError` for what is no listing.
-        """
+        """Return up to 1,000 names, from where the page before ended: at its `token`."""
         start: Any = {"ContinuationToken": token} if token else {}
-        with self._calling() as read:
-            try:
-                response: Any = self.client.list_objects_v2(
-                    Bucket=self.name, Prefix=self.prefix, **start
-                )
-            except (ResponseParserError, LookupError):
-                response = {}
-        return page_of(response, read, self.prefix)
+        response: Any = {}
+        with self._calling() as call, suppress(ResponseParserError, LookupError):
+            response = self.client.list_objects_v2(
+                Bucket=self.name, Prefix=self.prefix, **start
+            )
+        return page_of(response, call.entries, self.prefix)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
         """Return what is known of `name`; `None` if there is no such object.
 
-        `parameters` are those of a write, of which reading may need some, such as a
-        customer's own encryption key.
+        Of a write's `parameters` it takes what a read needs, as a customer's own key.
         """
         if not self.is_possible(name):
             return None
-        parameters = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
+        needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         key = self.prefix + name
         try:
             with self._calling():
-                answer = self.client.head_object(
-                    Bucket=self.name, Key=key, **parameters
-                )
+                answer = self.client.head_object(Bucket=self.name, Key=key, **needed)
         except ClientError as error:
             if is_absent(error):
                 return None
             raise
-        # Some servers give the names of metadata in upper case.
         _check_is_answer(answer)
+        # Some servers give the names of metadata in upper case.
         metadata = {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
         fingerprint = metadata.get(FINGERPRINT, "")
         encryption = str(answer.get("ServerSideEncryption", ""))
@@ -165,35 +140,35 @@ class Bucket:
         self.has_opaque_etags = opaque or bool(self.has_opaque_etags)
 
     def put(self, name: str, payload: Payload) -> Stored:
-        """Upload `payload` as `name`.
+        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint.
 
-        Where ETags are opaque, its metadata keep the fingerprint. What gets such an
-        ETag unforeseen is sent again with it; and never a third time.
+        What gets such an ETag unforeseen is sent again with it; and never a third time.
         """
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
             return self._put_stream(name, payload, tagged)
         if not payload.is_as_hashed():
             raise OSError("the file changed while it was read")
+        key = self.prefix + name
         etag, error = None, None
         native = None if tagged else self.native
-        if native and (request := native.prepared(self.prefix + name, payload)):
+        if native and (request := native.prepared(key, payload)):
             self._count("PUT")
             etag, error = native.put(request)
         if etag is None:
-            etag = self._put_small(name, payload, tagged)
+            etag = self._put_small(key, payload, tagged)
             if native and error:
                 native.was_mended(error)
         if etag != payload.body_md5 and not (tagged or error):
             # Or it was damaged, if the server compared no Content-MD5.
-            etag = self._put_small(name, payload, tagged=True)
+            etag = self._put_small(key, payload, tagged=True)
         if not payload.has_opaque_etag:
             self.learn(opaque=etag != payload.body_md5)
         return Stored(etag, len(payload.body))
 
-    def _put_small(self, name: str, payload: Payload, tagged: bool) -> str:
+    def _put_small(self, key: str, payload: Payload, tagged: bool) -> str:
         parameters = _parameters(payload, tagged)
-        body = payload.body or b""
+        body, md5 = payload.body or b"", content_md5(payload.body_md5)
         config: Any = self.client.meta.config
         # The checksum that botocore would add is one that comes in chunks, behind TLS.
         adds = getattr(config, "request_checksum_calculation", "") == "when_supported"
@@ -202,45 +177,34 @@ class Bucket:
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
         with self._calling():
             answer = self.client.put_object(
-                Bucket=self.name,
-                Key=self.prefix + name,
-                Body=body,
-                ContentMD5=content_md5(payload.body_md5),
-                **parameters,
+                Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
             )
         _check_is_answer(answer)
         return normal_etag(answer.get("ETag"))
 
     def _put_stream(self, name: str, payload: Payload, tagged: bool) -> Stored:
+        key, extra = self.prefix + name, _parameters(payload, tagged)
+        # Whoever interrupts a deploy would have to wait for threads of s3transfer's:
+        # https://docs.aws.amazon.com/boto3/latest/reference/customizations/s3.html
+        config = copy(self._config)
+        config.use_threads = False
         stream = payload.stream()
         # https://github.com/boto/s3transfer/issues/80: it closes what it did not open.
         stream.close = lambda: None
         with self._calling():
-            self.client.upload_fileobj(
-                stream,
-                self.name,
-                self.prefix + name,
-                ExtraArgs=_parameters(payload, tagged),
-                Config=_in_this_thread(self._config),
-            )
+            self.client.upload_fileobj(stream, self.name, key, extra, Config=config)
         if not payload.is_as_hashed():
             raise OSError("the file changed while it was read")
-        try:
+        head, tag = None, str(payload.fingerprint)
+        with suppress(ClientError):
             head = self.head(name, payload.parameters)
-        except ClientError:
-            head = None
         # By now it may be another program's object.
-        if head and (
-            head.fingerprint == str(payload.fingerprint) or payload.has_etag(head.etag)
-        ):
+        if head and (head.fingerprint == tag or payload.has_etag(head.etag)):
             return Stored(head.etag, payload.size)
         return Stored(payload.multipart_etag, payload.size)
 
     def delete(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-        """Delete `names`, 1,000 a request; yield each with its error, if any.
-
-        One a request, where the server or XML knows no other way.
-        """
+        """Delete `names`, 1,000 or else 1 a request; yield each with its error, if any."""
         singly = [name for name in names if re.search(_NOT_XML, self.prefix + name)]
         many = sorted({*names}.difference(singly))
         while many and (batch := many[:1000]):
@@ -253,13 +217,13 @@ class Bucket:
             yield from ((name, errors.get(name)) for name in batch)
             many = many[1000:]
         for name in (*many, *singly):
-            error_of_one = None
             try:
                 with self._calling():
                     self.client.delete_object(Bucket=self.name, Key=self.prefix + name)
             except (BotoCoreError, ClientError) as error:
-                error_of_one = str(error)
-            yield name, error_of_one
+                yield name, str(error)
+            else:
+                yield name, None
 
     def _delete_many(self, names: Sequence[str]) -> dict[str, str]:
         objects: Any = [{"Key": self.prefix + name} for name in names]
@@ -267,26 +231,26 @@ class Bucket:
             response = self.client.delete_objects(
                 Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
             )
-        return {
-            str(each.get("Key")).removeprefix(self.prefix): (
-                f"{each.get('Code')}: {each.get('Message')}"
-            )
-            for each in response.get("Errors", ())
-        }
+        errors = {}
+        for each in response.get("Errors", ()):
+            name = str(each.get("Key")).removeprefix(self.prefix)
+            errors[name] = f"{each.get('Code')}: {each.get('Message')}"
+        return errors
 
     def is_possible(self, name: str) -> bool:
         """Tell whether an object can have this name; that of a file may be no UTF-8."""
         try:
-            return len((self.prefix + name).encode()) <= _LONGEST_KEY
+            # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+            return len((self.prefix + name).encode()) <= 1024
         except UnicodeEncodeError:
             return False
 
     @contextmanager
-    def _calling(self) -> Iterator[Entries]:
+    def _calling(self) -> Iterator[Call]:
         call = Call(self._count, [])
         token = our_call.set(call)
         try:
-            yield call.entries
+            yield call
         finally:
             our_call.reset(token)
 
@@ -299,15 +263,20 @@ def _request_created(request: Any, operation_name: str, **_: Any) -> None:
     """Count a request, each attempt; and have it wait for no ``100 Continue``."""
     call = our_call.get()
     if call is not None:
-        call.count(_KINDS.get(operation_name, operation_name))
+        call.add(_KINDS.get(operation_name, operation_name))
         if operation_name == "PutObject":
             del request.headers["Expect"]
 
 
 def _needs_retry(response: Any, attempts: int, **_: Any) -> int | None:
-    """Tell botocore in how many seconds to send again, if it is worth it."""
-    ours = our_call.get() is not None
-    return 0 if ours and is_worth_another_try(response, attempts) else None
+    """Have botocore send once more, in 0 seconds, what it gives up otherwise.
+
+    By now credentials may be fresh, and a body arrive undamaged.
+    """
+    if our_call.get() is None or response is None or attempts > 1:
+        return None
+    code = response[1].get("Error", {}).get("Code")
+    return 0 if code in ("BadDigest", "ExpiredToken") else None
 
 
 def _check_is_answer(answer: Any) -> None:
@@ -318,19 +287,8 @@ def _check_is_answer(answer: Any) -> None:
 
 
 def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
-    if not tagged:
-        return {**payload.parameters}
-    tag = {FINGERPRINT: str(payload.fingerprint)}
-    metadata = {**payload.parameters.get("Metadata", {}), **tag}
-    return {**payload.parameters, "Metadata": metadata}
-
-
-def _in_this_thread(config: TransferConfig) -> TransferConfig:
-    """Return `config` without threads of its own.
-
-    Those of s3transfer are waited for at the interpreter's end, by whoever interrupts a
-    deploy. https://docs.aws.amazon.com/boto3/latest/reference/customizations/s3.html
-    """
-    serial = copy(config)
-    serial.use_threads = False
-    return serial
+    parameters = {**payload.parameters}
+    if tagged:
+        tag = {FINGERPRINT: str(payload.fingerprint)}
+        parameters["Metadata"] = {**parameters.get("Metadata", {}), **tag}
+    return parameters

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -40,15 +38,10 @@ def is_absent(error: ClientError) -> bool:
     return _status(error) == 404
 
 
-def is_denied(error: ClientError) -> bool:
-    """Tell whether permission for the request is missing."""
-    return error.response["Error"]["Code"] in _DENIED
-
-
 def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
-        return error.response["Error"]["Code"] in _BUCKET_WIDE
+        return _code(error) in _BUCKET_WIDE
     return isinstance(error, (NoCredentialsError, PartialCredentialsError))
 
 
@@ -61,17 +54,6 @@ def is_not_understood(error: Exception) -> bool:
     if not isinstance(error, ClientError) or concerns_bucket(error):
         return False
     return _status(error) in (400, 405, 501)
-
-
-def is_worth_another_try(response: Any, attempts: int) -> bool:
-    """Tell whether to send again, and at once, what botocore gives up otherwise.
-
-    Signed with an expired token, its credentials may be fresh by now; a body that was
-    damaged on its way may arrive whole.
-    """
-    if response is None or attempts > 1:
-        return False
-    return response[1].get("Error", {}).get("Code") in ("BadDigest", "ExpiredToken")
 
 
 class naming:  # noqa: N801 (as those of contextlib)
@@ -90,9 +72,13 @@ class naming:  # noqa: N801 (as those of contextlib)
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Name the bucket."""
         if isinstance(error, (BotoCoreError, ClientError)):
-            denied = isinstance(error, ClientError) and is_denied(error)
+            denied = isinstance(error, ClientError) and _code(error) in _DENIED
             kind = DeniedError if denied else BucketError
             raise kind(self._bucket_name, error) from error
+
+
+def _code(error: ClientError) -> str:
+    return error.response["Error"]["Code"]
 
 
 def _status(error: ClientError) -> int:

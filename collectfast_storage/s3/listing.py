@@ -32,12 +32,12 @@ Entries = list[tuple[str | None, str | None]]  # keys and ETags
 class Call(NamedTuple):
     """A call of a client's method that this package makes."""
 
-    count: Callable[[str], None]  # told each request by its kind
+    add: Callable[[str], None]  # told each request by its kind
     entries: Entries  # what `read_page` read
 
 
-# The one that is being made: the client is the site's own, and other calls than this
-# package's pass through the same hooks.
+# The one being made: other calls than this package's pass through the same hooks, as
+# the client is the site's own.
 our_call: ContextVar[Call | None] = ContextVar("our_call", default=None)
 
 
@@ -49,19 +49,17 @@ class Page(NamedTuple):
 
 
 class Listing:
-    """The objects below the bucket's prefix, as `load` lists them.
+    """The objects below the bucket's prefix: what is not listed is asked for by HEAD.
 
-    What was not listed is asked for name by name with HEAD, each once. Raises
-    `DeniedError` where it is not permitted to ask for an object, which is never taken
-    for one that is not there, and `BucketError` where the bucket cannot be used.
+    Raises `DeniedError` where it is not permitted to ask for an object, which is never
+    taken for absent, and `BucketError` where the bucket cannot be used.
     """
 
     def __init__(
         self, bucket: Bucket, parameters: Callable[[str], dict[str, Any]]
     ) -> None:
-        """Ask `bucket`; `parameters` gives those that a name is written with."""
         self._bucket = bucket
-        self._parameters = parameters
+        self._parameters = parameters  # that a name is written with
         self._remotes: dict[str, Remote | DeniedError | None] = {}
         self._is_complete = False
         self._unlisted: set[str] = set()  # changed since by others, perhaps
@@ -72,22 +70,18 @@ class Listing:
     ) -> None:
         """List what is likely to hold the names `wanted`, sorted; `None`: everything.
 
-        What is wanted and was not listed is asked for. So is all of it where listing is
-        not permitted; unless the `whole` is needed.
+        The rest is asked for: all, where no listing is permitted nor the `whole` needed.
         """
         skips = wanted is not None and not whole
         wanted = [name for name in wanted or () if self._bucket.is_possible(name)]
         listed = 0
         try:
             for page in self._pages():
-                self._take(page)
                 listed += len(page.etags)
                 found = bisect_right(wanted, max(page.etags, default=""))
                 # Are more pages likely to save more HEADs than they cost?
                 if page.token and skips and listed / 20 > found + _HEADS_PER_PAGE:
                     break
-            else:
-                self._is_complete = True
         except DeniedError as error:
             if whole or listed:  # This concerns no single object.
                 raise BucketError(self._bucket.name, error.cause) from error
@@ -103,7 +97,7 @@ class Listing:
         """Return what the bucket holds as `name`, `None` if there is nothing."""
         is_listed = self._is_complete or name in self._remotes
         if not is_listed or name in self._unlisted:
-            self._note(name, self._head(name))
+            self.note(name, self._head(name))
         remote = self._remotes.get(name)
         if isinstance(remote, DeniedError):
             raise remote
@@ -111,8 +105,8 @@ class Listing:
 
     def head(self, name: str) -> Remote | None:
         """Return what a HEAD of `name` tells of it, its metadata too; asked once."""
-        if name not in self._remotes or _lacks_metadata(self._remotes[name]):
-            self._note(name, self._head(name))
+        if _lacks_metadata(self._remotes.get(name, UNASKED)):
+            self.note(name, self._head(name))
         return self[name]
 
     def ask(self, executor: Executor, names: Iterable[str]) -> None:
@@ -120,55 +114,17 @@ class Listing:
         names = [n for n in names if _lacks_metadata(self._remotes.get(n, UNASKED))]
         answers = [executor.submit(self._head, name) for name in names]
         for name, answer in zip(names, answers, strict=True):
-            self._note(name, answer.result())
+            self.note(name, answer.result())
 
     def names(self) -> Set[str]:
         """Return the names of all objects; there is no way but to list them."""
         if not self._is_complete:
-            for page in self._pages():
-                self._take(page)
-            self._is_complete = True
+            for _ in self._pages():
+                pass
         return {name for name, remote in self._remotes.items() if remote is not None}
 
-    def note(self, name: str, remote: Remote | None) -> None:
-        """Note that `name` has been uploaded; or, if `None`, deleted."""
-        self._unlisted.discard(name)
-        self._remotes[name] = remote
-
-    def forget(self, name: str) -> None:
-        """Note that somebody else may have changed `name`: ask when it matters."""
-        self._unlisted.add(name)
-
-    def _take(self, page: Page) -> None:
-        for name, etag in page.etags.items():
-            # What was done to it since is newer than a listing.
-            known = self._remotes.setdefault(name, Remote(etag))
-            if _lacks_metadata(known) and known != Remote(etag):
-                self._unlisted.add(name)  # Two pages do not agree.
-
-    def _pages(self) -> Iterator[Page]:
-        known: set[str] = set()
-        fruitless, token = 0, ""
-        while True:
-            with naming(self._bucket.name):
-                page = self._bucket.list(token)
-                fruitless = fruitless + 1 if page.etags.keys() <= known else 0
-                if fruitless > _FRUITLESS_PAGES:
-                    raise AnswerError(what="Its listing does not end")
-            yield page
-            known |= page.etags.keys()
-            token = page.token
-            if not token:
-                return
-
-    def _head(self, name: str) -> Remote | DeniedError | None:
-        try:
-            with naming(self._bucket.name):
-                return self._bucket.head(name, self._parameters(name))
-        except DeniedError as error:
-            return error
-
-    def _note(self, name: str, remote: Remote | DeniedError | None) -> None:
+    def note(self, name: str, remote: Remote | DeniedError | None) -> None:
+        """Note what the bucket holds as `name` by now, or why that cannot be known."""
         self._unlisted.discard(name)
         self._remotes[name] = remote
         if isinstance(remote, DeniedError):
@@ -177,6 +133,38 @@ class Listing:
                 "they are uploaded. Either the permission s3:GetObject is missing, or "
                 "they are not there, and s3:ListBucket is missing."
             )
+
+    def forget(self, name: str) -> None:
+        """Note that somebody else may have changed `name`: ask when it matters."""
+        self._unlisted.add(name)
+
+    def _pages(self) -> Iterator[Page]:
+        seen: set[str] = set()
+        fruitless, token = 0, ""
+        while True:
+            with naming(self._bucket.name):
+                page = self._bucket.list(token)
+                fruitless = fruitless + 1 if page.etags.keys() <= seen else 0
+                if fruitless > _FRUITLESS_PAGES:
+                    raise AnswerError(what="Its listing does not end")
+            seen |= page.etags.keys()
+            for name, etag in page.etags.items():
+                # What was done to it since is newer than a listing.
+                known = self._remotes.setdefault(name, Remote(etag))
+                if _lacks_metadata(known) and known != Remote(etag):
+                    self._unlisted.add(name)  # Two pages do not agree.
+            yield page
+            token = page.token
+            if not token:
+                self._is_complete = True
+                return
+
+    def _head(self, name: str) -> Remote | DeniedError | None:
+        try:
+            with naming(self._bucket.name):
+                return self._bucket.head(name, self._parameters(name))
+        except DeniedError as error:
+            return error
 
     def _warn(self, message: str) -> None:
         if not self._has_warned:
@@ -189,10 +177,9 @@ def _lacks_metadata(remote: Remote | DeniedError | None) -> bool:
 
 
 def read_page(response_dict: dict[str, Any], **_: Any) -> None:
-    """Take the objects out of an answer to ListObjectsV2, before botocore parses it.
+    """Take the objects out of an answer, ten times as fast as botocore parses them.
 
-    That is ten times as quick, and leaves all else to botocore. Older botocores have no
-    such event; there, and where this cannot read it, botocore reads everything.
+    All else it parses itself; and everything, where it is too old for such an event.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
     """
     call = our_call.get()
@@ -204,8 +191,7 @@ def read_page(response_dict: dict[str, Any], **_: Any) -> None:
         return
     namespace = root.tag.removesuffix("ListBucketResult")
     decode = root.findtext(f"{namespace}EncodingType") == "url"
-    contents = root.findall(f"{namespace}Contents")
-    for entry in contents:
+    for entry in root.findall(f"{namespace}Contents"):
         key = entry.findtext(f"{namespace}Key")
         etag = entry.findtext(f"{namespace}ETag")
         call.entries.append((unquote_plus(key) if key and decode else key, etag))
@@ -214,19 +200,14 @@ def read_page(response_dict: dict[str, Any], **_: Any) -> None:
 
 
 def page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
-    """Return the page that boto3's `response` is, with what was `read` of it before.
-
-    Raises `AnswerError` if it is none, or no sense can be made of it.
-    """
+    """Return the page in `response` and what was `read` of it, or raise `AnswerError`."""
     more = response.get("IsTruncated")
     token = response.get("NextContinuationToken", "") if more else ""
-    entries = read + [
-        (e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())
-    ]
+    found = read + [(e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())]
     # Of an answer of another kind boto3 makes a listing of nothing.
-    is_listing = entries or "KeyCount" in response
+    is_listing = found or "KeyCount" in response
     etags: dict[str, str] = {}
-    for key, header in entries:
+    for key, header in found:
         etag = normal_etag(header)
         if key and not key.startswith(prefix):
             raise AnswerError(what=f"It lists {key!r} below {prefix!r}")
