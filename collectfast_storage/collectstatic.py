@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMi
 from django.core.files.storage import Storage
 
 from collectfast_storage.exceptions import ClearError
-from collectfast_storage.run import Caller, Run, Source, overridden
+from collectfast_storage.run import Caller, Run, Source
 from collectfast_storage.signals import collected
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("collectfast_storage")
 
 _MODULE = "django.contrib.staticfiles.management.commands.collectstatic"
-_COPYING = ("copy_file", "delete_file", "link_file")
 
 Paths = Mapping[str, tuple[Storage, str]]
 Processed = tuple[str, str | None, Any]
@@ -82,15 +81,12 @@ class Collectstatic(Caller):
         self._command: Command = frame.f_locals["self"]
         self.dry_run = self._command.dry_run
         self.clears = self._command.clear
-        self.has_barrier = self._command.post_process
+        self.post_processes = self._command.post_process
+        # Then it asks for that after its last file, whichever that is; see `close`.
+        self._command.post_process = True
         self.progress = progress_of(self._command)
         if self.clears and not storage._collectfast_prefix:
             raise ClearError(storage.bucket_name)
-        # Who copies or answers in a way of its own may never come to the last source.
-        copies = [getattr(type(self._command), name) for name in _COPYING]
-        is_own = copies != [getattr(Command, name) for name in _COPYING]
-        is_own |= overridden(type(storage), "delete", "exists", "get_modified_time")
-        self.waits |= is_own and not self.has_barrier
         # The manifest's, until another one takes its place: post-processing that fails
         # leaves the storage with half of a new one.
         if storage._collectfast_published is None:
@@ -115,17 +111,6 @@ class Collectstatic(Caller):
         return found
 
     @property
-    def last_source(self) -> str | None:  # type: ignore[override]
-        """The one that is collected last, of those that are still to be."""
-        for name, source in reversed(self.sources.items()):
-            is_there = True
-            with suppress(NotImplementedError):
-                is_there = source.storage.exists(source.path)
-            if is_there and name not in self._command.copied_files:
-                return name
-        return None
-
-    @property
     def wanted(self) -> Collection[str]:  # type: ignore[override]
         """The names of the sources, and those that post-processing will ask for."""
         names: set[str] = set()
@@ -137,13 +122,11 @@ class Collectstatic(Caller):
     def processed(self) -> Collection[str]:  # type: ignore[override]
         """The sources whose hashed names are their own."""
         same = {name for name, hashed in self._published.items() if name == hashed}
-        return same if self.has_barrier and not self.dry_run else ()
+        return same if self.post_processes and not self.dry_run else ()
 
     def copied_before(self) -> Collection[str]:
         """Return what the command will not copy again, as an earlier pass has."""
-        command = self._command
-        names = {*command.copied_files, *command.unmodified_files}
-        return {self.storage._collectfast_name(name) for name in names}
+        return {self.storage._collectfast_name(n) for n in self._command.copied_files}
 
     def tell(self, report: Report) -> None:
         """Log, count and signal what was done."""
@@ -158,6 +141,13 @@ class Collectstatic(Caller):
         if not self.dry_run:
             self.storage._collectfast_published = None
             collected.send(type(self.storage), storage=self.storage, report=report)
+
+    def close(self, arrived: Collection[str] | None) -> None:
+        """Leave the command as it was; after a failure, nothing else is copied."""
+        self._command.post_process = self.post_processes
+        if arrived is not None:
+            copied, name_of = self._command.copied_files, self.storage._collectfast_name
+            copied[:] = [each for each in copied if name_of(each) in arrived]
 
     def _spared(self) -> Iterator[str]:
         """Yield what clearing leaves alone: a manifest, and the release that it names.
@@ -185,6 +175,11 @@ def with_barrier(
 
     @wraps(post_process)
     def wrapper(self: Any, *args: Any, **options: Any) -> Iterator[Processed]:
+        run = self._collectfast_run()
+        if run is not None and not run.caller.post_processes:
+            run.post_processing = True  # With --no-post-process that is all.
+            run.finish()
+            return iter(())
         processed = post_process(self, *args, **options)
         # Only now: one that is no generator has come to an inner barrier by here.
         run = self._collectfast_run()

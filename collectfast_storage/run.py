@@ -71,9 +71,8 @@ class Caller:
     collects = False
     dry_run = False
     clears = False
-    has_barrier = True  # whether something comes after the last save
+    post_processes = True
     sources: Mapping[str, Source] = {}  # by name
-    last_source: str | None = None
     wanted: Collection[str] | None = None  # what will be asked for, if that is known
     spared: Collection[str] = ()  # names that clearing leaves alone
     processed: Collection[str] = ()  # sources whose names post-processing will save
@@ -103,6 +102,9 @@ class Caller:
     def tell(self, report: Report) -> None:
         """Hear of the end."""
 
+    def close(self, arrived: Collection[str] | None) -> None:
+        """Hear that the run is over; if it failed at its end, what had `arrived`."""
+
 
 def overridden(cls: type, *names: str) -> bool:
     """Tell whether a class of a site's own, above `cls`, has one of the `names`."""
@@ -129,7 +131,7 @@ class Run:
         self.caller = caller
         self.post_processing = False
         self.is_open = True  # It answers; or else django-storages does.
-        self.is_closed = False
+        self.is_closed = self._is_complete = False
         self._pid = os.getpid()
         self._bucket = bucket
         self._memory = memory
@@ -157,11 +159,11 @@ class Run:
     def exists(self, name: str) -> bool:
         """Tell whether the bucket will have `name`, after what was done so far."""
         self._catch_up()
-        if not name:  # For `--clear` there is nothing to do before the end.
-            self._clear_if_there_is_no_end()
+        # Of the location as a whole: `--clear` has nothing to do before the end.
+        if not name or self._is_leaving(name):
             return False
-        if self._is_leaving(name) or self._coming(name):
-            return not self._is_leaving(name)
+        if self._coming(name):
+            return True
         try:
             return self._remote(name) is not None
         except DeniedError:
@@ -464,6 +466,7 @@ class Run:
                 self._catch_up()
             leaving = {name for name in self._leaving if self._may_exist(name)}
             self._delete(leaving | self._left_over())
+            self._is_complete = True
         except (KeyboardInterrupt, SystemExit):
             self.close(patiently=False)
             raise
@@ -483,24 +486,11 @@ class Run:
                 self._capture(name, self.save)
 
     def _has_arrived(self, name: str, verdict: Verdict) -> None:
-        """Count `name`; where nothing comes after the last source, that is the end."""
         self._seen.add(name)
         if verdict is Verdict.HELD:
             self._unchanged.add(name)
         self.caller.storage._collectfast_tell(name, but=self)
         self.caller.progress.advanced(int(not self.post_processing), self._bytes)
-        ends = not (self.caller.has_barrier or self.caller.dry_run)
-        if ends and name == self.caller.last_source:
-            self.finish()
-
-    def _clear_if_there_is_no_end(self) -> None:
-        if self.caller.has_barrier or not self.caller.clears:
-            return
-        if self.caller.dry_run:  # Nothing is saved, so nothing is saved last.
-            self._delete(self._left_over())
-            self.caller.tell(self.report())
-        elif self.caller.last_source is None:
-            self.finish()
 
     def _is_leaving(self, name: str) -> bool:
         return name in self._leaving or self._is_left_over(name)
@@ -584,6 +574,8 @@ class Run:
         self.is_open, self.is_closed = False, True
         self.caller.progress.close()
         self._note(self._uploads.close(patiently=patiently))
+        failed = self.post_processing and not self._is_complete
+        self.caller.close(self._uploaded | self._unchanged if failed else None)
         if not self.caller.dry_run:
             self._memory.flush()
 

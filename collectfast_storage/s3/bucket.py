@@ -51,29 +51,24 @@ class Stored(NamedTuple):
 
 
 class Bucket:
-    """What is below a prefix in a bucket; names are those below it.
+    """What is below a prefix in a bucket, by names below it; errors are botocore's.
 
-    Errors are botocore's:
     https://docs.aws.amazon.com/boto3/latest/guide/error-handling.html
     """
 
     def __init__(
         self,
         name: str,
-        prefix: str,
-        connect: Callable[[], S3Client],
+        prefix: str,  # empty, or with a slash at its end
+        connect: Callable[[], S3Client],  # returns one that any thread may use
         config: TransferConfig,
         native: Callable[[S3Client], Native | None] | None = None,
     ) -> None:
-        """Describe what is below `prefix`, empty or with a slash at its end, in `name`.
-
-        `connect` returns a client that any thread may use; of which `native` makes a
-        faster way to upload, not for the main thread: Python cannot interrupt Rust.
-        """
         self.name = name
         self.prefix = prefix
         self._connect = connect
         self._config = config
+        # A faster way, not for the main thread: Python cannot interrupt Rust.
         self._make_native = native
         self._lock = threading.Lock()
         self.requests: Counter[str] = Counter()  # by kind
@@ -100,7 +95,7 @@ class Bucket:
         return self._make_native(self.client) if self._make_native else None
 
     def list(self, token: str = "") -> Page:
-        """Return up to 1,000 names, from where the page before ended: at its `token`."""
+        """Return up to 1,000 names, from where the page before ended, its `token`."""
         start: Any = {"ContinuationToken": token} if token else {}
         response: Any = {}
         with self._calling() as call, suppress(ResponseParserError, LookupError):
@@ -204,7 +199,7 @@ class Bucket:
         return Stored(payload.multipart_etag, payload.size)
 
     def delete(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-        """Delete `names`, 1,000 or else 1 a request; yield each with its error, if any."""
+        """Delete `names`, many a request or one; yield each and its error or `None`."""
         singly = [name for name in names if re.search(_NOT_XML, self.prefix + name)]
         many = sorted({*names}.difference(singly))
         while many and (batch := many[:1000]):

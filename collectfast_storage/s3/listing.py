@@ -70,7 +70,7 @@ class Listing:
     ) -> None:
         """List what is likely to hold the names `wanted`, sorted; `None`: everything.
 
-        The rest is asked for: all, where no listing is permitted nor the `whole` needed.
+        The rest is asked for: all, if no listing is permitted nor the `whole` needed.
         """
         skips = wanted is not None and not whole
         wanted = [name for name in wanted or () if self._bucket.is_possible(name)]
@@ -200,7 +200,7 @@ def read_page(response_dict: dict[str, Any], **_: Any) -> None:
 
 
 def page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
-    """Return the page in `response` and what was `read` of it, or raise `AnswerError`."""
+    """Return the page in `response` and what was `read` of it; or raise AnswerError."""
     more = response.get("IsTruncated")
     token = response.get("NextContinuationToken", "") if more else ""
     found = read + [(e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())]
