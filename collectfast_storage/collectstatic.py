@@ -23,7 +23,7 @@ from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMi
 from django.core.files.storage import Storage
 
 from collectfast_storage.exceptions import ClearError
-from collectfast_storage.run import Caller, Run, Source
+from collectfast_storage.run import Caller, Paths, Run
 from collectfast_storage.signals import collected
 
 if TYPE_CHECKING:
@@ -33,11 +33,7 @@ logger = logging.getLogger("collectfast_storage")
 
 _MODULE = "django.contrib.staticfiles.management.commands.collectstatic"
 
-Paths = Mapping[str, tuple[Storage, str]]
 Processed = tuple[str, str | None, Any]
-
-
-# The command that calls.
 
 
 def callers() -> Iterator[FrameType]:
@@ -79,14 +75,13 @@ class Collectstatic(Caller):
         from collectfast_storage.reporting import progress_of
 
         self._command: Command = frame.f_locals["self"]
-        self.dry_run = self._command.dry_run
-        self.clears = self._command.clear
-        self.post_processes = self._command.post_process
-        # Then it asks for that after its last file, whichever that is; see `close`.
-        self._command.post_process = True
-        self.progress = progress_of(self._command)
-        if self.clears and not storage._collectfast_prefix:
+        if self._command.clear and not storage._collectfast_prefix:
             raise ClearError(storage.bucket_name)
+        self.dry_run, self.clears = self._command.dry_run, self._command.clear
+        self.progress = progress_of(self._command)
+        self.post_processes = self._command.post_process
+        # So it asks for that after its last file, whichever that is; until `close`.
+        self._command.post_process = True
         # The manifest's, until another one takes its place: post-processing that fails
         # leaves the storage with half of a new one.
         if storage._collectfast_published is None:
@@ -95,19 +90,18 @@ class Collectstatic(Caller):
         self.spared = frozenset(self._spared())
 
     @cached_property
-    def sources(self) -> dict[str, Source]:  # type: ignore[override]
-        """The files that are collected, in the order in which they are.
+    def sources(self) -> Paths:  # type: ignore[override]
+        """The files that are collected, by Django's rule in `Command.collect`.
 
-        Django's rule: the first finder to name a file wins, and the prefix of a source
-        storage goes before the path (``collectstatic.Command.collect``).
+        The first finder to name a file wins, and the prefix of a source storage goes
+        before the path.
         """
-        found: dict[str, Source] = {}
+        found: dict[str, tuple[Storage, str]] = {}
         for finder in get_finders():
             for path, storage in finder.list(self._command.ignore_patterns):
-                prefix = getattr(storage, "prefix", None)
-                name = os.path.join(prefix, path) if prefix else path  # noqa: PTH118 (as Django)
-                name = self.storage._collectfast_name(name)
-                found.setdefault(name, Source(storage, path))
+                prefix = getattr(storage, "prefix", None) or ""
+                name = os.path.join(prefix, path)  # noqa: PTH118 (as Django)
+                found.setdefault(self.storage._collectfast_name(name), (storage, path))
         return found
 
     @property
@@ -158,10 +152,8 @@ class Collectstatic(Caller):
         if self.clears and issubclass(type(storage), ManifestFilesMixin):
             yield from map(storage._collectfast_name, self._published.values())
             place: Any = storage.manifest_storage
-            key = getattr(place, "bucket_name", None) == storage.bucket_name and (
-                place._normalize_name(storage.manifest_name)
-            )
-            if key and key.startswith(storage._collectfast_prefix):
+            if getattr(place, "bucket_name", None) == storage.bucket_name:
+                key: str = place._normalize_name(storage.manifest_name)
                 yield key.removeprefix(storage._collectfast_prefix)
 
 
@@ -222,7 +214,9 @@ def _to_the_barrier(
         if hashes and _post_processes_as_django(type(storage).__mro__):
             processed = _with_copies_checked(storage, paths, processed)
         yield from processed or ()
-        _keep_hashed_files(storage, run)
+        # Whoever saved what the manifest names, or did not: it is not to be cleared.
+        for hashed_name in getattr(storage, "hashed_files", {}).values():
+            run.keep(storage._collectfast_name(hashed_name))
         run.finish()
     except GeneratorExit:
         # By a caller who has enough of it; or by an exception on its way past it.
@@ -258,12 +252,6 @@ def _with_copies_checked(
             with source.open(path) as file:
                 storage._save(hashed_name, file)
         yield name, hashed_name, outcome
-
-
-def _keep_hashed_files(storage: Any, run: Run) -> None:
-    """Keep from being cleared what the manifest names, whoever saved it, or did not."""
-    for hashed_name in getattr(storage, "hashed_files", {}).values():
-        run.keep(storage._collectfast_name(hashed_name))
 
 
 def _batch_of(manifest_storage: Any, storage: Any) -> AbstractContextManager[Any]:

@@ -13,7 +13,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BytesIO
 from queue import Empty, SimpleQueue
-from typing import IO, Any, NamedTuple
+from types import MappingProxyType
+from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files import File
@@ -51,28 +52,19 @@ _SAMPLE = 8
 _MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
 
 
-class Source(NamedTuple):
-    """A file that collectstatic copies, in the storage where its finder found it."""
-
-    storage: Storage
-    path: str
-
-    def open(self) -> File[bytes]:
-        """Open the file as collectstatic does."""
-        return self.storage.open(self.path)
+# The files that collectstatic copies, by name: the storage where its finder found one,
+# and the path in it.
+Paths = Mapping[str, tuple[Storage, str]]
 
 
 class Caller:
-    """Who a run is for, with its storage; here, a program's batch.
-
-    Attributes say what is asked of the run; `collectstatic.Collectstatic` has its own.
-    """
+    """Who a run is for, and what it is to do; here, a program's batch."""
 
     collects = False
     dry_run = False
     clears = False
     post_processes = True
-    sources: Mapping[str, Source] = {}  # by name
+    sources: Paths = MappingProxyType({})
     wanted: Collection[str] | None = None  # what will be asked for, if that is known
     spared: Collection[str] = ()  # names that clearing leaves alone
     processed: Collection[str] = ()  # sources whose names post-processing will save
@@ -83,8 +75,8 @@ class Caller:
     ) -> None:
         """Stand for a program that uses `storage`.
 
-        The bucket is listed ahead if it `lists`; memory is believed without asking the
-        bucket if it `trusts`. The default is what ``collectfast_preload`` says.
+        It `lists` the bucket ahead, or else `trusts` memory without asking the bucket;
+        ``collectfast_preload`` says which.
         """
         preload = storage._collectfast_options.preload
         self.ignores_etag: bool = storage._collectfast_options.ignore_etag
@@ -96,7 +88,7 @@ class Caller:
         self.waits = not self.saves_as_is
 
     def copied_before(self) -> Collection[str]:
-        """Return the names that count as copied, whether or not this run saw them."""
+        """Return the names that count as copied before this run."""
         return ()
 
     def tell(self, report: Report) -> None:
@@ -117,11 +109,10 @@ def overridden(cls: type, *names: str) -> bool:
 
 
 class Run:
-    """What is asked and done in one thread, until `finish`.
+    """What is asked and done in one thread; failures and deletes wait for `finish`.
 
-    Names are those below the storage's location. Failures are gathered and deletes only
-    noted until the end. Raises `DeniedError` where one object must not be asked for,
-    and `BucketError` where the bucket cannot be used.
+    Names are those below the storage's location. Raises `DeniedError` where one object
+    must not be asked for, and `BucketError` where the bucket cannot be used.
     """
 
     def __init__(
@@ -173,16 +164,15 @@ class Run:
             raise
 
     def modified_time(self, name: str) -> datetime:
-        """Return a time that is the verdict on `name`, while a command collects.
+        """Return a time that is the verdict: as new as the source's, or older.
 
-        As new as its source if the bucket holds what saving that would send, older if
-        not. After `NotImplementedError` the command copies without asking further.
+        After `NotImplementedError` the command copies without asking further.
         """
         self._catch_up()
         source = self.caller.sources.get(name)
         if source is None or not self.caller.saves_as_is:
             raise NotImplementedError("Only a comparison of contents can tell.")
-        newest = source.storage.get_modified_time(source.path)
+        newest = source[0].get_modified_time(source[1])
         if self._judge_source(name) is Verdict.HELD:
             self._has_arrived(name, Verdict.HELD)
             return newest
@@ -192,10 +182,7 @@ class Run:
             raise NotImplementedError("No time is older than that.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
-        """Return what is or will be in the bucket as `name`, if it is to be had here.
-
-        Raises `FileNotFoundError` for what this run has deleted.
-        """
+        """Return what is or will be in the bucket, if it is to be had here."""
         self._catch_up()
         if self._is_leaving(name):
             raise FileNotFoundError(f"File does not exist: {name}")
@@ -203,7 +190,7 @@ class Run:
             return BytesIO(self._drafts[name].plain or b"")
         is_source = self.caller.saves_as_is and name not in self._replaced
         if self.post_processing and is_source and name in self.caller.sources:
-            return self.caller.sources[name].open()
+            return self._open_source(name)
         self.settle(name)
         return None
 
@@ -250,8 +237,8 @@ class Run:
     def _is_worth_a_head(self, remote: Remote | None, payload: Payload) -> bool:
         """Tell whether metadata may decide where an ETag cannot.
 
-        Where ETags are opaque they hold a fingerprint. Whether one is so is a matter of
-        the object, not of the bucket: a few are asked, and all if one of them is.
+        Whether an ETag is opaque is a matter of the object, not of the bucket: a few
+        are asked, and all if one of them is.
         """
         if remote is UNASKED:
             return True
@@ -320,16 +307,20 @@ class Run:
     def _capture(self, name: str, take: Callable[[str, Payload], object]) -> None:
         """Call `take` with the source `name`, and what saving it would send."""
         capture = self.caller.storage._collectfast_capture
-        with self.caller.sources[name].open() as file:
+        with self._open_source(name) as file:
             capture(name, file, lambda _, payload: take(name, payload))
+
+    def _open_source(self, name: str) -> File[bytes]:
+        storage, path = self.caller.sources[name]
+        return storage.open(path)
 
     # It is saved, or deleted.
 
     def save(self, name: str, payload: Payload, *, in_memory: bool = False) -> None:
         """Upload `payload` as `name`, unless the bucket holds it.
 
-        What post-processing has `in_memory` only is a draft: it waits for the end, and
-        is forgotten if it is deleted or saved again by then.
+        What post-processing has `in_memory` only is a draft: a later pass may delete or
+        replace it, so it waits for the end.
         """
         self._catch_up()
         self._leaving.discard(name)
@@ -452,16 +443,16 @@ class Run:
     # The end.
 
     def finish(self) -> Report:
-        """Wait for all that was saved, then delete what is left to delete; report.
-
-        In a run that clears, that is all but the sources and what was saved.
-        """
+        """Wait for all that was saved, then delete what is left to delete; report."""
         if self._pid != os.getpid():  # In a fork: this is its parent's.
             return self.report()
         try:
             self._catch_up()
             if not self.caller.dry_run:
-                self._save_what_counts_as_copied()
+                # An earlier pass of the same command copied, and may have lost, those.
+                for name in self.caller.copied_before():
+                    if name in self.caller.sources and name not in self._seen:
+                        self._capture(name, self.save)
                 self.wait()
                 self._catch_up()
             leaving = {name for name in self._leaving if self._may_exist(name)}
@@ -475,15 +466,6 @@ class Run:
         report = self.report()
         self.caller.tell(report)
         return report
-
-    def _save_what_counts_as_copied(self) -> None:
-        """Save what the command takes for copied, and this run has not seen.
-
-        An earlier pass of the same command copied it, which may have failed since.
-        """
-        for name in self.caller.copied_before():
-            if name in self.caller.sources and name not in self._seen:
-                self._capture(name, self.save)
 
     def _has_arrived(self, name: str, verdict: Verdict) -> None:
         self._seen.add(name)
@@ -565,10 +547,7 @@ class Run:
         )
 
     def close(self, *, patiently: bool = True) -> None:
-        """End the run, whether or not it got to its end; remember what arrived.
-
-        Not `patiently` where nobody is left to wait for it, as after an interrupt.
-        """
+        """End the run; remember what arrived, and wait for the rest if `patiently`."""
         if self.is_closed or self._pid != os.getpid():
             return
         self.is_open, self.is_closed = False, True

@@ -49,22 +49,13 @@ _IMPORTED_IN = os.getpid()
 
 
 class _Thread(threading.local):
-    """What a thread is in the middle of with a storage."""
+    """What a thread is in the middle of with a storage, and what all of them share."""
 
-    def __init__(self, process: _Process) -> None:
-        self.process = process
+    def __init__(self, pid: int, lock: threading.Lock, all_runs: WeakSet[Run]) -> None:
+        self.pid, self.lock, self.all_runs = pid, lock, all_runs
         self.take: Take | None = None  # who gets what `_save` would upload
         self.batch: Run | None = None
         self.runs: dict[FrameType, Run] = {}  # by the `collect` that each is of
-
-
-class _Process:
-    """What the threads of one process share of a storage."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.lock = threading.Lock()
-        self.runs: WeakSet[Run] = WeakSet()
 
 
 class CollectfastMixin(_Base):
@@ -95,7 +86,7 @@ class CollectfastMixin(_Base):
 
     def __init__(self, **settings: Any) -> None:
         """Take the options of django-storages' class and this one's."""
-        self._collectfast_thread = _Thread(_Process())
+        self._collectfast_thread = _Thread(os.getpid(), threading.Lock(), WeakSet())
         self._collectfast_built_in = os.getpid()
         super().__init__(**settings)
         self._collectfast_options  # noqa: B018 (validates)
@@ -112,7 +103,7 @@ class CollectfastMixin(_Base):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start with no run, in whatever process this is."""
         super().__setstate__(state)
-        self._collectfast_thread = _Thread(_Process())
+        self._collectfast_thread = _Thread(os.getpid(), threading.Lock(), WeakSet())
         self._collectfast_built_in = os.getpid()
 
     # What Django asks.
@@ -146,10 +137,11 @@ class CollectfastMixin(_Base):
     def size(self, name: str) -> int:
         """Answer as django-storages does, when what is under way has arrived."""
         run = self._collectfast_run()
-        if run is not None and (file := run.read(self._collectfast_name(name))):
-            with file:
-                return file.seek(0, SEEK_END)
-        return super().size(name)
+        file = run.read(self._collectfast_name(name)) if run is not None else None
+        if file is None:
+            return super().size(name)
+        with file:
+            return file.seek(0, SEEK_END)
 
     def listdir(self, name: str) -> tuple[list[str], list[str]]:
         """Answer as django-storages does, when what is under way has arrived."""
@@ -168,7 +160,12 @@ class CollectfastMixin(_Base):
         def take(key: str, payload: Payload) -> None:
             taken.append(key.removeprefix(self._collectfast_prefix))
             if run is None:
-                self._collectfast_save_alone(taken[-1], payload)
+                bucket = self._collectfast_bucket()
+                bucket.has_opaque_etags = self._collectfast_opaque
+                memory = self._collectfast_memory()
+                save_alone(Caller(self), bucket, memory, taken[-1], payload)
+                # It knows from now on: no other has to be sent twice.
+                self._collectfast_opaque = bucket.has_opaque_etags
             else:
                 # What exists in memory only, a later pass may supersede.
                 run.save(taken[-1], payload, in_memory=isinstance(content, ContentFile))
@@ -190,11 +187,9 @@ class CollectfastMixin(_Base):
         run = self._collectfast_run()
         if "w" in mode:
             self._collectfast_forget(name)
-        if run is not None and mode == "rb":
-            file = run.read(self._collectfast_name(name))
-            if file is not None:
-                return File(file, name)
-        return super()._open(name, mode)
+        reads = run is not None and mode == "rb"
+        file = run.read(self._collectfast_name(name)) if run and reads else None
+        return super()._open(name, mode) if file is None else File(file, name)
 
     @contextmanager
     def batch(self, *, preload: bool | None = None) -> Generator[Batch]:
@@ -267,8 +262,8 @@ class CollectfastMixin(_Base):
     def _collectfast_current_run(self) -> Run | None:
         """Return the run that the caller is part of, while it has not ended.
 
-        A collectstatic takes precedence over a batch around it. Runs that were left
-        behind by an exception are given up.
+        A collectstatic goes before a batch around it. What an exception has left behind
+        is given up.
         """
         if not self._collectfast_enabled:
             return None
@@ -292,9 +287,9 @@ class CollectfastMixin(_Base):
         uploads = Uploads(bucket, BoundedExecutor(self._collectfast_options.threads))
         memory = self._collectfast_memory(whole=True)
         run = Run(caller, bucket, memory, uploads)
-        process = self._collectfast_here.process
-        with process.lock:
-            process.runs.add(run)
+        thread = self._collectfast_here
+        with thread.lock:
+            thread.all_runs.add(run)
         return run
 
     @contextmanager
@@ -315,18 +310,11 @@ class CollectfastMixin(_Base):
             thread.batch = None
             run.close()
 
-    def _collectfast_save_alone(self, name: str, payload: Payload) -> None:
-        bucket = self._collectfast_bucket()
-        bucket.has_opaque_etags = self._collectfast_opaque
-        save_alone(Caller(self), bucket, self._collectfast_memory(), name, payload)
-        # It knows from now on: no other has to be sent twice.
-        self._collectfast_opaque = bucket.has_opaque_etags
-
     def _collectfast_tell(self, name: str, but: Run | None = None) -> None:
         """Tell all open runs `but` one that `name` was written by other means."""
-        process = self._collectfast_here.process
-        with process.lock:
-            runs = [run for run in process.runs if run is not but and run.is_open]
+        here = self._collectfast_here
+        with here.lock:
+            runs = [run for run in here.all_runs if run is not but and run.is_open]
         for run in runs:
             run.touched(self._collectfast_name(name))
 
@@ -343,7 +331,7 @@ class CollectfastMixin(_Base):
     @property
     def _collectfast_here(self) -> _Thread:
         """What is this thread's; a fork leaves its parent what is that's own."""
-        if self._collectfast_thread.process.pid != os.getpid():
+        if self._collectfast_thread.pid != os.getpid():
             built_in = self._collectfast_built_in
             self.__setstate__(self.__getstate__())
             self._collectfast_built_in = built_in
@@ -403,7 +391,7 @@ class CollectfastMixin(_Base):
         endpoint = self.endpoint_url or lookup_env(named)
         place = f"{endpoint} {self.session_profile} {self.bucket_name} "
         place += self._collectfast_prefix
-        lock = self._collectfast_here.process.lock
+        lock = self._collectfast_here.lock
         return Memory(options.cache, options.cache_timeout, place, lock, whole=whole)
 
 

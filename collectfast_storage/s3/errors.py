@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -56,30 +59,23 @@ def is_not_understood(error: Exception) -> bool:
     return _status(error) in (400, 405, 501)
 
 
-class naming:  # noqa: N801 (as those of contextlib)
-    """In this context a failure to use a bucket is a `BucketError`, with its name.
+@contextmanager
+def naming(bucket_name: str) -> Iterator[None]:
+    """Make a failure in this context a `BucketError` that names the bucket.
 
-    Where a permission is missing, it is a `DeniedError`. A class, as the generator of a
-    context manager costs more than most questions.
+    Where a permission is missing, it is a `DeniedError`.
     """
-
-    def __init__(self, bucket_name: str) -> None:
-        self._bucket_name = bucket_name
-
-    def __enter__(self) -> None:
-        """Nothing is to be done yet."""
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Name the bucket."""
-        if isinstance(error, (BotoCoreError, ClientError)):
-            denied = isinstance(error, ClientError) and _code(error) in _DENIED
-            kind = DeniedError if denied else BucketError
-            raise kind(self._bucket_name, error) from error
-
-
-def _code(error: ClientError) -> str:
-    return error.response["Error"]["Code"]
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        denied = isinstance(error, ClientError) and _code(error) in _DENIED
+        kind = DeniedError if denied else BucketError
+        raise kind(bucket_name, error) from error
 
 
 def _status(error: ClientError) -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def _code(error: ClientError) -> str:
+    return error.response["Error"]["Code"]
