@@ -549,7 +549,7 @@ def test_unhashed_name_keeps_its_content_where_a_deploy_failed_before(
         processed = site.bucket.read("plain/a.css")
         site.proxy.fault = bodies = Bodies(site)
         site.write("broken.css", "a { background: url(none.png) }")
-        with pytest.raises(ValueError, match="none.png"):
+        with pytest.raises(ValueError, match=r"none\.png"):
             call_command(
                 "collectstatic",
                 "--noinput",
