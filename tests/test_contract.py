@@ -537,6 +537,32 @@ def test_unhashed_name_keeps_its_processed_content(
     assert site.collect(*arguments).put == []
 
 
+def test_unhashed_name_keeps_its_content_where_a_deploy_failed_before(
+    site: Site,
+) -> None:
+    """Also in one process: what the storage knew of the release before is not lost."""
+    site.backend = f"{__name__}.SomeUnhashed"
+    site.write("i.png", "image")
+    site.write("plain/a.css", "a { background: url(../i.png) }")
+    with site.active():
+        call_command("collectstatic", "--noinput", stdout=io.StringIO())
+        processed = site.bucket.read("plain/a.css")
+        site.proxy.fault = bodies = Bodies(site)
+        site.write("broken.css", "a { background: url(none.png) }")
+        with pytest.raises(ValueError, match=r"none\.png"):
+            call_command(
+                "collectstatic",
+                "--noinput",
+                stdout=io.StringIO(),
+                stderr=io.StringIO(),
+            )
+        site.write("broken.css", "mended")
+        call_command("collectstatic", "--noinput", stdout=io.StringIO())
+    assert HASH.search(processed.decode())
+    assert site.bucket.read("plain/a.css") == processed
+    assert bodies.of("plain/a.css") == []
+
+
 # Where to?
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -679,6 +680,29 @@ def test_no_post_process_where_the_last_source_vanishes(site: Site) -> None:
     site.settings["STATICFILES_FINDERS"] = [f"{__name__}.Finder"]
     site.proxy.fault = SlowPuts()
     _collect(site, Removing(site.static / last), "--no-post-process")
+    there = site.bucket.files()
+    assert there == {name: files[name] for name in files if name != last}
+
+
+class LateFinder(FileSystemFinder):
+    """Finds all but the last source, if it is asked for them one by one."""
+
+    last: ClassVar[str]
+
+    def list(self, ignore_patterns: Any) -> Iterator[Any]:
+        copies = sys._getframe(1).f_code is Command.collect.__code__
+        for path, storage in super().list(ignore_patterns):
+            if path != self.last or not copies:
+                yield path, storage
+
+
+def test_no_post_process_where_the_last_source_vanishes_last(site: Site) -> None:
+    """After all others have been saved, so that there is no word of it."""
+    files = _write(site, "one")
+    LateFinder.last = last = _last_source(site)
+    site.settings["STATICFILES_FINDERS"] = [f"{__name__}.LateFinder"]
+    site.proxy.fault = SlowPuts()
+    _collect(site, Command(), "--no-post-process")
     there = site.bucket.files()
     assert there == {name: files[name] for name in files if name != last}
 
