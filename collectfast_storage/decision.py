@@ -7,12 +7,9 @@ holds, and what is remembered of earlier uploads.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from collectfast_storage.fingerprint import Fingerprint
-
-if TYPE_CHECKING:
-    from collectfast_storage.payload import Payload
 
 
 class Verdict(Enum):
@@ -25,6 +22,21 @@ class Verdict(Enum):
     FORCED = "forced"
     UNCERTAIN = "nobody knows what is there"
     ASK = "a HEAD can tell"
+
+
+class Sent(Protocol):
+    """What a save would send; see `payload.Payload`."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Content and headers."""
+
+    @property
+    def has_opaque_etag(self) -> bool:
+        """Whether it is encrypted so that its ETag says nothing of the content."""
+
+    def has_etag(self, etag: str) -> bool:
+        """Tell whether `etag` is one of this content."""
 
 
 class Remote(NamedTuple):
@@ -49,7 +61,7 @@ UNASKED = Remote("")
 
 
 def decide(
-    sent: Payload,
+    sent: Sent,
     remote: Remote | None,
     remembered: Remembered | None,
     *,

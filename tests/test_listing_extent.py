@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from collectfast_storage.decision import Remote
-from collectfast_storage.s3.listing import Listing, Page
+from collectfast_storage.s3.bucket import Page
+from collectfast_storage.s3.listing import Listing
 from collectfast_storage.uploads import BoundedExecutor
 
 

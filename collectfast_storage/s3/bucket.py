@@ -7,8 +7,8 @@ import threading
 import zlib
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,7 @@ from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import content_md5, normal_etag
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3.errors import AnswerError, is_absent, is_not_understood
-from collectfast_storage.s3.listing import Call, Page, our_call, page_of, read_page
+from collectfast_storage.s3.events import Entries, calling, register
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -33,14 +33,13 @@ if TYPE_CHECKING:
 FINGERPRINT = "collectfast-fingerprint"
 # What XML cannot carry in any way: https://www.w3.org/TR/xml/#charsets
 _NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-_KINDS = {
-    "ListObjectsV2": "LIST",
-    "HeadObject": "HEAD",
-    "PutObject": "PUT",
-    "UploadPart": "PUT",
-    "DeleteObject": "DELETE",
-    "DeleteObjects": "DELETE MANY",
-}
+
+
+class Page(NamedTuple):
+    """A part of a listing: names with their ETags, and the token of what comes next."""
+
+    etags: dict[str, str]
+    token: str  # empty after the last page
 
 
 class Stored(NamedTuple):
@@ -79,14 +78,7 @@ class Bucket:
     def client(self) -> S3Client:
         """The client, made in the thread that asks first."""
         client = self._connect()
-        events: Any = client.meta.events
-        # https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
-        for event, handler in {
-            "request-created.s3": _request_created,
-            "needs-retry.s3": _needs_retry,
-            "before-parse.s3.ListObjectsV2": read_page,
-        }.items():
-            events.register(event, handler, unique_id=f"collectfast-{event}")
+        register(client)
         return client
 
     @cached_property
@@ -98,11 +90,11 @@ class Bucket:
         """Return up to 1,000 names, from where the page before ended, its `token`."""
         start: Any = {"ContinuationToken": token} if token else {}
         response: Any = {}
-        with self._calling() as call, suppress(ResponseParserError, LookupError):
+        with calling(self._count) as read, suppress(ResponseParserError, LookupError):
             response = self.client.list_objects_v2(
                 Bucket=self.name, Prefix=self.prefix, **start
             )
-        return page_of(response, call.entries, self.prefix)
+        return _page_of(response, read, self.prefix)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
         """Return what is known of `name`; `None` if there is no such object.
@@ -114,7 +106,7 @@ class Bucket:
         needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         key = self.prefix + name
         try:
-            with self._calling():
+            with calling(self._count):
                 answer = self.client.head_object(Bucket=self.name, Key=key, **needed)
         except ClientError as error:
             if is_absent(error):
@@ -170,7 +162,7 @@ class Bucket:
         if adds and not any(name.startswith("Checksum") for name in parameters):
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
-        with self._calling():
+        with calling(self._count):
             answer = self.client.put_object(
                 Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
             )
@@ -186,7 +178,7 @@ class Bucket:
         stream = payload.stream()
         # https://github.com/boto/s3transfer/issues/80: it closes what it did not open.
         stream.close = lambda: None
-        with self._calling():
+        with calling(self._count):
             self.client.upload_fileobj(stream, self.name, key, extra, Config=config)
         if not payload.is_as_hashed():
             raise OSError("the file changed while it was read")
@@ -213,7 +205,7 @@ class Bucket:
             many = many[1000:]
         for name in (*many, *singly):
             try:
-                with self._calling():
+                with calling(self._count):
                     self.client.delete_object(Bucket=self.name, Key=self.prefix + name)
             except (BotoCoreError, ClientError) as error:
                 yield name, str(error)
@@ -222,7 +214,7 @@ class Bucket:
 
     def _delete_many(self, names: Sequence[str]) -> dict[str, str]:
         objects: Any = [{"Key": self.prefix + name} for name in names]
-        with self._calling():
+        with calling(self._count):
             response = self.client.delete_objects(
                 Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
             )
@@ -240,38 +232,9 @@ class Bucket:
         except UnicodeEncodeError:
             return False
 
-    @contextmanager
-    def _calling(self) -> Iterator[Call]:
-        call = Call(self._count, [])
-        token = our_call.set(call)
-        try:
-            yield call
-        finally:
-            our_call.reset(token)
-
     def _count(self, kind: str) -> None:
         with self._lock:
             self.requests[kind] += 1
-
-
-def _request_created(request: Any, operation_name: str, **_: Any) -> None:
-    """Count a request, each attempt; and have it wait for no ``100 Continue``."""
-    call = our_call.get()
-    if call is not None:
-        call.add(_KINDS.get(operation_name, operation_name))
-        if operation_name == "PutObject":
-            del request.headers["Expect"]
-
-
-def _needs_retry(response: Any, attempts: int, **_: Any) -> int | None:
-    """Have botocore send once more, in 0 seconds, what it gives up otherwise.
-
-    By now credentials may be fresh, and a body arrive undamaged.
-    """
-    if our_call.get() is None or response is None or attempts > 1:
-        return None
-    code = response[1].get("Error", {}).get("Code")
-    return 0 if code in ("BadDigest", "ExpiredToken") else None
 
 
 def _check_is_answer(answer: Any) -> None:
@@ -287,3 +250,22 @@ def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
         tag = {FINGERPRINT: str(payload.fingerprint)}
         parameters["Metadata"] = {**parameters.get("Metadata", {}), **tag}
     return parameters
+
+
+def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
+    """Return the page in `response` and what was `read` of it; or raise AnswerError."""
+    more = response.get("IsTruncated")
+    token = response.get("NextContinuationToken", "") if more else ""
+    found = read + [(e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())]
+    # Of an answer of another kind boto3 makes a listing of nothing.
+    is_listing = found or "KeyCount" in response
+    etags: dict[str, str] = {}
+    for key, header in found:
+        etag = normal_etag(header)
+        if key and not key.startswith(prefix):
+            raise AnswerError(what=f"It lists {key!r} below {prefix!r}")
+        if not key or etags.setdefault(key.removeprefix(prefix), etag) != etag:
+            is_listing = False
+    if not is_listing or more != bool(token):
+        raise AnswerError(what="What it answers to ListObjectsV2 is no listing")
+    return Page(etags, token)

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote_plus
-from xml.etree import ElementTree
+from typing import Any
 
 from collectfast_storage.decision import UNASKED, Remote
 from collectfast_storage.exceptions import BucketError, DeniedError
-from collectfast_storage.fingerprint import normal_etag
+from collectfast_storage.s3.bucket import Bucket, Page
 from collectfast_storage.s3.errors import AnswerError, naming
-
-if TYPE_CHECKING:
-    from collectfast_storage.s3.bucket import Bucket
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -25,27 +19,6 @@ logger = logging.getLogger("collectfast_storage")
 _HEADS_PER_PAGE = 50
 # A listing may have pages without objects; one without an end has nothing else.
 _FRUITLESS_PAGES = 100
-
-Entries = list[tuple[str | None, str | None]]  # keys and ETags
-
-
-class Call(NamedTuple):
-    """A call of a client's method that this package makes."""
-
-    add: Callable[[str], None]  # told each request by its kind
-    entries: Entries  # what `read_page` read
-
-
-# The one being made: other calls than this package's pass through the same hooks, as
-# the client is the site's own.
-our_call: ContextVar[Call | None] = ContextVar("our_call", default=None)
-
-
-class Page(NamedTuple):
-    """A part of a listing: names with their ETags, and the token of what comes next."""
-
-    etags: dict[str, str]
-    token: str  # empty after the last page
 
 
 class Listing:
@@ -174,45 +147,3 @@ class Listing:
 
 def _lacks_metadata(remote: Remote | DeniedError | None) -> bool:
     return isinstance(remote, Remote) and remote.fingerprint is None
-
-
-def read_page(response_dict: dict[str, Any], **_: Any) -> None:
-    """Take the objects out of an answer, ten times as fast as botocore parses them.
-
-    All else it parses itself; and everything, where it is too old for such an event.
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
-    """
-    call = our_call.get()
-    if call is None or response_dict.get("status_code") != 200:
-        return
-    try:
-        root = ElementTree.fromstring(response_dict["body"])  # noqa: S314 (as botocore)
-    except ElementTree.ParseError:
-        return
-    namespace = root.tag.removesuffix("ListBucketResult")
-    decode = root.findtext(f"{namespace}EncodingType") == "url"
-    for entry in root.findall(f"{namespace}Contents"):
-        key = entry.findtext(f"{namespace}Key")
-        etag = entry.findtext(f"{namespace}ETag")
-        call.entries.append((unquote_plus(key) if key and decode else key, etag))
-        root.remove(entry)
-    response_dict["body"] = ElementTree.tostring(root)
-
-
-def page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
-    """Return the page in `response` and what was `read` of it; or raise AnswerError."""
-    more = response.get("IsTruncated")
-    token = response.get("NextContinuationToken", "") if more else ""
-    found = read + [(e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())]
-    # Of an answer of another kind boto3 makes a listing of nothing.
-    is_listing = found or "KeyCount" in response
-    etags: dict[str, str] = {}
-    for key, header in found:
-        etag = normal_etag(header)
-        if key and not key.startswith(prefix):
-            raise AnswerError(what=f"It lists {key!r} below {prefix!r}")
-        if not key or etags.setdefault(key.removeprefix(prefix), etag) != etag:
-            is_listing = False
-    if not is_listing or more != bool(token):
-        raise AnswerError(what="What it answers to ListObjectsV2 is no listing")
-    return Page(etags, token)
