@@ -213,7 +213,10 @@ def _to_the_barrier(
         hashes = issubclass(type(storage), HashedFilesMixin)
         if hashes and _post_processes_as_django(type(storage).__mro__):
             processed = _with_copies_checked(storage, paths, processed)
-        yield from processed or ()
+        for each in processed or ():
+            if isinstance(each[2], Exception):
+                run.synchronise()  # Its caller may raise it: then nothing is under way.
+            yield each
         # Whoever saved what the manifest names, or did not: it is not to be cleared.
         for hashed_name in getattr(storage, "hashed_files", {}).values():
             run.keep(storage._collectfast_name(hashed_name))

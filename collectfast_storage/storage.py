@@ -274,7 +274,7 @@ class CollectfastMixin(_Base):
         run = thread.batch if frame is None else thread.runs.get(frame)
         if thread.runs and run not in thread.runs.values():
             for left in thread.runs.keys() - {*callers()}:
-                thread.runs.pop(left).close(patiently=False)
+                thread.runs.pop(left).close()
         if frame is not None and run is None:
             if thread.batch is not None:
                 thread.batch.synchronise()
