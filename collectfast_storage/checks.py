@@ -141,8 +141,8 @@ def _options(storage: Configured) -> Iterator[checks.CheckMessage]:
     except ImproperlyConfigured as error:
         message, _, remedy = str(error).rpartition(". Set it to ")
         hint = f"Set it to {remedy}"
-        code = "collectfast_storage.E001"
-        yield checks.Error(f"{entry}: {message}.", hint=hint, id=code)
+        text = f"{entry}: {message}."
+        yield checks.Error(text, hint=hint, id="collectfast_storage.E001")
     bucket, setting = known.get("bucket_name", "?"), "AWS_STORAGE_BUCKET_NAME"
     if not bucket:
         yield checks.Warning(

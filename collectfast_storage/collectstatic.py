@@ -222,13 +222,11 @@ def _to_the_barrier(
             run.keep(storage._collectfast_name(hashed_name))
         run.finish()
     except GeneratorExit:
-        # By a caller who has enough of it; or by an exception on its way past it.
-        if collecting_frame(storage) is not None:
+        # By a caller who has enough of it; or else it is garbage, after an exception.
+        if collecting_frame(storage) is not None:  # pragma: no branch
             run.finish()
-        else:
-            run.close(patiently=False)
         raise
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
         run.close(patiently=False)
         raise
     finally:

@@ -213,7 +213,7 @@ class Run:
         try:
             remote = self._remote(name)
             verdict = decide(payload, remote, remembered, ignore_etag=forced)
-            if verdict is Verdict.ASK and self._is_worth_a_head(remote, payload):
+            if verdict is Verdict.ASK and self._is_worth_a_head(payload):
                 remote = self._listing.head(name)
                 verdict = decide(payload, remote, remembered)
         except DeniedError:
@@ -234,14 +234,12 @@ class Run:
             return UNASKED
         return self._listing[name]
 
-    def _is_worth_a_head(self, remote: Remote | None, payload: Payload) -> bool:
+    def _is_worth_a_head(self, payload: Payload) -> bool:
         """Tell whether metadata may decide where an ETag cannot.
 
         Whether an ETag is opaque is a matter of the object, not of the bucket: a few
         are asked, and all if one of them is.
         """
-        if remote is UNASKED:
-            return True
         if self.caller.collects and self.caller.lists and not self._has_asked_ahead:
             self._has_asked_ahead = True
             self._ask_ahead(everything=payload.has_opaque_etag)
@@ -252,19 +250,17 @@ class Run:
     def _ask_ahead(self, *, everything: bool) -> None:
         """Ask, side by side, for a few that no ETag can decide; or for all of them."""
         self._read_ahead(lambda: False)
-        undecided = [name for name in self._ahead if self._is_undecided(name)]
+        undecided = [
+            name
+            for name, each in self._ahead.items()
+            if decide(each, self._listing[name], self._memory.get(name)) is Verdict.ASK
+        ]
         sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
         if not everything:
             self._heads_left -= len(sample)
             self._listing.ask(self._uploads.executor, sample)
         if everything or self._bucket.has_opaque_etags:
             self._listing.ask(self._uploads.executor, undecided)
-
-    def _is_undecided(self, name: str) -> bool:
-        with suppress(DeniedError):
-            remote, remembered = self._listing[name], self._memory.get(name)
-            return decide(self._ahead[name], remote, remembered) is Verdict.ASK
-        return False
 
     def _prepare(self) -> None:
         """List the bucket, and read sources while it answers."""
@@ -458,7 +454,7 @@ class Run:
             leaving = {name for name in self._leaving if self._may_exist(name)}
             self._delete(leaving | self._left_over())
             self._is_complete = True
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
             self.close(patiently=False)
             raise
         finally:

@@ -35,7 +35,6 @@ from collectfast_storage.payload import CapturingBucket, Compressible, Payload, 
 from collectfast_storage.reporting import Batch
 from collectfast_storage.run import Caller, Run, overridden, save_alone
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.native import native_to
 from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ class CollectfastMixin(_Base):
 
         try:
             saved = self._collectfast_capture(name, content, take)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
             if run is not None:
                 run.close(patiently=False)
             raise
@@ -376,6 +375,8 @@ class CollectfastMixin(_Base):
         is_own = overridden(type(self), "connection")
         if is_own or not self._collectfast_options.threads:
             return None
+        from collectfast_storage.s3.native import native_to
+
         return native_to(
             client,
             self.bucket_name,

@@ -8,6 +8,8 @@ from typing import Any
 import django
 import pytest
 from botocore.config import Config
+from django.core.files.base import ContentFile
+from django.core.files.storage import FileSystemStorage
 from django.core.management.base import CommandError
 from storages.backends.s3 import S3Storage
 
@@ -396,3 +398,60 @@ def test_without_post_processing_a_sites_own_save_is_waited_for(site: Site) -> N
     site.collect("--clear", "--no-post-process")
     assert site.put() == []
     assert site.bucket.names() == ["a.css"]
+
+
+class LocalManifest(CollectfastS3ManifestStaticStorage):
+    """The manifest on the machine's own disk."""
+
+    def __init__(self, **settings: Any) -> None:
+        storage = FileSystemStorage(location=settings.pop("manifest_location"))
+        super().__init__(manifest_storage=storage, **settings)
+
+
+def test_manifest_that_is_kept_elsewhere(site: Site) -> None:
+    """It is no business of the bucket's; and what it names stays for one release."""
+    site.backend = f"{__name__}.LocalManifest"
+    site.options["manifest_location"] = str(site.root / "manifest")
+    site.write("a.txt", "a")
+    site.collect()
+    before = site.bucket.names()
+    (site.static / "a.txt").unlink()
+    site.write("b.txt", "b")
+    site.collect("--clear")
+    [hashed] = [name for name in before if name != "a.txt"]
+    assert hashed in site.bucket.names()
+    site.collect("--clear")
+    assert len(site.bucket.names()) == 2
+    assert (site.root / "manifest" / "staticfiles.json").exists()
+
+
+class Eager(CollectfastS3StaticStorage):
+    """Saves something in post-processing, whatever it is told."""
+
+    def post_process(self, *args: Any, **options: Any) -> Any:
+        self.save("made.txt", ContentFile(b"made"))
+        yield from super().post_process(*args, **options)
+
+
+def test_dry_run_of_a_post_processing_that_saves(site: Site) -> None:
+    """Nothing is uploaded all the same."""
+    site.backend = f"{__name__}.Eager"
+    site.write("a.txt", "a")
+    assert site.collect("--dry-run").requests == {"LIST": 1}
+    assert site.collect().put == ["a.txt", "made.txt"]
+
+
+class OwnSave(CollectfastS3StaticStorage):
+    """May look at its object at once."""
+
+    def _save(self, name: str, content: Any) -> Any:
+        return super()._save(name, content)
+
+
+def test_own_save_that_is_refused(site: Site) -> None:
+    """It hears of it there and then, with the file's name."""
+    site.backend = f"{__name__}.OwnSave"
+    site.write_many(3)
+    site.proxy.fault = refuse("PUT", "file1")
+    with pytest.raises(CommandError, match=r"dir1/file1\.js: .*AccessDenied"):
+        site.collect()
