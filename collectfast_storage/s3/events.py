@@ -86,6 +86,8 @@ def _read_page(response_dict: dict[str, Any], **_: Any) -> None:
         root = ElementTree.fromstring(response_dict["body"])  # noqa: S314 (as botocore)
     except ElementTree.ParseError:
         return
+    if not root.tag.endswith("ListBucketResult"):
+        return
     namespace = root.tag.removesuffix("ListBucketResult")
     decode = root.findtext(f"{namespace}EncodingType") == "url"
     for entry in root.findall(f"{namespace}Contents"):
@@ -93,4 +95,6 @@ def _read_page(response_dict: dict[str, Any], **_: Any) -> None:
         etag = entry.findtext(f"{namespace}ETag")
         call.entries.append((unquote_plus(key) if key and decode else key, etag))
         root.remove(entry)
+    if root.find(f"{namespace}KeyCount") is None:  # By which a listing is known.
+        ElementTree.SubElement(root, f"{namespace}KeyCount").text = "0"
     response_dict["body"] = ElementTree.tostring(root)
