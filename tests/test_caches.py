@@ -302,12 +302,6 @@ class Down(LocMemCache):
     get = get_many = set = set_many = delete = delete_many = away
 
 
-class Unreadable(LocMemCache):
-    """A cache that fails to be read, and only that."""
-
-    get_many = Down.away
-
-
 class HalfWay(LocMemCache):
     """A cache whose server goes away in the middle of being written."""
 

@@ -374,12 +374,6 @@ class Faulty(FileBasedCache):
         return self._do("set_many", *arguments)
 
 
-class Unreadable(Faulty):
-    """In each process, it fails to read what it is asked for first."""
-
-    method = "get_many"
-
-
 def _with_cache(site: Site, directory: Path, cache: type[FileBasedCache]) -> None:
     _trusting(site, directory)
     site.settings["CACHES"]["default"]["BACKEND"] = f"{__name__}.{cache.__name__}"
