@@ -1,7 +1,5 @@
 """S3 storages that make Django's own ``collectstatic`` upload only what changed."""
 
-from __future__ import annotations
-
 from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.storage import (
     CollectfastMixin,

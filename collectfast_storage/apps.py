@@ -1,7 +1,5 @@
 """For ``INSTALLED_APPS``, where a site wants the checks; nothing else needs it."""
 
-from __future__ import annotations
-
 from django.apps import AppConfig
 from django.core import checks
 

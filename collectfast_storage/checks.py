@@ -4,8 +4,6 @@ No storage is built for them, as a manifest would be read from its bucket: where
 storage that was built could tell a value, a check says nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -22,6 +20,7 @@ from django.utils.module_loading import import_string
 from storages.backends.s3 import S3Storage
 
 from collectfast_storage.options import Options
+from collectfast_storage.run import overridden
 from collectfast_storage.storage import CollectfastMixin
 
 # Django's that are seen by no other process, or keep nothing.
@@ -68,13 +67,14 @@ def _configured(base: type[Any]) -> Iterator[Configured]:
             if isinstance(backend, type) and issubclass(backend, base):
                 known = _known(backend, entry.get("OPTIONS", {}))
                 is_enabled = known.get("collectfast_enabled") is True
-                is_in_force = is_enabled and not _own(backend, "bucket")
+                is_in_force = is_enabled and not overridden(backend, "bucket")
                 yield Configured(alias, backend, known, is_in_force)
 
 
 def _known(backend: type[Any], options: dict[str, Any]) -> dict[str, Any]:
     # With one of these, a class may give its storages any value.
-    if _own(backend, "__init__", "__getattr__", "__getattribute__", "__setattr__"):
+    setters = ("__init__", "__getattr__", "__getattribute__", "__setattr__")
+    if overridden(backend, *setters):
         return {}
     known = {}
     # An option goes before a class's own value, and that before a default. What a
@@ -82,16 +82,9 @@ def _known(backend: type[Any], options: dict[str, Any]) -> dict[str, Any]:
     for name, default in object.__new__(backend).get_default_settings().items():
         own = getattr_static(backend, name, default)
         is_property = hasattr(type(own), "__get__")
-        if not is_property and not _own(backend, *_METHODS.get(name, ())):
+        if not is_property and not overridden(backend, *_METHODS.get(name, ())):
             known[name] = options.get(name, own)
     return known
-
-
-def _own(backend: type[Any], *names: str) -> list[type[Any]]:
-    # As `run.overridden`, of a class; `object`, the last, has some of `names` as well.
-    libraries = ("django.", "storages.", "collectfast_storage.")
-    having = [each for each in backend.__mro__[:-1] if {*names} & vars(each).keys()]
-    return [each for each in having if not each.__module__.startswith(libraries)]
 
 
 def _predecessor() -> Iterator[checks.CheckMessage]:
@@ -121,9 +114,9 @@ def _class(storage: Configured) -> Iterator[checks.CheckMessage]:
             hint="Define post_process in the class, or in a subclass of it.",
             id="collectfast_storage.E003",
         )
-    own = _own(storage.backend, "bucket")
+    own = overridden(storage.backend, "bucket")
     if own and storage.known.get("collectfast_enabled") is not False:
-        name = own[0].__qualname__
+        name = own.__qualname__
         yield checks.Warning(
             f"{name} defines bucket: STORAGES[{storage.alias!r}] is left to "
             "django-storages altogether, and nothing is skipped.",

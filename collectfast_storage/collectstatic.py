@@ -118,8 +118,9 @@ class Collectstatic(Caller):
         same = {name for name, hashed in self._published.items() if name == hashed}
         return same if self.post_processes and not self.dry_run else ()
 
-    def copied_before(self) -> Collection[str]:
-        """Return what the command will not copy again, as an earlier pass has."""
+    @property
+    def copied_before(self) -> Collection[str]:  # type: ignore[override]
+        """What the command will not copy again, as an earlier pass has."""
         return {self.storage._collectfast_name(n) for n in self._command.copied_files}
 
     def tell(self, report: Report) -> None:
@@ -215,7 +216,7 @@ def _to_the_barrier(
             processed = _with_copies_checked(storage, paths, processed)
         for each in processed or ():
             if isinstance(each[2], Exception):
-                run.synchronise()  # Its caller may raise it: then nothing is under way.
+                run.pause()  # Its caller may raise it.
             yield each
         # Whoever saved what the manifest names, or did not: it is not to be cleared.
         for hashed_name in getattr(storage, "hashed_files", {}).values():

@@ -4,8 +4,6 @@ Pure; no Django, no boto3. It is a function of what would be sent, what the buck
 holds, and what is remembered of earlier uploads.
 """
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -58,6 +56,8 @@ class Remembered(NamedTuple):
 DOUBTFUL = Remembered(Fingerprint("", ""), "")
 # Instead of what the bucket holds, where memory is to do without asking it.
 UNASKED = Remote("")
+# And where it may not be asked for; never taken for absent.
+UNKNOWN = Remote("", "")
 
 
 def decide(
@@ -69,7 +69,7 @@ def decide(
 ) -> Verdict:
     """Return the verdict on what would be `sent` where the bucket holds `remote`.
 
-    `remote` is `None` if it holds nothing, and `UNASKED` if it was not asked; what is
+    `remote` is `None` if it holds nothing, and may be `UNASKED` or `UNKNOWN`; what is
     `remembered` is `None` if that is nothing, and may be `DOUBTFUL`. With `ignore_etag`
     everything goes up. `Verdict.ASK` means that a HEAD, which tells ETag and metadata,
     can decide.
@@ -78,7 +78,8 @@ def decide(
         return Verdict.FORCED
     if remote is None:
         return Verdict.ABSENT
-    if remembered is DOUBTFUL:  # An ETag would tell the content, and not the headers.
+    # Of what is doubtful, an ETag would tell the content, and not the headers.
+    if remembered is DOUBTFUL or remote is UNKNOWN:
         return Verdict.UNCERTAIN
     if remembered and (remote is UNASKED or remote.etag == remembered.etag != ""):
         return between(remembered.fingerprint, sent.fingerprint)

@@ -1,7 +1,5 @@
 """What goes wrong in a run, in words for the person who deploys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from django.core.management.base import CommandError

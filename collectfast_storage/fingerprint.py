@@ -7,8 +7,6 @@ That of a multipart upload is the MD5 of its parts' MD5s, a dash, and their numb
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from base64 import b64encode

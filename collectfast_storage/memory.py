@@ -1,7 +1,5 @@
 """What was uploaded before, in a Django cache."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import pickle

@@ -23,18 +23,14 @@ from django.core.files.storage import Storage
 from collectfast_storage.decision import (
     DOUBTFUL,
     UNASKED,
+    UNKNOWN,
     Remembered,
     Remote,
     Verdict,
     between,
     decide,
 )
-from collectfast_storage.exceptions import (
-    BucketError,
-    DeleteError,
-    DeniedError,
-    UploadError,
-)
+from collectfast_storage.exceptions import BucketError, DeleteError, UploadError
 from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.memory import Memory
 from collectfast_storage.payload import Payload
@@ -68,6 +64,7 @@ class Caller:
     wanted: Collection[str] | None = None  # what will be asked for, if that is known
     spared: Collection[str] = ()  # names that clearing leaves alone
     processed: Collection[str] = ()  # sources whose names post-processing will save
+    copied_before: Collection[str] = ()  # names that count as copied before this run
     progress = Progress()
 
     def __init__(
@@ -85,11 +82,6 @@ class Caller:
         self.trusts = not self.lists if trusts is None else trusts
         # A site's own may look at its object at once.
         self.saves_as_is = not overridden(type(storage), "save", "_save")
-        self.waits = not self.saves_as_is
-
-    def copied_before(self) -> Collection[str]:
-        """Return the names that count as copied before this run."""
-        return ()
 
     def tell(self, report: Report) -> None:
         """Hear of the end."""
@@ -98,21 +90,19 @@ class Caller:
         """Hear that the run is over; if it failed at its end, what had `arrived`."""
 
 
-def overridden(cls: type, *names: str) -> bool:
-    """Tell whether a class of a site's own, above `cls`, has one of the `names`."""
-    own = ("django.", "storages.", "collectfast_storage.")
-    return any(
-        {*names} & vars(each).keys()
-        for each in cls.__mro__
-        if not each.__module__.startswith(own)
-    )
+def overridden(cls: type, *names: str) -> type | None:
+    """Return which class of a site's own, from `cls` up, has one of the `names`."""
+    libraries = ("builtins", "django.", "storages.", "collectfast_storage.")
+    having = (each for each in cls.__mro__ if {*names} & vars(each).keys())
+    own = (each for each in having if not each.__module__.startswith(libraries))
+    return next(own, None)
 
 
 class Run:
     """What is asked and done in one thread; failures and deletes wait for `finish`.
 
-    Names are those below the storage's location. Raises `DeniedError` where one object
-    must not be asked for, and `BucketError` where the bucket cannot be used.
+    Names are those below the storage's location. Raises `DeniedError` where a free name
+    is needed and must not be asked for, `BucketError` where the bucket cannot be used.
     """
 
     def __init__(
@@ -155,13 +145,11 @@ class Run:
             return False
         if self._coming(name):
             return True
-        try:
-            return self._remote(name) is not None
-        except DeniedError:
-            # Saving overwrites what may be there; no name is chosen for being free.
-            if self.caller.storage.file_overwrite:
-                return False
-            raise
+        remote, denial = self._remote(name), self._listing.denial
+        # Saving overwrites what may be there, or else a name is chosen for being free.
+        if remote is UNKNOWN and denial and not self.caller.storage.file_overwrite:
+            raise denial
+        return remote is not None and remote is not UNKNOWN
 
     def modified_time(self, name: str) -> datetime:
         """Return a time that is the verdict: as new as the source's, or older.
@@ -184,10 +172,10 @@ class Run:
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
         """Return what is or will be in the bucket, if it is to be had here."""
         self._catch_up()
-        if self._is_leaving(name):
-            raise FileNotFoundError(f"File does not exist: {name}")
         if name in self._drafts:
             return BytesIO(self._drafts[name].plain or b"")
+        if self._is_leaving(name):
+            raise FileNotFoundError(f"File does not exist: {name}")
         is_source = self.caller.saves_as_is and name not in self._replaced
         if self.post_processing and is_source and name in self.caller.sources:
             return self._open_source(name)
@@ -210,15 +198,11 @@ class Run:
         if coming is not None:
             return between(coming, payload.fingerprint)
         remembered, forced = self._memory.get(name), self.caller.ignores_etag
-        try:
-            remote = self._remote(name)
-            verdict = decide(payload, remote, remembered, ignore_etag=forced)
-            if verdict is Verdict.ASK and self._is_worth_a_head(payload):
-                remote = self._listing.head(name)
-                verdict = decide(payload, remote, remembered)
-        except DeniedError:
-            # What must not be asked for is uploaded; that goes without asking.
-            return Verdict.UNCERTAIN
+        remote = self._remote(name)
+        verdict = decide(payload, remote, remembered, ignore_etag=forced)
+        if verdict is Verdict.ASK and self._is_worth_a_head(payload):
+            remote = self._listing.head(name)
+            verdict = decide(payload, remote, remembered)
         if verdict is Verdict.HELD and remote is not None and remote is not UNASKED:
             remembered = Remembered(payload.fingerprint, remote.etag)
             self._memory.remember(name, remembered)
@@ -328,14 +312,15 @@ class Run:
         if verdict is not Verdict.HELD:
             self.caller.progress.decided(name, verdict)
             self._withdraw(name)
-            if not self.caller.dry_run:
-                is_draft = in_memory and self.post_processing and not self.caller.waits
-                size = len(payload.plain or b"")
-                if is_draft and 0 < size <= self._room_for_drafts:
-                    self._drafts[name] = payload
-                    self._room_for_drafts -= size
-                else:
-                    self._upload(name, payload)
+            size = len(payload.plain or b"")
+            is_draft = in_memory and self.post_processing and self.caller.saves_as_is
+            if self.caller.dry_run:
+                pass
+            elif is_draft and 0 < size <= self._room_for_drafts:
+                self._drafts[name] = payload
+                self._room_for_drafts -= size
+            else:
+                self._upload(name, payload)
         self._has_arrived(name, verdict)
 
     def _withdraw(self, name: str) -> None:
@@ -389,7 +374,7 @@ class Run:
         waits = payload.plain is None or self._bucket.has_opaque_etags is None
         with naming(self._bucket.name):
             self._uploads.submit(name, payload)
-        if self.caller.waits:
+        if not self.caller.saves_as_is:
             self.settle(name)
         elif waits:
             self._note(self._uploads.wait(name))
@@ -427,6 +412,15 @@ class Run:
         """Wait for all that is under way; what failed is for the end to say."""
         self._note(self._uploads.wait())
 
+    def pause(self) -> None:
+        """Wait for all that is under way, and leave nothing that only an end would do.
+
+        This run may be left here, and end when its frames are garbage.
+        """
+        self.synchronise()
+        if not self.caller.dry_run:
+            self._memory.flush()
+
     def wait(self) -> None:
         """Wait for all that was saved; `UploadError` says what did not arrive."""
         for name, payload in list(self._drafts.items()):
@@ -446,12 +440,12 @@ class Run:
             self._catch_up()
             if not self.caller.dry_run:
                 # An earlier pass of the same command copied, and may have lost, those.
-                for name in self.caller.copied_before():
+                for name in self.caller.copied_before:
                     if name in self.caller.sources and name not in self._seen:
                         self._capture(name, self.save)
                 self.wait()
                 self._catch_up()
-            leaving = {name for name in self._leaving if self._may_exist(name)}
+            leaving = {n for n in self._leaving if self._remote(n) is not None}
             self._delete(leaving | self._left_over())
             self._is_complete = True
         except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
@@ -486,12 +480,6 @@ class Run:
         # A name with a slash at its end is a folder, to those who believe in them.
         files = {n for n in self._listing.names() if n and not n.endswith("/")}
         return {name for name in files if self._is_left_over(name)}
-
-    def _may_exist(self, name: str) -> bool:
-        try:
-            return self._remote(name) is not None
-        except DeniedError:
-            return True
 
     def _delete(self, names: Iterable[str]) -> None:
         """Delete `names`; `DeleteError` names those that could not be."""

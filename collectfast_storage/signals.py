@@ -3,8 +3,6 @@
 https://docs.djangoproject.com/en/stable/topics/signals/
 """
 
-from __future__ import annotations
-
 from django.dispatch import Signal
 
 # Sent once, when a collectstatic has come to its end and all is in the bucket; not for

@@ -1,7 +1,5 @@
 """The storages: what each of Django's questions is answered with."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading
@@ -85,8 +83,7 @@ class CollectfastMixin(_Base):
 
     def __init__(self, **settings: Any) -> None:
         """Take the options of django-storages' class and this one's."""
-        self._collectfast_thread = _Thread(os.getpid(), threading.Lock(), WeakSet())
-        self._collectfast_built_in = os.getpid()
+        self._collectfast_start()
         super().__init__(**settings)
         self._collectfast_options  # noqa: B018 (validates)
 
@@ -102,8 +99,7 @@ class CollectfastMixin(_Base):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start with no run, in whatever process this is."""
         super().__setstate__(state)
-        self._collectfast_thread = _Thread(os.getpid(), threading.Lock(), WeakSet())
-        self._collectfast_built_in = os.getpid()
+        self._collectfast_start()
 
     # What Django asks.
 
@@ -326,6 +322,10 @@ class CollectfastMixin(_Base):
             memory.flush()
 
     # What they are made of.
+
+    def _collectfast_start(self) -> None:
+        self._collectfast_thread = _Thread(os.getpid(), threading.Lock(), WeakSet())
+        self._collectfast_built_in = os.getpid()
 
     @property
     def _collectfast_here(self) -> _Thread:

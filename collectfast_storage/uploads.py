@@ -1,7 +1,5 @@
 """Uploads in the background: under way, arrived, or failed."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
@@ -109,8 +107,6 @@ class Uploads:
     def __init__(self, bucket: Bucket, executor: BoundedExecutor) -> None:
         """Send to `bucket` in the threads of `executor`, which `close` ends."""
         self.executor = executor
-        # Not in the caller's thread: that is who may be interrupted.
-        self._streams = BoundedExecutor(min(executor.threads, 1))
         self._bucket = bucket
         self._under_way: dict[str, tuple[Fingerprint, Future[Stored]]] = {}
 
@@ -121,10 +117,10 @@ class Uploads:
     def submit(self, name: str, payload: Payload) -> None:
         """Send `payload` as `name`, once there is room; its file must stay open."""
         self._bucket.native  # noqa: B018 (made in this thread)
-        executor = self.executor if payload.plain is not None else self._streams
         fingerprint = payload.fingerprint  # Before another thread reads the file.
         size = len(payload.plain or b"")
-        future = executor.submit_sized(size, _put, self._bucket, name, payload)
+        put = self._bucket.put
+        future = self.executor.submit_sized(size, put, name, payload)
         self._under_way[name] = fingerprint, future
 
     def done(self) -> Iterator[Outcome]:
@@ -147,7 +143,6 @@ class Uploads:
     def close(self, *, patiently: bool) -> Iterator[Outcome]:
         """Begin no more, and yield the outcomes; wait for them only if `patiently`."""
         self.executor.shutdown(wait=patiently, cancel_futures=True)
-        self._streams.shutdown(wait=False)
         for name in list(self._under_way):
             yield self._outcome(name)
 
@@ -164,15 +159,6 @@ class Uploads:
         # Without what it holds on to: the payload.
         error.__context__ = error.__cause__ = None
         return Outcome(name, fingerprint, None, error.with_traceback(None))
-
-
-def _put(bucket: Bucket, name: str, payload: Payload) -> Stored:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        text = "its name is not UTF-8, as S3's keys are; rename the file"
-        raise ValueError(text) from None
-    return bucket.put(name, payload)
 
 
 def _run(future: Future[_T], call: Callable[[], _T]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 import threading
@@ -338,6 +339,22 @@ def test_broken_reference_fails_and_publishes_nothing(site: Site) -> None:
     with pytest.raises((CommandError, ValueError), match=r"none\.png"):
         site.collect()
     assert site.bucket.read(MANIFEST) == before
+
+
+def test_deploy_that_failed_leaves_no_doubt_behind_the_next_one(site: Site) -> None:
+    """Its frames may live as long as its exception, and end only after the next."""
+    site.write("a.css", "a{}")
+    site.collect()
+    site.write("a.css", "a{background:url(gone.png)}")
+    site.options["gzip"] = True
+    with pytest.raises(ValueError, match=r"gone\.png") as caught:
+        site.collect()
+    site.write("a.css", "a{}")
+    site.collect()
+    with site.active():
+        del caught
+        gc.collect()
+    assert site.collect().put == []
 
 
 def test_storage_reads_the_manifest_it_wrote(site: Site) -> None:

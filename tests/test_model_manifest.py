@@ -155,6 +155,7 @@ class ManifestMachine(RuleBasedStateMachine):
         extra = actual.keys() - expected.keys()
         assert not clear or extra <= spared
         again = self.site.collect(*arguments(clear))
+        assert again.put == []
         cleared = {"DELETE MANY"} if extra else set()
         assert again.requests.keys() <= {"LIST", "HEAD", "GET"} | cleared
         assert not clear or self.objects().keys() == expected.keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import zlib
 from base64 import b64encode
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 # What an object's metadata call the fingerprint of what was sent.
 FINGERPRINT = "collectfast-fingerprint"
-# What XML cannot carry in any way: https://www.w3.org/TR/xml/#charsets
-_NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class Page(NamedTuple):
@@ -131,6 +128,11 @@ class Bucket:
 
         What gets such an ETag unforeseen is sent again with it; and never a third time.
         """
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            text = "its name is not UTF-8, as S3's keys are; rename the file"
+            raise ValueError(text) from None
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
             return self._put_stream(name, payload, tagged)
@@ -192,8 +194,7 @@ class Bucket:
 
     def delete(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         """Delete `names`, many a request or one; yield each and its error or `None`."""
-        singly = [name for name in names if re.search(_NOT_XML, self.prefix + name)]
-        many = sorted({*names}.difference(singly))
+        many = sorted(names)
         while many and (batch := many[:1000]):
             try:
                 errors = self._delete_many(batch)
@@ -203,7 +204,7 @@ class Bucket:
                 errors = dict.fromkeys(batch, str(error))
             yield from ((name, errors.get(name)) for name in batch)
             many = many[1000:]
-        for name in (*many, *singly):
+        for name in many:
             try:
                 with calling(self._count):
                     self.client.delete_object(Bucket=self.name, Key=self.prefix + name)

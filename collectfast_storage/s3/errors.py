@@ -1,7 +1,5 @@
 """What an error of botocore's means."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ The client is the site's own, and its other calls pass through the same hooks.
 https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

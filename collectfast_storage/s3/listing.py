@@ -1,14 +1,12 @@
 """What the bucket holds, by LIST and by HEAD."""
 
-from __future__ import annotations
-
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from typing import Any
 
-from collectfast_storage.decision import UNASKED, Remote
+from collectfast_storage.decision import UNASKED, UNKNOWN, Remote
 from collectfast_storage.exceptions import BucketError, DeniedError
 from collectfast_storage.s3.bucket import Bucket, Page
 from collectfast_storage.s3.errors import AnswerError, naming
@@ -24,16 +22,17 @@ _FRUITLESS_PAGES = 100
 class Listing:
     """The objects below the bucket's prefix: what is not listed is asked for by HEAD.
 
-    Raises `DeniedError` where it is not permitted to ask for an object, which is never
-    taken for absent, and `BucketError` where the bucket cannot be used.
+    Raises `BucketError` where the bucket cannot be used.
     """
+
+    denial: DeniedError | None = None  # why what an object is, is `UNKNOWN`
 
     def __init__(
         self, bucket: Bucket, parameters: Callable[[str], dict[str, Any]]
     ) -> None:
         self._bucket = bucket
         self._parameters = parameters  # that a name is written with
-        self._remotes: dict[str, Remote | DeniedError | None] = {}
+        self._remotes: dict[str, Remote | None] = {}
         self._is_complete = False
         self._unlisted: set[str] = set()  # changed since by others, perhaps
         self._has_warned = False
@@ -71,10 +70,7 @@ class Listing:
         is_listed = self._is_complete or name in self._remotes
         if not is_listed or name in self._unlisted:
             self.note(name, self._head(name))
-        remote = self._remotes.get(name)
-        if isinstance(remote, DeniedError):
-            raise remote
-        return remote
+        return self._remotes.get(name)
 
     def head(self, name: str) -> Remote | None:
         """Return what a HEAD of `name` tells of it, its metadata too; asked once."""
@@ -96,11 +92,11 @@ class Listing:
                 pass
         return {name for name, remote in self._remotes.items() if remote is not None}
 
-    def note(self, name: str, remote: Remote | DeniedError | None) -> None:
-        """Note what the bucket holds as `name` by now, or why that cannot be known."""
+    def note(self, name: str, remote: Remote | None) -> None:
+        """Note what the bucket holds as `name` by now."""
         self._unlisted.discard(name)
         self._remotes[name] = remote
-        if isinstance(remote, DeniedError):
+        if remote is UNKNOWN:
             self._warn(
                 "The bucket %r does not tell whether some of the files are there, so "
                 "they are uploaded. Either the permission s3:GetObject is missing, or "
@@ -132,12 +128,13 @@ class Listing:
                 self._is_complete = True
                 return
 
-    def _head(self, name: str) -> Remote | DeniedError | None:
+    def _head(self, name: str) -> Remote | None:
         try:
             with naming(self._bucket.name):
                 return self._bucket.head(name, self._parameters(name))
         except DeniedError as error:
-            return error
+            self.denial = error
+            return UNKNOWN
 
     def _warn(self, message: str) -> None:
         if not self._has_warned:
@@ -145,5 +142,5 @@ class Listing:
             logger.warning(message, self._bucket.name)
 
 
-def _lacks_metadata(remote: Remote | DeniedError | None) -> bool:
-    return isinstance(remote, Remote) and remote.fingerprint is None
+def _lacks_metadata(remote: Remote | None) -> bool:
+    return remote is not None and remote.fingerprint is None

@@ -4,8 +4,6 @@ It is Rust, and lets go of the interpreter while it works. What it would not sto
 boto3 does, and whatever it fails at, goes by boto3.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re
