@@ -218,9 +218,6 @@ def _to_the_barrier(
             if isinstance(each[2], Exception):
                 run.pause()  # Its caller may raise it.
             yield each
-        # Whoever saved what the manifest names, or did not: it is not to be cleared.
-        for hashed_name in getattr(storage, "hashed_files", {}).values():
-            run.keep(storage._collectfast_name(hashed_name))
         run.finish()
     except GeneratorExit:
         # By a caller who has enough of it; or else it is garbage, after an exception.

@@ -9,7 +9,6 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-
 
 import hashlib
 import json
-from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,11 +34,6 @@ def md5_of(chunks: Iterable[bytes]) -> str:
     for chunk in chunks:
         md5.update(chunk)
     return str(md5.hexdigest())
-
-
-def content_md5(md5: str) -> str:
-    """Return the header Content-MD5 for an `md5` in hexadecimal."""
-    return b64encode(bytes.fromhex(md5)).decode()
 
 
 def digest_of(parameters: Mapping[str, object]) -> str:

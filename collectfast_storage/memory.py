@@ -26,6 +26,7 @@ _MOST_BYTES = 500_000
 _GARBAGE: tuple[type[Exception], ...] = (pickle.PickleError, zlib.error, EOFError)
 _GARBAGE += (AttributeError, ImportError, LookupError, TypeError, ValueError)
 
+_Lock = AbstractContextManager[Any]
 _Shard = dict[str, str]
 _Changes = dict[int, dict[str, Remembered | None]]
 
@@ -39,13 +40,7 @@ class Memory:
     """
 
     def __init__(
-        self,
-        alias: str,
-        timeout: int | None,
-        place: str,
-        lock: AbstractContextManager[Any],
-        *,
-        whole: bool = False,
+        self, alias: str, timeout: int | None, place: str, lock: _Lock, whole: bool
     ) -> None:
         """Remember in the cache `alias`, for `timeout` seconds, what is at `place`.
 

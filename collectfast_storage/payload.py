@@ -131,19 +131,19 @@ class Payload:
         """Tell whether what was last streamed is what the fingerprint tells of."""
         return self._streamed is None or self._streamed.md5.hexdigest() == self._md5
 
-    @property
-    def can_settle(self) -> bool:
-        """Whether its MD5 is enough to know each ETag that this may have."""
-        return self.body is not None and len(self.body) < SMALLEST_PART
+    def settle(self) -> bool:
+        """Let go of file and content, if their MD5s tell each ETag that this may have.
 
-    def settle(self) -> None:
-        """Work out fingerprint and MD5, and let go of the file and its content."""
-        self.fingerprint  # noqa: B018
-        self.body_md5  # noqa: B018
+        Return whether they do: of what is large, the ETag may be one of its parts.
+        """
+        if self.body is None or len(self.body) >= SMALLEST_PART:
+            return False
+        self.fingerprint, self.body_md5  # noqa: B018 (worked out by now)
         self.__dict__.pop("plain", None)
         self.__dict__.pop("body", None)
         self._file = None
         self._is_settled = True
+        return True
 
     def stream(self) -> Any:
         """Return a readable of all that is to be sent, from its beginning."""

@@ -280,8 +280,7 @@ class Run:
     def _keep(self, name: str, payload: Payload) -> None:
         # What is remembered need not be compressed to be compared.
         remembered = payload.compresses and self._memory.get(name)
-        if payload.plain is not None and not remembered and payload.can_settle:
-            payload.settle()
+        if payload.plain is not None and not remembered and payload.settle():
             self._ahead[name] = payload
 
     def _capture(self, name: str, take: Callable[[str, Payload], object]) -> None:
@@ -334,10 +333,6 @@ class Run:
         self._withdraw(name)
         self._seen.discard(name)
         self._leaving.add(name)
-
-    def keep(self, name: str) -> None:
-        """Leave `name` alone when clearing."""
-        self._seen.add(name)
 
     def touched(self, name: str) -> None:
         """Take note, from any thread, that `name` was written by other means."""
@@ -465,12 +460,10 @@ class Run:
         self.caller.progress.advanced(int(not self.post_processing), self._bytes)
 
     def _is_leaving(self, name: str) -> bool:
-        return name in self._leaving or self._is_left_over(name)
-
-    def _is_left_over(self, name: str) -> bool:
-        """Tell whether `name` is, in a run that clears, neither a source nor kept."""
+        """Tell whether `name` was deleted, or is left over in a run that clears."""
         stays = (self._seen, self.caller.sources, self.caller.spared)
-        return self.caller.clears and not any(name in names for names in stays)
+        left_over = self.caller.clears and not any(name in names for names in stays)
+        return left_over or name in self._leaving
 
     def _left_over(self) -> set[str]:
         """Return the names of all that is there and left over."""
@@ -479,7 +472,7 @@ class Run:
         self._prepare()
         # A name with a slash at its end is a folder, to those who believe in them.
         files = {n for n in self._listing.names() if n and not n.endswith("/")}
-        return {name for name in files if self._is_left_over(name)}
+        return {name for name in files if self._is_leaving(name)}
 
     def _delete(self, names: Iterable[str]) -> None:
         """Delete `names`; `DeleteError` names those that could not be."""

@@ -393,7 +393,7 @@ class CollectfastMixin(_Base):
         place = f"{endpoint} {self.session_profile} {self.bucket_name} "
         place += self._collectfast_prefix
         lock = self._collectfast_here.lock
-        return Memory(options.cache, options.cache_timeout, place, lock, whole=whole)
+        return Memory(options.cache, options.cache_timeout, place, lock, whole)
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")

@@ -17,7 +17,7 @@ from botocore.parsers import ResponseParserError
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 
 from collectfast_storage.decision import Remote
-from collectfast_storage.fingerprint import content_md5, normal_etag
+from collectfast_storage.fingerprint import normal_etag
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3.errors import AnswerError, is_absent, is_not_understood
 from collectfast_storage.s3.events import Entries, calling, register
@@ -157,7 +157,7 @@ class Bucket:
 
     def _put_small(self, key: str, payload: Payload, tagged: bool) -> str:
         parameters = _parameters(payload, tagged)
-        body, md5 = payload.body or b"", content_md5(payload.body_md5)
+        body, md5 = payload.body or b"", bytes.fromhex(payload.body_md5)
         config: Any = self.client.meta.config
         # The checksum that botocore would add is one that comes in chunks, behind TLS.
         adds = getattr(config, "request_checksum_calculation", "") == "when_supported"
@@ -166,7 +166,11 @@ class Bucket:
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
         with calling(self._count):
             answer = self.client.put_object(
-                Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
+                Bucket=self.name,
+                Key=key,
+                Body=body,
+                ContentMD5=b64encode(md5).decode(),
+                **parameters,
             )
         _check_is_answer(answer)
         return normal_etag(answer.get("ETag"))
