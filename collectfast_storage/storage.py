@@ -279,7 +279,14 @@ class CollectfastMixin(_Base):
 
     def _collectfast_open(self, caller: Caller) -> Run:
         bucket = self._collectfast_bucket(native=self._collectfast_native)
-        uploads = Uploads(bucket, BoundedExecutor(self._collectfast_options.threads))
+        config: Any = self.client_config
+        retries = config.retries or {}
+        executor = BoundedExecutor(
+            self._collectfast_options.threads,
+            timeout=config.read_timeout or 60,
+            attempts=retries.get("total_max_attempts", 3),
+        )
+        uploads = Uploads(bucket, executor)
         memory = self._collectfast_memory(whole=True)
         run = Run(caller, bucket, memory, uploads)
         thread = self._collectfast_here

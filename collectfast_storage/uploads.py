@@ -2,29 +2,133 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import CancelledError, Executor, Future, wait
 from contextlib import suppress
 from functools import partial
+from math import inf
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
 from collectfast_storage.fingerprint import Fingerprint
+from collectfast_storage.pace import MOST_BYTES, Pace
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3.bucket import Bucket, Stored
+from collectfast_storage.s3.errors import Setback, ThrottledError, setback_of
+from collectfast_storage.s3.events import sending_once
 
 _T = TypeVar("_T")
 _Work = tuple[Future[Any], Callable[[], Any]]
 
-BYTES_IN_FLIGHT = 64 * 1024 * 1024
 # Enough that no thread is ever without work; more would only take memory.
 _WAITING_PER_THREAD = 8
 
 
-class BoundedExecutor(Executor):
-    """Runs what is submitted in threads, with bounds on what waits."""
+# The longest that botocore waits before an attempt, in seconds:
+# https://docs.aws.amazon.com/boto3/latest/guide/retries.html
+_LONGEST_BACKOFF = 20
 
-    def __init__(self, threads: int, most_bytes: int = BYTES_IN_FLIGHT) -> None:
-        """Run up to `threads` at once, on up to `most_bytes`; 0: in the caller's."""
+
+class Governor:
+    """Sends requests when their pace allows it, and again what may pass.
+
+    What was throttled, or not answered, is sent again as long as anything gets through.
+    When nothing has for as long as botocore's attempts at one file would take, it is
+    given up, and so is all else.
+    """
+
+    def __init__(self, pace: Pace, attempts: int) -> None:
+        """Go at `pace`; botocore would make so many `attempts` at each request."""
+        self._pace, self._attempts = pace, attempts
+        waits = (min(2**number, _LONGEST_BACKOFF) for number in range(1, attempts))
+        self._patience = sum(waits)
+        self._changed = threading.Condition()
+        self._turn = threading.Lock()  # One waits to start, and all others for it.
+        self._requests = self._bytes = 0  # under way
+        self._last_success, self._hopeless_at = -inf, inf
+        self._over = threading.Event()
+        self._given_up: Exception | None = None
+
+    def send(self, size: int, call: Callable[[], _T]) -> _T:
+        """Return what comes of `call`, which sends so many bytes; raise what it does.
+
+        Raises `CancelledError` if it is over before that is known.
+        """
+        failures = 0  # of this one, since anything got through
+        while True:
+            began, setback = self._begin(size), None
+            try:
+                with sending_once():
+                    return call()
+            except Exception as error:
+                setback = setback_of(error)
+                if setback is None:
+                    raise
+                if self._last_success >= began:
+                    failures = 0
+                failures += not isinstance(error, ThrottledError)
+                if failures >= self._attempts and monotonic() >= self._hopeless_at:
+                    self._given_up = self._given_up or error
+                    raise
+            finally:
+                self._end(size, began, setback)
+            if not (setback.throttled or setback.timed_out):  # Others may go on.
+                self._over.wait(min(2**failures, _LONGEST_BACKOFF) / 20)
+
+    def stop(self) -> None:
+        """Send no more than what is under way."""
+        self._over.set()
+        with self._changed:
+            self._changed.notify()
+
+    def _begin(self, size: int) -> float:
+        """Return the time when a request of `size` bytes may start, after that."""
+        with self._turn, self._changed:
+            while not (self._over.is_set() or self._given_up):
+                now = monotonic()
+                delay = self._pace.delay(now, size, self._requests, self._bytes)
+                if delay <= 0:
+                    self._pace.started(now)
+                    self._requests += 1
+                    self._bytes += size
+                    self._hopeless_at = min(self._hopeless_at, now + self._patience)
+                    return now
+                self._changed.wait(None if delay == inf else delay)
+        raise self._given_up or CancelledError
+
+    def _end(self, size: int, began: float, setback: Setback | None) -> None:
+        with self._changed:
+            now = monotonic()
+            self._requests -= 1
+            self._bytes -= size
+            if setback is None:
+                self._last_success, self._hopeless_at = now, now + self._patience
+                self._pace.answered(now, began, size)
+            elif setback.throttled:
+                self._pace.throttled(now, began, setback.after)
+                # Who says when to come back will be there then.
+                self._hopeless_at = max(self._hopeless_at, now + setback.after)
+            elif setback.timed_out:
+                self._pace.shrink(now, began)
+            self._changed.notify()
+
+
+class BoundedExecutor(Executor):
+    """Runs what is submitted in threads, at a pace, and with bounds on what waits."""
+
+    def __init__(
+        self,
+        threads: int,
+        most_bytes: int = MOST_BYTES,
+        *,
+        timeout: float = 60.0,
+        attempts: int = 3,
+    ) -> None:
+        """Run up to `threads` at once, on up to `most_bytes`; 0: in the caller's.
+
+        An answer comes within `timeout` seconds; for `attempts`, see `Governor`.
+        """
+        self._governor = Governor(Pace(threads, timeout, most_bytes), attempts)
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self.threads = threads
         self._started: list[threading.Thread] = []
@@ -35,8 +139,11 @@ class BoundedExecutor(Executor):
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         """Run ``fn(*args, **kwargs)``, and return what becomes of it."""
+        return self._submit(0, partial(fn, *args, **kwargs))
+
+    def _submit(self, size: int, call: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()
-        call = partial(fn, *args, **kwargs)
+        call = partial(self._governor.send, size, call)
         if not self.threads:
             _run(future, call)
             with suppress(Exception):  # But not an interrupt: it is the caller's.
@@ -57,7 +164,7 @@ class BoundedExecutor(Executor):
             self._changed.wait_for(lambda: self._places and self._room >= size)
             self._places -= 1
             self._room -= size
-        future = self.submit(fn, *args)
+        future = self._submit(size, partial(fn, *args))
         future.add_done_callback(lambda _: self._release(size))
         return future
 
@@ -68,6 +175,8 @@ class BoundedExecutor(Executor):
                 work = self._work.get_nowait()
                 if work is not None:
                     work[0].cancel()
+        if cancel_futures:
+            self._governor.stop()
         for _ in self._started:
             self._work.put(None)
         for thread in self._started if wait else ():
@@ -148,10 +257,11 @@ class Uploads:
 
     def _outcome(self, name: str) -> Outcome:
         fingerprint, future = self._under_way.pop(name)
-        if future.cancelled():
+        error: BaseException | None = InterruptedError("it was interrupted")
+        if future.done():
+            error = CancelledError() if future.cancelled() else future.exception()
+        if isinstance(error, CancelledError):
             return Outcome(name, fingerprint, None, None)
-        interrupted = InterruptedError("it was interrupted")
-        error = future.exception() if future.done() else interrupted
         if error is None:
             return Outcome(name, fingerprint, future.result(), None)
         if not isinstance(error, Exception):  # A panic of Rust's, say.

@@ -184,7 +184,7 @@ class Bucket:
         stream = payload.stream()
         # https://github.com/boto/s3transfer/issues/80: it closes what it did not open.
         stream.close = lambda: None
-        with calling(self._count):
+        with calling(self._count, in_parts=True):
             self.client.upload_fileobj(stream, self.name, key, extra, Config=config)
         if not payload.is_as_hashed():
             raise OSError("the file changed while it was read")

@@ -1,13 +1,25 @@
 """What an error of botocore's means."""
 
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    HTTPClientError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
+    ReadTimeoutError,
+    SSLError,
+    TokenRetrievalError,
+    UnauthorizedSSOTokenError,
 )
 
 from collectfast_storage.exceptions import BucketError, DeniedError
@@ -20,8 +32,21 @@ _BUCKET_WIDE = {
     "InvalidBucketName",
     "InvalidToken",
     "NoSuchBucket",
+    "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
+_BUCKET_WIDE_KINDS = (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSLError,
+    TokenRetrievalError,
+    UnauthorizedSSOTokenError,
+)
+# Of several makes, and with several statuses.
+_THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
+_LONGEST_WAIT = 60.0  # seconds
 _DENIED = {"AccessDenied", "403", "Forbidden"}  # the answer to a HEAD has no words
 
 
@@ -34,6 +59,50 @@ class AnswerError(BotoCoreError):
     )
 
 
+class ThrottledError(BotoCoreError):
+    """What obstore was told; how, is for boto3 to find out."""
+
+    fmt = "{what}"
+
+
+class Setback(NamedTuple):
+    """Why a request is worth sending again, later."""
+
+    throttled: bool = False  # It was one too many.
+    timed_out: bool = False
+    after: float = 0.0  # seconds that the server asks to wait
+
+
+def setback_of(error: BaseException) -> Setback | None:
+    """Return what passes in `error`; `None` if it would come again."""
+    if isinstance(error, ClientError):
+        status = _status(error)
+        if status in (429, 503) or re.search(_THROTTLING, _code(error)):
+            return Setback(throttled=True, after=_seconds_to_wait(error))
+        timed_out = _code(error) == "RequestTimeout" or status in (408, 504)
+        return Setback(timed_out=timed_out) if timed_out or status >= 500 else None
+    if isinstance(error, (ReadTimeoutError, ConnectTimeoutError)):
+        return Setback(timed_out=True)
+    if isinstance(error, ThrottledError):
+        return Setback(throttled=True)
+    passes = isinstance(error, HTTPClientError) and not isinstance(error, SSLError)
+    return Setback() if passes else None
+
+
+def _seconds_to_wait(error: ClientError) -> float:
+    # https://www.rfc-editor.org/rfc/rfc9110#name-retry-after
+    headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
+    text = headers.get("retry-after", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(seconds, 0.0), _LONGEST_WAIT)
+
+
 def is_absent(error: ClientError) -> bool:
     """Tell whether there is no such object; 403 is no such answer."""
     return _status(error) == 404
@@ -43,7 +112,7 @@ def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
         return _code(error) in _BUCKET_WIDE
-    return isinstance(error, (NoCredentialsError, PartialCredentialsError))
+    return isinstance(error, _BUCKET_WIDE_KINDS)
 
 
 def is_not_understood(error: Exception) -> bool:

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
+from botocore.exceptions import ClientError
+
+from collectfast_storage.s3.errors import setback_of
+
 _KINDS = {
     "ListObjectsV2": "LIST",
     "HeadObject": "HEAD",
@@ -25,20 +29,35 @@ Entries = list[tuple[str | None, str | None]]  # keys and ETags
 class _Call(NamedTuple):
     add: Callable[[str], None]  # told each request by its kind
     entries: Entries  # what `_read_page` read
+    is_sent_once: bool
 
 
 _our_call: ContextVar[_Call | None] = ContextVar("our_call", default=None)
+_sends_once: ContextVar[bool] = ContextVar("sends_once", default=False)
 
 
 @contextmanager
-def calling(add: Callable[[str], None]) -> Iterator[Entries]:
+def calling(add: Callable[[str], None], *, in_parts: bool = False) -> Iterator[Entries]:
     """Tell `add` the kind of each request in this context; gather what is listed."""
-    call = _Call(add, [])
+    call = _Call(add, [], _sends_once.get() and not in_parts)
     token = _our_call.set(call)
     try:
         yield call.entries
     finally:
         _our_call.reset(token)
+
+
+@contextmanager
+def sending_once() -> Iterator[None]:
+    """Have botocore leave it to the caller to send again what may pass.
+
+    Not parts: of what is large, all of them would have to be.
+    """
+    token = _sends_once.set(True)
+    try:
+        yield
+    finally:
+        _sends_once.reset(token)
 
 
 def register(client: Any) -> None:
@@ -60,12 +79,22 @@ def _request_created(request: Any, operation_name: str, **_: Any) -> None:
             del request.headers["Expect"]
 
 
-def _needs_retry(response: Any, attempts: int, **_: Any) -> int | None:
+def _needs_retry(
+    response: Any, operation: Any, attempts: int, caught_exception: Any, **_: Any
+) -> int | None:
     """Have botocore send once more, in 0 seconds, what it gives up otherwise.
 
-    By now credentials may be fresh, and a body arrive undamaged.
+    By now credentials may be fresh, and a body arrive undamaged. What it would send
+    again, and the caller will, is raised.
     """
-    if _our_call.get() is None or response is None or attempts > 1:
+    call, error = _our_call.get(), caught_exception
+    if call is None:
+        return None
+    if response is not None and response[0].status_code >= 300:
+        error = ClientError(response[1], operation.name)
+    if call.is_sent_once and error is not None and setback_of(error):
+        raise error
+    if response is None or attempts > 1:
         return None
     code = response[1].get("Error", {}).get("Code")
     return 0 if code in ("BadDigest", "ExpiredToken") else None

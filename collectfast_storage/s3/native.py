@@ -20,6 +20,7 @@ from urllib.request import getproxies
 
 from collectfast_storage.fingerprint import normal_etag
 from collectfast_storage.payload import Payload
+from collectfast_storage.s3.errors import ThrottledError
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -51,12 +52,14 @@ class Native:
         self._put = partial(put, store, use_multipart=False)
         # What many threads change is changed by what is atomic.
         self._failures: list[str] = []  # in a row
+        self._throttled: set[str] = set()
         self._declined, self._ended = count(), count()
         self._is_off = False
 
     def prepared(self, key: str, payload: Payload) -> dict[str, Any] | None:
         """Return how to upload `payload` as `key`; `None` where boto3 has to."""
-        if self._is_off or payload.body is None or re.search(_NO_KEY, key):
+        is_off = self._is_off or key in self._throttled
+        if is_off or payload.body is None or re.search(_NO_KEY, key):
             return None
         lacking = ", ".join(_lacking(payload.parameters))
         if lacking:
@@ -74,6 +77,11 @@ class Native:
         try:
             etag = normal_etag(self._put(**request)["e_tag"])
         except BaseException as error:  # Rust's panics are no Exceptions.
+            if re.search(r"status (code: )?(429|503)\b", str(error)):
+                self._throttled.add(
+                    request["path"]
+                )  # Boto3 is next, which has words for it.
+                raise ThrottledError(what=_told(error)) from None
             return None, _told(error)
         self._failures.clear()
         return etag, None
