@@ -1,8 +1,23 @@
 """What goes wrong in a run, in words for the person who deploys."""
 
+import re
 from collections.abc import Mapping
 
 from django.core.management.base import CommandError
+
+# Of the files that failed for one reason, so many are named, or else one.
+_NAMED = 5
+# Of a URL: which file it was about; and it may be signed.
+_PATH = '(https?://[^/ "]+)/[^ "]*'
+# What to look at, by what is in an error's text.
+_ADVICE = {
+    "(AccessControlListNotSupported)": "(Set the option default_acl to None.)",
+    "(AccessDenied) when calling the PutObject": (
+        "(Is s3:PutObject permitted, and with default_acl also s3:PutObjectAcl?)"
+    ),
+    "(AccessDenied) when calling the DeleteObject": "(Is s3:DeleteObject permitted?)",
+    "Parameter validation failed": "(See the option object_parameters.)",
+}
 
 
 class CollectfastError(CommandError):
@@ -18,7 +33,7 @@ class BucketError(CollectfastError):
 
     def __init__(self, bucket_name: str, cause: BaseException) -> None:
         self.cause = cause
-        reason = _without_secrets(cause)
+        reason = reason_of(cause)
         super().__init__(f"The bucket {bucket_name!r} cannot be used: {reason}")
 
 
@@ -38,33 +53,52 @@ class ClearError(CollectfastError):
 
 
 class FilesError(CollectfastError):
-    """Some files failed; `failures` maps their names to an exception or a text."""
+    """Some files failed; `failures` maps their names to an exception or a text.
 
-    summary = "Failed for {count}:"
+    The message names each; of more that have the reason in common, only a few.
+    """
 
-    def __init__(self, failures: Mapping[str, object]) -> None:
+    summary = "Failed for {count}"
+
+    def __init__(
+        self, failures: Mapping[str, object], *, tried_all: bool = True
+    ) -> None:
         self.failures = dict(failures)
-        count = "1 file" if len(failures) == 1 else f"{len(failures):,} files"
-        lines = [self.summary.format(count=count)]
-        lines += [f"  {name}: {_without_secrets(r)}" for name, r in failures.items()]
+        names: dict[str, list[str]] = {}
+        for name, failure in failures.items():
+            names.setdefault(reason_of(failure), []).append(name)
+        lines = [self.summary.format(count=_counted(len(failures)))]
+        lines[0] += ":" if tried_all else "; the rest was not tried:"
+        for reason, alike in names.items():
+            if len(alike) <= _NAMED:
+                lines += [f"  {name}: {reason}" for name in alike]
+            else:
+                lines.append(f"  {_counted(len(alike))}, such as {alike[0]}: {reason}")
         super().__init__("\n".join(lines))
 
 
 class UploadError(FilesError):
     """Some files did not arrive in the bucket."""
 
-    summary = "Could not upload {count}; the next run will try again:"
+    summary = "Could not upload {count}"
 
 
 class DeleteError(FilesError):
     """Some objects could not be deleted from the bucket."""
 
-    summary = "Could not delete {count} from the bucket:"
+    summary = "Could not delete {count} from the bucket"
 
 
-def _without_secrets(reason: object) -> str:
+def reason_of(failure: object) -> str:
+    """Return the text of `failure`, without secrets, and with what may help."""
     # http.client quotes the header that it refuses to send, such as a signature with an
     # access key in it that ends with a line break.
-    text, refused, _ = str(reason).partition("Invalid header value ")
+    text, refused, _ = str(failure).partition("Invalid header value ")
     remedy = "Invalid header value: is there a line break in the credentials?"
-    return f"{text}{remedy}" if refused else text
+    text = re.sub(_PATH, r"\1/…", text)
+    advice = [each for words, each in _ADVICE.items() if words in text]
+    return f"{text}{remedy}" if refused else " ".join([text, *advice])
+
+
+def _counted(files: int) -> str:
+    return "1 file" if files == 1 else f"{files:,} files"

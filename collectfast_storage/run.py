@@ -30,7 +30,13 @@ from collectfast_storage.decision import (
     between,
     decide,
 )
-from collectfast_storage.exceptions import BucketError, DeleteError, UploadError
+from collectfast_storage.exceptions import (
+    BucketError,
+    CollectfastError,
+    DeleteError,
+    UploadError,
+    reason_of,
+)
 from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.memory import Memory
 from collectfast_storage.payload import Payload
@@ -43,6 +49,8 @@ from collectfast_storage.uploads import BoundedExecutor, Outcome, Uploads
 # So many objects are asked for their metadata, in case their ETags are opaque; where
 # one of them is, so are all that an ETag cannot decide.
 _SAMPLE = 8
+# After so many failures of one reason, and nothing else, all others would fail too.
+_ENOUGH_ALIKE = 20
 # What a later pass of post-processing may replace waits in memory up to this; beyond,
 # it goes up, which costs an upload.
 _MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
@@ -117,7 +125,8 @@ class Run:
         self._bucket = bucket
         self._memory = memory
         self._uploads = uploads
-        self._listing = Listing(bucket, caller.storage.get_object_parameters)
+        parameters = caller.storage.get_object_parameters
+        self._listing = Listing(bucket, parameters, uploads.executor)
         self._start = time.monotonic()
         self._is_prepared = False
         self._ahead: dict[str, Payload] = {}  # sources that were read and hashed
@@ -125,6 +134,7 @@ class Run:
         self._drafts: dict[str, Payload] = {}
         self._room_for_drafts = _MOST_BYTES_OF_DRAFTS
         self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
+        self._alike: list[str] = []  # equal reasons of failures with no success since
         self._unchanged: set[str] = set()
         self._uploaded: set[str] = set()
         self._bytes = 0
@@ -242,9 +252,9 @@ class Run:
         sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
         if not everything:
             self._heads_left -= len(sample)
-            self._listing.ask(self._uploads.executor, sample)
+            self._listing.ask(sample)
         if everything or self._bucket.has_opaque_etags:
-            self._listing.ask(self._uploads.executor, undecided)
+            self._listing.ask(undecided)
 
     def _prepare(self) -> None:
         """List the bucket, and read sources while it answers."""
@@ -259,8 +269,8 @@ class Run:
             self._bucket.client  # noqa: B018 (made in this thread)
         wanted = None if caller.wanted is None else sorted(caller.wanted)
         # Not in a thread of the executor, which has to run what this waits for.
-        loader, load = BoundedExecutor(1), self._listing.load
-        listing = loader.submit(load, self._uploads.executor, wanted, caller.clears)
+        loader = BoundedExecutor(1)
+        listing = loader.submit(self._listing.load, wanted, caller.clears)
         try:
             if caller.saves_as_is:
                 self._read_ahead(listing.done)
@@ -381,13 +391,29 @@ class Run:
                 self._memory.remember(name, Remembered(fingerprint, stored.etag))
                 self._uploaded.add(name)
                 self._bytes += stored.size
+                self._alike.clear()
             elif error is not None:
                 # It may have arrived all the same.
                 self._listing.forget(name)
                 self._memory.remember(name, DOUBTFUL)
                 self._failed[name] = fingerprint, error
-                if concerns_bucket(error) and not self.is_closed:
-                    raise BucketError(self._bucket.name, error) from error
+                if not self.is_closed:
+                    self._stop_if_hopeless(error)
+
+    def _stop_if_hopeless(self, error: Exception) -> None:
+        """Try no more, and raise, where all else would fail of the same `error`."""
+        self._alike = [r for r in self._alike if r == reason_of(error)]
+        self._alike.append(reason_of(error))
+        failed = {name: error for name, (_, error) in self._failed.items()}
+        if concerns_bucket(error):
+            hopeless: CollectfastError = BucketError(self._bucket.name, error)
+        elif len(self._alike) >= _ENOUGH_ALIKE:
+            hopeless = UploadError(failed, tried_all=False)
+        else:
+            return
+        self._uploads.give_up(error)
+        self._memory.flush()
+        raise hopeless from error
 
     def _coming(self, name: str) -> Fingerprint | None:
         """Return the fingerprint of what is not known to have arrived as `name`."""

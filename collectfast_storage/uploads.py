@@ -68,15 +68,16 @@ class Governor:
                     failures = 0
                 failures += not isinstance(error, ThrottledError)
                 if failures >= self._attempts and monotonic() >= self._hopeless_at:
-                    self._given_up = self._given_up or error
+                    self.stop(error)
                     raise
             finally:
                 self._end(size, began, setback)
             if not (setback.throttled or setback.timed_out):  # Others may go on.
                 self._over.wait(min(2**failures, _LONGEST_BACKOFF) / 20)
 
-    def stop(self) -> None:
-        """Send no more than what is under way."""
+    def stop(self, error: Exception | None = None) -> None:
+        """Send no more; what was not sent fails of the `error`, if there is one."""
+        self._given_up = self._given_up or error
         self._over.set()
         with self._changed:
             self._changed.notify()
@@ -84,7 +85,7 @@ class Governor:
     def _begin(self, size: int) -> float:
         """Return the time when a request of `size` bytes may start, after that."""
         with self._turn, self._changed:
-            while not (self._over.is_set() or self._given_up):
+            while not self._over.is_set():
                 now = monotonic()
                 delay = self._pace.delay(now, size, self._requests, self._bytes)
                 if delay <= 0:
@@ -128,7 +129,7 @@ class BoundedExecutor(Executor):
 
         An answer comes within `timeout` seconds; for `attempts`, see `Governor`.
         """
-        self._governor = Governor(Pace(threads, timeout, most_bytes), attempts)
+        self.governor = Governor(Pace(threads, timeout, most_bytes), attempts)
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self.threads = threads
         self._started: list[threading.Thread] = []
@@ -143,7 +144,7 @@ class BoundedExecutor(Executor):
 
     def _submit(self, size: int, call: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()
-        call = partial(self._governor.send, size, call)
+        call = partial(self.governor.send, size, call)
         if not self.threads:
             _run(future, call)
             with suppress(Exception):  # But not an interrupt: it is the caller's.
@@ -176,7 +177,7 @@ class BoundedExecutor(Executor):
                 if work is not None:
                     work[0].cancel()
         if cancel_futures:
-            self._governor.stop()
+            self.governor.stop()
         for _ in self._started:
             self._work.put(None)
         for thread in self._started if wait else ():
@@ -248,6 +249,10 @@ class Uploads:
                 # The wait may be interrupted: it still has no outcome then.
                 wait([self._under_way[name][1]])
                 yield self._outcome(name)
+
+    def give_up(self, error: Exception) -> None:
+        """Begin no more: what was not begun fails of the `error`."""
+        self.executor.governor.stop(error)
 
     def close(self, *, patiently: bool) -> Iterator[Outcome]:
         """Begin no more, and yield the outcomes; wait for them only if `patiently`."""

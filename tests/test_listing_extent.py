@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ class FakeBucket:
 
 
 def _listing(bucket: Any) -> Listing:
-    return Listing(bucket, lambda name: {})
+    return Listing(bucket, lambda name: {}, BoundedExecutor(8))
 
 
 def _names(count: int, stem: str = "file") -> list[str]:
@@ -56,7 +55,7 @@ def test_everything_is_listed_in_as_many_pages_as_it_has(count: int) -> None:
     """And no name is missed."""
     bucket = FakeBucket(_names(count))
     listing = _listing(bucket)
-    listing.load(BoundedExecutor(0), _names(count))
+    listing.load(_names(count))
     assert all(_etag(listing, name) == f"etag-{name}" for name in bucket.names)
     assert listing["file9"] is None
     assert bucket.heads == []
@@ -70,7 +69,7 @@ def test_other_objects_between_ours_are_listed_too(between: int) -> None:
     others = [f"{name}.{n}" for name in ours for n in range(between)]
     bucket = FakeBucket([*ours, *others])
     listing = _listing(bucket)
-    listing.load(BoundedExecutor(0), ours)
+    listing.load(ours)
     assert all(_etag(listing, name) == f"etag-{name}" for name in bucket.names)
     assert bucket.heads == []
 
@@ -81,8 +80,7 @@ def test_bucket_full_of_other_things_is_not_listed_to_its_end() -> None:
     others = [f"{name}.{n}" for name in ours for n in range(40)]
     bucket = FakeBucket([*ours[:400], *others])
     listing = _listing(bucket)
-    with ThreadPoolExecutor(8) as executor:
-        listing.load(executor, ours)
+    listing.load(ours)
     assert [listing[n] is not None for n in ours] == [True] * 400 + [False] * 100
     assert bucket.listed < 6
     assert len(bucket.heads) < 500
@@ -98,7 +96,7 @@ def test_whole_is_all_of_it_however_much_there_is() -> None:
     names = [*ours, *_names(5000, "a")]
     for wanted, whole in ((ours, True), (None, False)):
         listing = _listing(FakeBucket(names))
-        listing.load(BoundedExecutor(0), wanted, whole=whole)
+        listing.load(wanted, whole=whole)
         assert listing.names() == {*names}
 
 
@@ -115,7 +113,7 @@ def test_what_somebody_else_wrote_is_asked_for_again() -> None:
     """A listing of before says nothing of it."""
     bucket = FakeBucket(["a"])
     listing = _listing(bucket)
-    listing.load(BoundedExecutor(0), None)
+    listing.load(None)
     bucket.names.append("b")
     listing.forget("b")
     assert _etag(listing, "b") == "etag-b"
@@ -127,8 +125,7 @@ def test_impossible_names_are_asked_for_nowhere() -> None:
     impossible = [f"{name}impossible" for name in ours]
     bucket = FakeBucket(ours)
     listing = _listing(bucket)
-    with ThreadPoolExecutor(8) as executor:
-        listing.load(executor, sorted([*ours, *impossible]))
+    listing.load(sorted([*ours, *impossible]))
     assert all(listing[name] is not None for name in ours)
     assert not any(listing[name] for name in impossible)
     assert bucket.heads == []
@@ -145,7 +142,7 @@ def test_directory_buckets_list_in_no_order() -> None:
 
     bucket.list = shuffled  # type: ignore[method-assign]
     listing = _listing(bucket)
-    listing.load(BoundedExecutor(0), _names(2500))
+    listing.load(_names(2500))
     assert all(listing[name] is not None for name in bucket.names)
     assert bucket.listed == 3
 
@@ -154,8 +151,8 @@ def test_metadata_are_asked_for_once() -> None:
     """A listing does not tell them."""
     bucket = FakeBucket(["a", "b"])
     listing = _listing(bucket)
-    listing.load(BoundedExecutor(0), ["a", "b"])
-    listing.ask(BoundedExecutor(0), ["a"])
+    listing.load(["a", "b"])
+    listing.ask(["a"])
     for name in ("a", "a", "b", "b"):
         remote = listing.head(name)
         assert remote is not None

@@ -28,18 +28,19 @@ class Listing:
     denial: DeniedError | None = None  # why what an object is, is `UNKNOWN`
 
     def __init__(
-        self, bucket: Bucket, parameters: Callable[[str], dict[str, Any]]
+        self,
+        bucket: Bucket,
+        parameters: Callable[[str], dict[str, Any]],
+        executor: Executor,
     ) -> None:
-        self._bucket = bucket
+        self._bucket, self._executor = bucket, executor
         self._parameters = parameters  # that a name is written with
         self._remotes: dict[str, Remote | None] = {}
         self._is_complete = False
         self._unlisted: set[str] = set()  # changed since by others, perhaps
         self._has_warned = False
 
-    def load(
-        self, executor: Executor, wanted: Sequence[str] | None, whole: bool = False
-    ) -> None:
+    def load(self, wanted: Sequence[str] | None, whole: bool = False) -> None:
         """List what is likely to hold the names `wanted`, sorted; `None`: everything.
 
         The rest is asked for: all, if no listing is permitted nor the `whole` needed.
@@ -57,33 +58,31 @@ class Listing:
         except DeniedError as error:
             if whole or listed:  # This concerns no single object.
                 raise BucketError(self._bucket.name, error.cause) from error
-            self.ask(executor, wanted)
+            self.ask(wanted)
             self._warn(
                 "The bucket %r may not be listed, so each file is asked for. With the "
                 "permission s3:ListBucket that takes a request for 1,000 files."
             )
         if not self._is_complete:
-            self.ask(executor, [name for name in wanted if name not in self._remotes])
+            self.ask(name for name in wanted if name not in self._remotes)
 
     def __getitem__(self, name: str) -> Remote | None:
         """Return what the bucket holds as `name`, `None` if there is nothing."""
         is_listed = self._is_complete or name in self._remotes
         if not is_listed or name in self._unlisted:
-            self.note(name, self._head(name))
+            self._ask(name)
         return self._remotes.get(name)
 
     def head(self, name: str) -> Remote | None:
         """Return what a HEAD of `name` tells of it, its metadata too; asked once."""
         if _lacks_metadata(self._remotes.get(name, UNASKED)):
-            self.note(name, self._head(name))
+            self._ask(name)
         return self[name]
 
-    def ask(self, executor: Executor, names: Iterable[str]) -> None:
+    def ask(self, names: Iterable[str]) -> None:
         """Ask for each of `names` with a HEAD, side by side, if that was not done."""
-        names = [n for n in names if _lacks_metadata(self._remotes.get(n, UNASKED))]
-        answers = [executor.submit(self._head, name) for name in names]
-        for name, answer in zip(names, answers, strict=True):
-            self.note(name, answer.result())
+        lacks = (n for n in names if _lacks_metadata(self._remotes.get(n, UNASKED)))
+        self._ask(*lacks)
 
     def names(self) -> Set[str]:
         """Return the names of all objects; there is no way but to list them."""
@@ -128,13 +127,16 @@ class Listing:
                 self._is_complete = True
                 return
 
-    def _head(self, name: str) -> Remote | None:
-        try:
-            with naming(self._bucket.name):
-                return self._bucket.head(name, self._parameters(name))
-        except DeniedError as error:
-            self.denial = error
-            return UNKNOWN
+    def _ask(self, *names: str) -> None:
+        head, parameters = self._bucket.head, self._parameters
+        answers = [self._executor.submit(head, n, parameters(n)) for n in names]
+        for name, answer in zip(names, answers, strict=True):
+            try:
+                with naming(self._bucket.name):
+                    self.note(name, answer.result())
+            except DeniedError as error:
+                self.denial = error
+                self.note(name, UNKNOWN)
 
     def _warn(self, message: str) -> None:
         if not self._has_warned:

@@ -78,9 +78,7 @@ class Native:
             etag = normal_etag(self._put(**request)["e_tag"])
         except BaseException as error:  # Rust's panics are no Exceptions.
             if re.search(r"status (code: )?(429|503)\b", str(error)):
-                self._throttled.add(
-                    request["path"]
-                )  # Boto3 is next, which has words for it.
+                self._throttled.add(request["path"])  # Boto3 is next: it has words.
                 raise ThrottledError(what=_told(error)) from None
             return None, _told(error)
         self._failures.clear()
