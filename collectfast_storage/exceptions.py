@@ -1,6 +1,7 @@
 """What goes wrong in a run, in words for the person who deploys."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from django.core.management.base import CommandError
 
@@ -67,4 +68,18 @@ def _without_secrets(reason: object) -> str:
     # access key in it that ends with a line break.
     text, refused, _ = str(reason).partition("Invalid header value ")
     remedy = "Invalid header value: is there a line break in the credentials?"
-    return f"{text}{remedy}" if refused else text
+    return f"{text}{remedy}" if refused else _with_causes(text, reason)
+
+
+def _with_causes(text: str, reason: object) -> str:
+    """Add what may be behind an error that has no words, as the answer to a HEAD."""
+    answer: Any = getattr(reason, "response", None) or {}
+    code = str(answer.get("Error", {}).get("Code", "?"))
+    # A redirection to nowhere botocore follows as deep as it can.
+    if code and not (code.isdigit() and code < "500") and "recursion" not in text:
+        return text
+    return (
+        f"{text.rstrip(' :')}. It gives no reason: there may be wrong credentials, a "
+        "missing permission (s3:ListBucket, s3:GetObject, s3:PutObject, …), a wrong "
+        "region or endpoint, a bucket of somebody else's, or a proxy in between"
+    )

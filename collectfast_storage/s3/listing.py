@@ -129,9 +129,10 @@ class Listing:
                 return
 
     def _head(self, name: str) -> Remote | None:
+        parameters = self._parameters(name)
         try:
             with naming(self._bucket.name):
-                return self._bucket.head(name, self._parameters(name))
+                return self._bucket.head(name, parameters)
         except DeniedError as error:
             self.denial = error
             return UNKNOWN
