@@ -394,6 +394,7 @@ class CollectfastMixin(_Base):
             lambda: self.connection.meta.client,
             self.transfer_config,
             native,
+            self.object_parameters,
         )
 
     def _collectfast_native(self, client: Any) -> Any:

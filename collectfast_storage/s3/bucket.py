@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore.exceptions import ClientError
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from collectfast_storage.s3.native import Native
 
+# Those of a write's parameters that go with every request.
+_WITH_EACH = ("ExpectedBucketOwner", "RequestPayer")
 # What an object's metadata call the fingerprint of what was sent.
 FINGERPRINT = "collectfast-fingerprint"
 
@@ -65,11 +68,14 @@ class Bucket:
         connect: Callable[[], S3Client],  # returns one that any thread may use
         config: TransferConfig,
         native: Callable[[S3Client], Native | None] | None = None,
+        parameters: Mapping[str, Any] = MappingProxyType({}),  # of each write
     ) -> None:
         self.name = name
         self.prefix = prefix
         self._connect = connect
         self._config = config
+        shared = {k: parameters[k] for k in _WITH_EACH if k in parameters}
+        self._place: Any = {"Bucket": name, **shared}
         # A faster way, not for the main thread: Python cannot interrupt Rust.
         self._make_native = native
         self._lock = threading.Lock()
@@ -95,7 +101,7 @@ class Bucket:
         response: Any = {}
         with calling(self._count) as read, suppress(*UNREADABLE):
             response = self.client.list_objects_v2(
-                Bucket=self.name, Prefix=self.prefix, **start
+                Prefix=self.prefix, **self._place, **start
             )
         return _page_of(response, read, self.prefix)
 
@@ -223,7 +229,7 @@ class Bucket:
             try:
                 with calling(self._count):
                     key = self.prefix + name
-                    answer = self.client.delete_object(Bucket=self.name, Key=key)
+                    answer = self.client.delete_object(Key=key, **self._place)
                 _check_is_answer(answer)
             except FAILURES as error:
                 if concerns_bucket(error):
@@ -236,7 +242,7 @@ class Bucket:
         objects: Any = [{"Key": self.prefix + name} for name in names]
         with calling(self._count):
             response = self.client.delete_objects(
-                Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
+                Delete={"Objects": objects, "Quiet": True}, **self._place
             )
         _check_is_answer(response)
         errors: dict[str, Any] = {}
