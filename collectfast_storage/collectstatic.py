@@ -24,6 +24,7 @@ from django.core.files.storage import Storage
 
 from collectfast_storage.exceptions import ClearError
 from collectfast_storage.run import Caller, Paths, Run
+from collectfast_storage.s3.errors import naming
 from collectfast_storage.signals import collected
 
 if TYPE_CHECKING:
@@ -195,6 +196,24 @@ def after_uploads(save_manifest: Callable[..., Any]) -> Callable[..., Any]:
             run.wait()
         with _batch_of(self.manifest_storage, self):
             return save_manifest(self, *args, **options)
+
+    wrapper.has_barrier = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def told_by_command(load_manifest: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `load_manifest` fail with a `BucketError` where a collectstatic calls.
+
+    That is before its `collect`: Django reads the manifest when a storage is built.
+    """
+
+    @wraps(load_manifest)
+    def wrapper(self: Any) -> Any:
+        bucket = getattr(self.manifest_storage, "bucket_name", None)
+        is_called = any(f.f_globals.get("__name__") == _MODULE for f in callers())
+        is_told = is_called and self._collectfast_enabled
+        with naming(bucket if is_told else None):
+            return load_manifest(self)
 
     wrapper.has_barrier = True  # type: ignore[attr-defined]
     return wrapper

@@ -11,12 +11,20 @@ _NAMED = 5
 _PATH = '(https?://[^/ "]+)/[^ "]*'
 # What to look at, by what is in an error's text.
 _ADVICE = {
-    "(AccessControlListNotSupported)": "(Set the option default_acl to None.)",
-    "(AccessDenied) when calling the PutObject": (
+    r"\(AccessControlListNotSupported\)": "(Set the option default_acl to None.)",
+    r"\(AccessDenied\) when calling the PutObject": (
         "(Is s3:PutObject permitted, and with default_acl also s3:PutObjectAcl?)"
     ),
-    "(AccessDenied) when calling the DeleteObject": "(Is s3:DeleteObject permitted?)",
+    r"\(AccessDenied\) when calling the DeleteObject": (
+        "(Is s3:DeleteObject permitted?)"
+    ),
     "Parameter validation failed": "(See the option object_parameters.)",
+    # A redirection to nowhere botocore follows as deep as it can.
+    r"\((|[1-4]\d\d)\) when calling|recursion": (
+        "(It gives no reason: there may be wrong credentials, a missing permission, as "
+        "s3:ListBucket, s3:GetObject or s3:PutObject, a wrong region or endpoint, a "
+        "bucket of somebody else's, or a proxy in between.)"
+    ),
 }
 
 
@@ -96,7 +104,7 @@ def reason_of(failure: object) -> str:
     text, refused, _ = str(failure).partition("Invalid header value ")
     remedy = "Invalid header value: is there a line break in the credentials?"
     text = re.sub(_PATH, r"\1/…", text)
-    advice = [each for words, each in _ADVICE.items() if words in text]
+    advice = [each for words, each in _ADVICE.items() if re.search(words, text)]
     return f"{text}{remedy}" if refused else " ".join([text, *advice])
 
 

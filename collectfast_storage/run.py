@@ -526,7 +526,8 @@ class Run:
         """Delete, and yield each name with its error, if any."""
         storage = self.caller.storage
         if not overridden(type(storage), "delete"):
-            yield from self._bucket.delete(names)
+            with naming(self._bucket.name):
+                yield from self._bucket.delete(names)
             return
         # A site's own takes one by one, and asks the bucket what it likes meanwhile.
         self.is_open = False

@@ -25,6 +25,7 @@ from collectfast_storage.collectstatic import (
     after_uploads,
     callers,
     collecting_frame,
+    told_by_command,
     with_barrier,
 )
 from collectfast_storage.memory import Memory
@@ -33,6 +34,7 @@ from collectfast_storage.payload import CapturingBucket, Compressible, Payload, 
 from collectfast_storage.reporting import Batch
 from collectfast_storage.run import Caller, Run, overridden, save_alone
 from collectfast_storage.s3.bucket import Bucket
+from collectfast_storage.s3.errors import naming
 from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 if TYPE_CHECKING:
@@ -75,7 +77,11 @@ class CollectfastMixin(_Base):
         site's own.
         """
         super().__init_subclass__(**kwargs)
-        barriers = {"post_process": with_barrier, "save_manifest": after_uploads}
+        barriers = {
+            "load_manifest": told_by_command,
+            "post_process": with_barrier,
+            "save_manifest": after_uploads,
+        }
         for name, wrap in barriers.items():
             method = getattr(cls, name, None)
             if method is not None and not hasattr(method, "has_barrier"):
@@ -117,7 +123,8 @@ class CollectfastMixin(_Base):
             return run.modified_time(self._collectfast_name(name))
         if run is not None:
             run.settle(self._collectfast_name(name))
-        return super().get_modified_time(name)
+        with naming(self.bucket_name if run else None):
+            return super().get_modified_time(name)
 
     def delete(self, name: str) -> None:
         """Delete as django-storages does; in a run, not before it is safe."""
@@ -134,7 +141,8 @@ class CollectfastMixin(_Base):
         run = self._collectfast_run()
         file = run.read(self._collectfast_name(name)) if run is not None else None
         if file is None:
-            return super().size(name)
+            with naming(self.bucket_name if run else None):
+                return super().size(name)
         with file:
             return file.seek(0, SEEK_END)
 
@@ -143,7 +151,8 @@ class CollectfastMixin(_Base):
         run = self._collectfast_run()
         if run is not None:
             run.synchronise()
-        return super().listdir(name)
+        with naming(self.bucket_name if run else None):
+            return super().listdir(name)
 
     def _save(self, name: str, content: Any) -> str:
         """Save as django-storages does, but do not upload what the bucket holds."""
@@ -182,9 +191,19 @@ class CollectfastMixin(_Base):
         run = self._collectfast_run()
         if "w" in mode:
             self._collectfast_forget(name)
-        reads = run is not None and mode == "rb"
-        file = run.read(self._collectfast_name(name)) if run and reads else None
-        return super()._open(name, mode) if file is None else File(file, name)
+        run = run if mode == "rb" else None
+        file = run.read(self._collectfast_name(name)) if run else None
+        if file is not None:
+            return File(file, name)
+        with naming(self.bucket_name if run else None):
+            opened = super()._open(name, mode)
+            try:
+                if run is not None:
+                    opened.open()  # Or else it would be asked for when it is read.
+            except BaseException:
+                opened.close()
+                raise
+        return opened
 
     @contextmanager
     def batch(self, *, preload: bool | None = None) -> Generator[Batch]:
@@ -375,6 +394,7 @@ class CollectfastMixin(_Base):
             lambda: self.connection.meta.client,
             self.transfer_config,
             native,
+            self.object_parameters,
         )
 
     def _collectfast_native(self, client: Any) -> Any:

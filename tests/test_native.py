@@ -314,8 +314,6 @@ def _proxies(site: Site) -> dict[str, str]:
 SPECIAL: dict[str, tuple[Change, str]] = {
     "http_proxy": (_variable("http_proxy"), "there is a proxy"),
     "HTTP_PROXY": (_variable("HTTP_PROXY"), "there is a proxy"),
-    "HTTPS_PROXY": (_variable("HTTPS_PROXY"), "there is a proxy"),
-    "ALL_PROXY": (_variable("ALL_PROXY"), "there is a proxy"),
     "proxies": (
         lambda site, _: site.options.update(proxies=_proxies(site)),
         "there is a proxy",

@@ -10,16 +10,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 
 from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import normal_etag
 from collectfast_storage.payload import Payload
-from collectfast_storage.s3.errors import AnswerError, is_absent, is_not_understood
+from collectfast_storage.s3.errors import (
+    FAILURES,
+    UNREADABLE,
+    AnswerError,
+    concerns_bucket,
+    is_absent,
+    is_not_understood,
+)
 from collectfast_storage.s3.events import Entries, calling, register
 
 if TYPE_CHECKING:
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 
     from collectfast_storage.s3.native import Native
 
+# Those of a write's parameters that go with every request.
+_WITH_EACH = ("ExpectedBucketOwner", "RequestPayer")
 # What an object's metadata call the fingerprint of what was sent.
 FINGERPRINT = "collectfast-fingerprint"
 
@@ -59,11 +68,14 @@ class Bucket:
         connect: Callable[[], S3Client],  # returns one that any thread may use
         config: TransferConfig,
         native: Callable[[S3Client], Native | None] | None = None,
+        parameters: Mapping[str, Any] = MappingProxyType({}),  # of each write
     ) -> None:
         self.name = name
         self.prefix = prefix
         self._connect = connect
         self._config = config
+        shared = {k: parameters[k] for k in _WITH_EACH if k in parameters}
+        self._place: Any = {"Bucket": name, **shared}
         # A faster way, not for the main thread: Python cannot interrupt Rust.
         self._make_native = native
         self._lock = threading.Lock()
@@ -87,9 +99,9 @@ class Bucket:
         """Return up to 1,000 names, from where the page before ended, its `token`."""
         start: Any = {"ContinuationToken": token} if token else {}
         response: Any = {}
-        with calling(self._count) as read, suppress(ResponseParserError, LookupError):
+        with calling(self._count) as read, suppress(*UNREADABLE):
             response = self.client.list_objects_v2(
-                Bucket=self.name, Prefix=self.prefix, **start
+                Prefix=self.prefix, **self._place, **start
             )
         return _page_of(response, read, self.prefix)
 
@@ -196,34 +208,44 @@ class Bucket:
             return Stored(head.etag, payload.size)
         return Stored(payload.multipart_etag, payload.size)
 
-    def delete(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-        """Delete `names`, many a request or one; yield each and its error or `None`."""
+    def delete(self, names: Sequence[str]) -> Iterator[tuple[str, object]]:
+        """Delete `names`, many a request or one; yield each and its error or `None`.
+
+        An error that would meet all of them is raised.
+        """
         many = sorted(names)
         while many and (batch := many[:1000]):
             try:
                 errors = self._delete_many(batch)
-            except (BotoCoreError, ClientError, ResponseParserError) as error:
+            except FAILURES as error:
                 if is_not_understood(error):
                     break
-                errors = dict.fromkeys(batch, str(error))
+                if concerns_bucket(error):
+                    raise
+                errors = dict.fromkeys(batch, error.with_traceback(None))
             yield from ((name, errors.get(name)) for name in batch)
             many = many[1000:]
         for name in many:
             try:
                 with calling(self._count):
-                    self.client.delete_object(Bucket=self.name, Key=self.prefix + name)
-            except (BotoCoreError, ClientError) as error:
-                yield name, str(error)
+                    key = self.prefix + name
+                    answer = self.client.delete_object(Key=key, **self._place)
+                _check_is_answer(answer)
+            except FAILURES as error:
+                if concerns_bucket(error):
+                    raise
+                yield name, error.with_traceback(None)
             else:
                 yield name, None
 
-    def _delete_many(self, names: Sequence[str]) -> dict[str, str]:
+    def _delete_many(self, names: Sequence[str]) -> dict[str, Any]:
         objects: Any = [{"Key": self.prefix + name} for name in names]
         with calling(self._count):
             response = self.client.delete_objects(
-                Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
+                Delete={"Objects": objects, "Quiet": True}, **self._place
             )
-        errors = {}
+        _check_is_answer(response)
+        errors: dict[str, Any] = {}
         for each in response.get("Errors", ()):
             name = str(each.get("Key")).removeprefix(self.prefix)
             errors[name] = f"{each.get('Code')}: {each.get('Message')}"

@@ -21,9 +21,17 @@ from botocore.exceptions import (
     TokenRetrievalError,
     UnauthorizedSSOTokenError,
 )
+from botocore.parsers import ResponseParserError
+from s3transfer.exceptions import RetriesExceededError
 
 from collectfast_storage.exceptions import BucketError, DeniedError
 
+# What boto3's methods raise at an answer that is none: a date or a number, for one.
+UNREADABLE = (ResponseParserError, LookupError, ValueError)
+# And at one that is an error. Where all is redirected, botocore asks for the bucket's
+# region again and again.
+_ERRORS = (BotoCoreError, ClientError, RecursionError, RetriesExceededError)
+FAILURES = (*_ERRORS, *UNREADABLE)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _BUCKET_WIDE = {
     "AllAccessDisabled",
@@ -127,14 +135,16 @@ def is_not_understood(error: Exception) -> bool:
 
 
 @contextmanager
-def naming(bucket_name: str) -> Iterator[None]:
-    """Make a failure in this context a `BucketError` that names the bucket.
+def naming(bucket_name: str | None) -> Iterator[None]:
+    """Make a failure in this context a `BucketError` that names the bucket, if given.
 
     Where a permission is missing, it is a `DeniedError`.
     """
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except FAILURES as error:
+        if not bucket_name:
+            raise
         denied = isinstance(error, ClientError) and _code(error) in _DENIED
         kind = DeniedError if denied else BucketError
         raise kind(bucket_name, error) from error

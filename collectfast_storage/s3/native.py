@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from itertools import count
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies
+
+from botocore.utils import get_environ_proxies
 
 from collectfast_storage.fingerprint import normal_etag
 from collectfast_storage.payload import Payload
@@ -129,7 +130,10 @@ def _reasons(client: Any, bucket: str, verify: object, forked: bool) -> Iterator
         yield "it is older than 0.8"
     if re.search(_NO_BUCKET, bucket):
         yield "the bucket's name is not one of a plain bucket"
-    if meta.config.proxies or getproxies().keys() - {"no"}:
+    proxies = meta.config.proxies
+    if proxies is None:
+        proxies = get_environ_proxies(meta.endpoint_url)
+    if proxies.get(urlsplit(meta.endpoint_url).scheme):
         yield "there is a proxy"
     if meta.config.client_cert is not None:
         yield "there is a client certificate"
@@ -159,6 +163,9 @@ def _store(client: Any, bucket: str, credentials: Any) -> Any:
     region, config = client.meta.region_name, client.meta.config
     limits = {"timeout": config.read_timeout, "connect_timeout": config.connect_timeout}
     endpoint = f"{place.scheme}://{place.netloc}"
+    # Where botocore uses no proxy, it would take one from the environment all the same.
+    direct = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": place.hostname}
+    has_proxy = any(name.lower().endswith("_proxy") for name in os.environ)
     # That of the environment would go before the one that it is given.
     override = "aws_endpoint_url_s3"
     return S3Store(
@@ -167,7 +174,8 @@ def _store(client: Any, bucket: str, credentials: Any) -> Any:
         region="us-east-1" if region == "aws-global" else region,
         virtual_hosted_style_request=place.path == _PROBE,
         client_options={"allow_http": place.scheme == "http"}
-        | {name: timedelta(seconds=limit) for name, limit in limits.items() if limit},
+        | {name: timedelta(seconds=limit) for name, limit in limits.items() if limit}
+        | (direct if has_proxy else {}),
         # One attempt; what comes of it but success is left to boto3.
         retry_config={"max_retries": 0},
         # Not a method: Python cannot see, nor collect, what Rust holds on to.
