@@ -87,7 +87,7 @@ def _arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def endpoint(round_trip: float) -> Iterator[str]:
+def endpoint(round_trip: float, *limits: str) -> Iterator[str]:
     """Run the endpoint in a process of its own for as long as the block lasts."""
     process = subprocess.Popen(
         [
@@ -95,6 +95,7 @@ def endpoint(round_trip: float) -> Iterator[str]:
             "-m",
             "tests.benchmark.endpoint",
             f"--round-trip={round_trip}",
+            *limits,
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from tests.benchmark.limits import Limits
+
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 
@@ -41,7 +43,8 @@ class Object:
 class Store:
     """Buckets, created by whatever names them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.buckets: dict[str, dict[str, Object]] = {}
         self.sorted: dict[str, list[str] | None] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
@@ -56,7 +59,10 @@ class Store:
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
         if bucket == "-":
             return self._about(key)
-        self.counts[_kind(method, key, query)] += 1
+        kind = _kind(method, key, query)
+        self.counts[kind] += 1
+        if kind == "PUT" and not self.limits.takes_put():
+            return _error(self.limits.status, "SlowDown")
         if "content-md5" in headers:
             digest = hashlib.md5(body, usedforsecurity=False).digest()
             if base64.b64encode(digest).decode() != headers["content-md5"]:
@@ -66,9 +72,12 @@ class Store:
         return self._object(method, bucket, key, query, headers, body)
 
     def _about(self, what: str) -> Answer:
-        text = json.dumps(self.counts).encode()
+        objects = sum(map(len, self.buckets.values()))
+        counts = self.counts | {"bytes": self.limits.received, "objects": objects}
+        text = json.dumps(counts).encode()
         if what == "reset":
             self.counts.clear()
+            self.limits.received = 0
         if what == "drop":
             self.buckets.clear()
             self.sorted.clear()
@@ -254,9 +263,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._is_reset = self._store.limits.resets()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        self._store.limits.receive(self._transport, len(data))
         while self._take_one():
             pass
 
@@ -276,6 +287,9 @@ class Connection(asyncio.Protocol):
         if body is None:
             return False
         self._head = None
+        if self._is_reset and method == "PUT":
+            self._transport.abort()
+            return False
         status, fields, content = self._store.answer(method, target, headers, body)
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}"]
         lines += [f"{name}: {value}" for name, value in fields.items()]
@@ -340,8 +354,8 @@ def _dechunked(data: bytes) -> tuple[bytes, int]:
         position += size + 2
 
 
-async def _serve(round_trip: float) -> None:
-    store = Store()
+async def _serve(round_trip: float, limits: Limits) -> None:
+    store = Store(limits)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: Connection(store, round_trip), "127.0.0.1", 0, backlog=1024
@@ -354,7 +368,13 @@ async def _serve(round_trip: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--round-trip", type=float, default=0.02, help="seconds")
-    asyncio.run(_serve(parser.parse_args().round_trip))
+    parser.add_argument("--puts", type=int, default=0, help="a second, of all clients")
+    parser.add_argument("--status", type=int, default=503, help="of those beyond")
+    parser.add_argument("--bandwidth", type=float, default=0, help="bytes a second")
+    parser.add_argument("--reset-every", type=int, default=0, help="nth connection")
+    given = parser.parse_args()
+    limits = Limits(given.puts, given.status, given.bandwidth, given.reset_every)
+    asyncio.run(_serve(given.round_trip, limits))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+"""``make bench NETWORKS=1``: limits, slow lines and resets, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmark.__main__ import _about, endpoint
+from tests.benchmark.contestants import CONTESTANTS, KEYS, Course, Sync, _tool
+
+
+@dataclass(frozen=True)
+class Situation:
+    """An endpoint, and what is sent there."""
+
+    files: int
+    size: int  # bytes of each
+    limits: tuple[str, ...] = ()
+    round_trip: float = 0.02
+    least: float = 0.0  # seconds that the limit asks for
+
+
+SITUATIONS = {
+    "300 PUT/s, then 503": Situation(2500, 9000, ("--puts=300",), least=2500 / 300),
+    "300 PUT/s, then 429": Situation(
+        2500, 9000, ("--puts=300", "--status=429"), least=2500 / 300
+    ),
+    "50 PUT/s, then 503": Situation(600, 9000, ("--puts=50",), least=600 / 50),
+    "600 kB/s, 80 files of 1 MB": Situation(
+        80, 1_000_000, ("--bandwidth=600000",), least=80 / 0.6
+    ),
+    "round trip 100 ms": Situation(2500, 9000, (), 0.1, 2500 / 64 * 0.1),
+    "every tenth connection reset": Situation(2500, 9000, ("--reset-every=10",)),
+}
+OTHERS = {
+    # At their defaults: what is set for `make bench` is for no limits.
+    "rclone sync": Sync(
+        (
+            *(_tool("rclone"), "sync", "--s3-no-check-bucket", "--quiet"),
+            *("{source}", "s3:{bucket}/static"),
+        )
+    ),
+    "s5cmd sync": CONTESTANTS["s5cmd sync"],
+    "django-storages": CONTESTANTS["django-storages"],
+}
+OURS = ("collectfast-storage", "collectfast-storage[obstore]")
+EVERYONE = {name: CONTESTANTS[name] for name in OURS} | OTHERS
+
+
+def main() -> None:
+    arguments = _arguments()
+    print("| situation | who | exit | arrived | wall | ÷ least | requests | bytes |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for name in arguments.situations or SITUATIONS:
+        for who in arguments.only or EVERYONE:
+            cells = " | ".join(_measured(SITUATIONS[name], who))
+            print(f"| {name} | {who} | {cells} |", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--situations", nargs="*", choices=SITUATIONS)
+    parser.add_argument("--only", nargs="*", choices=EVERYONE, help="contestants")
+    return parser.parse_args()
+
+
+def _measured(situation: Situation, who: str) -> Iterator[str]:
+    with (
+        tempfile.TemporaryDirectory(prefix="collectfast-networks-") as directory,
+        endpoint(situation.round_trip, *situation.limits) as url,
+    ):
+        folder, static = Path(directory), Path(directory) / "static"
+        static.mkdir()
+        for number in range(situation.files):
+            (static / f"{number}.bin").write_bytes(os.urandom(situation.size))
+        course = Course(static, folder, url, "bench")
+        environment = os.environ | KEYS | EVERYONE[who].environment(course)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        _about(url, "reset")
+        start = time.perf_counter()
+        for command in EVERYONE[who].commands(course):
+            done = subprocess.run(
+                command, env=environment, capture_output=True, check=False
+            )
+        wall = time.perf_counter() - start
+        counts = json.loads(_about(url, "counts"))
+        yield str(done.returncode)
+        yield f"{counts['objects']:,}"
+        yield f"{wall:.1f} s"
+        yield f"{wall / situation.least:.2f}" if situation.least else ""
+        yield f"{sum(n for kind, n in counts.items() if kind == 'PUT'):,}"
+        total = situation.files * situation.size
+        yield f"{100 * (counts['bytes'] / total - 1):+.0f} %"
+        if done.returncode:
+            print(done.stderr.decode()[-2000:], file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
