@@ -21,9 +21,8 @@ _ADVICE = {
     "Parameter validation failed": "(See the option object_parameters.)",
     # A redirection to nowhere botocore follows as deep as it can.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
-        "(It gives no reason: there may be wrong credentials, a missing permission, as "
-        "s3:ListBucket, s3:GetObject or s3:PutObject, a wrong region or endpoint, a "
-        "bucket of somebody else's, or a proxy in between.)"
+        "(It gives no reason. It may be credentials, a missing permission such as "
+        "s3:ListBucket or s3:GetObject, the region, the endpoint, or a proxy.)"
     ),
 }
 

@@ -20,14 +20,7 @@ from django.utils.deconstruct import deconstructible
 from storages.backends.s3 import S3ManifestStaticStorage, S3StaticStorage, S3Storage
 from storages.utils import clean_name, lookup_env
 
-from collectfast_storage.collectstatic import (
-    Collectstatic,
-    after_uploads,
-    callers,
-    collecting_frame,
-    told_by_command,
-    with_barrier,
-)
+from collectfast_storage import collectstatic
 from collectfast_storage.memory import Memory
 from collectfast_storage.options import Options
 from collectfast_storage.payload import CapturingBucket, Compressible, Payload, Take
@@ -78,9 +71,9 @@ class CollectfastMixin(_Base):
         """
         super().__init_subclass__(**kwargs)
         barriers = {
-            "load_manifest": told_by_command,
-            "post_process": with_barrier,
-            "save_manifest": after_uploads,
+            "load_manifest": collectstatic.told_by_command,
+            "post_process": collectstatic.with_barrier,
+            "save_manifest": collectstatic.after_uploads,
         }
         for name, wrap in barriers.items():
             method = getattr(cls, name, None)
@@ -224,7 +217,7 @@ class CollectfastMixin(_Base):
             yield batch
             batch.report = outer.report() if outer is not None else batch.report
 
-    @with_barrier
+    @collectstatic.with_barrier
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         """Post-process as the base does, if it does; a collectstatic ends here."""
         if hasattr(super(), "post_process"):
@@ -284,28 +277,22 @@ class CollectfastMixin(_Base):
         thread = self._collectfast_here
         # What was forked off a command copies in a way of its own.
         is_fork = self._collectfast_built_in != os.getpid()
-        frame = None if is_fork else collecting_frame(self)
+        frame = None if is_fork else collectstatic.collecting_frame(self)
         run = thread.batch if frame is None else thread.runs.get(frame)
         if thread.runs and run not in thread.runs.values():
-            for left in thread.runs.keys() - {*callers()}:
+            for left in thread.runs.keys() - {*collectstatic.callers()}:
                 thread.runs.pop(left).close()
         if frame is not None and run is None:
             if thread.batch is not None:
                 thread.batch.synchronise()
-            run = self._collectfast_open(Collectstatic(self, frame))
+            run = self._collectfast_open(collectstatic.Collectstatic(self, frame))
             thread.runs[frame] = run
         return None if run is None or run.is_closed else run
 
     def _collectfast_open(self, caller: Caller) -> Run:
         bucket = self._collectfast_bucket(native=self._collectfast_native)
-        config: Any = self.client_config
-        retries = config.retries or {}
-        executor = BoundedExecutor(
-            self._collectfast_options.threads,
-            timeout=config.read_timeout or 60,
-            attempts=retries.get("total_max_attempts", 3),
-        )
-        uploads = Uploads(bucket, executor)
+        threads = self._collectfast_options.threads
+        uploads = Uploads(bucket, BoundedExecutor(threads, self.client_config))
         memory = self._collectfast_memory(whole=True)
         run = Run(caller, bucket, memory, uploads)
         thread = self._collectfast_here

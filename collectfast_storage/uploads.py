@@ -10,12 +10,13 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
+from botocore.config import Config
+
 from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.pace import MOST_BYTES, Pace
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3.bucket import Bucket, Stored
 from collectfast_storage.s3.errors import Setback, ThrottledError, setback_of
-from collectfast_storage.s3.events import sending_once
 
 _T = TypeVar("_T")
 _Work = tuple[Future[Any], Callable[[], Any]]
@@ -58,8 +59,7 @@ class Governor:
         while True:
             began, setback = self._begin(size), None
             try:
-                with sending_once():
-                    return call()
+                return call()
             except Exception as error:
                 setback = setback_of(error)
                 if setback is None:
@@ -118,18 +118,16 @@ class BoundedExecutor(Executor):
     """Runs what is submitted in threads, at a pace, and with bounds on what waits."""
 
     def __init__(
-        self,
-        threads: int,
-        most_bytes: int = MOST_BYTES,
-        *,
-        timeout: float = 60.0,
-        attempts: int = 3,
+        self, threads: int, config: Any = None, most_bytes: int = MOST_BYTES
     ) -> None:
         """Run up to `threads` at once, on up to `most_bytes`; 0: in the caller's.
 
-        An answer comes within `timeout` seconds; for `attempts`, see `Governor`.
+        The `config` is botocore's: how long it waits for an answer, and how often.
         """
-        self.governor = Governor(Pace(threads, timeout, most_bytes), attempts)
+        config = config or Config()
+        attempts = (config.retries or {}).get("total_max_attempts", 3)
+        pace = Pace(threads, config.read_timeout or 60, most_bytes)
+        self.governor = Governor(pace, attempts)
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self.threads = threads
         self._started: list[threading.Thread] = []
@@ -140,11 +138,18 @@ class BoundedExecutor(Executor):
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         """Run ``fn(*args, **kwargs)``, and return what becomes of it."""
-        return self._submit(0, partial(fn, *args, **kwargs))
+        return self.submit_sized(0, partial(fn, *args, **kwargs))
 
-    def _submit(self, size: int, call: Callable[[], _T]) -> Future[_T]:
+    def submit_sized(self, size: int, fn: Callable[..., _T], *args: Any) -> Future[_T]:
+        """Submit ``fn(*args)`` once there is room for its `size` bytes."""
+        size = min(size, self._most_bytes)  # What is larger goes alone.
+        with self._changed:
+            self._changed.wait_for(lambda: self._places and self._room >= size)
+            self._places -= 1
+            self._room -= size
         future: Future[_T] = Future()
-        call = partial(self.governor.send, size, call)
+        future.add_done_callback(lambda _: self._release(size))
+        call = partial(self.governor.send, size, partial(fn, *args))
         if not self.threads:
             _run(future, call)
             with suppress(Exception):  # But not an interrupt: it is the caller's.
@@ -156,17 +161,6 @@ class BoundedExecutor(Executor):
             thread = threading.Thread(target=self._serve, daemon=True)
             self._started.append(thread)
             thread.start()
-        return future
-
-    def submit_sized(self, size: int, fn: Callable[..., _T], *args: Any) -> Future[_T]:
-        """Submit ``fn(*args)`` once there is room for its `size` bytes."""
-        size = min(size, self._most_bytes)  # What is larger goes alone.
-        with self._changed:
-            self._changed.wait_for(lambda: self._places and self._room >= size)
-            self._places -= 1
-            self._room -= size
-        future = self._submit(size, partial(fn, *args))
-        future.add_done_callback(lambda _: self._release(size))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -218,6 +212,7 @@ class Uploads:
         """Send to `bucket` in the threads of `executor`, which `close` ends."""
         self.executor = executor
         self._bucket = bucket
+        bucket.sends_once = True
         self._under_way: dict[str, tuple[Fingerprint, Future[Stored]]] = {}
 
     def coming(self, name: str) -> Fingerprint | None:

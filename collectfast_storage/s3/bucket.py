@@ -19,14 +19,7 @@ from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import normal_etag
 from collectfast_storage.payload import Payload
-from collectfast_storage.s3.errors import (
-    FAILURES,
-    UNREADABLE,
-    AnswerError,
-    concerns_bucket,
-    is_absent,
-    is_not_understood,
-)
+from collectfast_storage.s3 import errors
 from collectfast_storage.s3.events import Entries, calling, register
 
 if TYPE_CHECKING:
@@ -80,6 +73,7 @@ class Bucket:
         self._make_native = native
         self._lock = threading.Lock()
         self.requests: Counter[str] = Counter()  # by kind
+        self.sends_once = False  # HEADs and small PUTs; others send again what may pass
         # Whether ETags here say nothing of the content, as with KMS; None: not known.
         self.has_opaque_etags: bool | None = None
 
@@ -99,7 +93,7 @@ class Bucket:
         """Return up to 1,000 names, from where the page before ended, its `token`."""
         start: Any = {"ContinuationToken": token} if token else {}
         response: Any = {}
-        with calling(self._count) as read, suppress(*UNREADABLE):
+        with calling(self._count) as read, suppress(*errors.UNREADABLE):
             response = self.client.list_objects_v2(
                 Prefix=self.prefix, **self._place, **start
             )
@@ -115,10 +109,10 @@ class Bucket:
         needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         key = self.prefix + name
         try:
-            with calling(self._count):
+            with calling(self._count, once=self.sends_once):
                 answer = self.client.head_object(Bucket=self.name, Key=key, **needed)
         except ClientError as error:
-            if is_absent(error):
+            if errors.is_absent(error):
                 return None
             raise
         _check_is_answer(answer)
@@ -176,7 +170,7 @@ class Bucket:
         if adds and not any(name.startswith("Checksum") for name in parameters):
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
-        with calling(self._count):
+        with calling(self._count, once=self.sends_once):
             answer = self.client.put_object(
                 Bucket=self.name,
                 Key=key,
@@ -196,7 +190,7 @@ class Bucket:
         stream = payload.stream()
         # https://github.com/boto/s3transfer/issues/80: it closes what it did not open.
         stream.close = lambda: None
-        with calling(self._count, in_parts=True):
+        with calling(self._count):
             self.client.upload_fileobj(stream, self.name, key, extra, Config=config)
         if not payload.is_as_hashed():
             raise OSError("the file changed while it was read")
@@ -216,14 +210,14 @@ class Bucket:
         many = sorted(names)
         while many and (batch := many[:1000]):
             try:
-                errors = self._delete_many(batch)
-            except FAILURES as error:
-                if is_not_understood(error):
+                failed = self._delete_many(batch)
+            except errors.FAILURES as error:
+                if errors.is_not_understood(error):
                     break
-                if concerns_bucket(error):
+                if errors.concerns_bucket(error):
                     raise
-                errors = dict.fromkeys(batch, error.with_traceback(None))
-            yield from ((name, errors.get(name)) for name in batch)
+                failed = dict.fromkeys(batch, error.with_traceback(None))
+            yield from ((name, failed.get(name)) for name in batch)
             many = many[1000:]
         for name in many:
             try:
@@ -231,8 +225,8 @@ class Bucket:
                     key = self.prefix + name
                     answer = self.client.delete_object(Key=key, **self._place)
                 _check_is_answer(answer)
-            except FAILURES as error:
-                if concerns_bucket(error):
+            except errors.FAILURES as error:
+                if errors.concerns_bucket(error):
                     raise
                 yield name, error.with_traceback(None)
             else:
@@ -268,7 +262,7 @@ def _check_is_answer(answer: Any) -> None:
     """Raise `AnswerError` where a gateway's page stands in the place of an answer."""
     kind = answer["ResponseMetadata"]["HTTPHeaders"].get("content-type", "")
     if "ETag" not in answer and "html" in kind:
-        raise AnswerError(what="It answered with a web page")
+        raise errors.AnswerError(what="It answered with a web page")
 
 
 def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
@@ -290,9 +284,9 @@ def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
     for key, header in found:
         etag = normal_etag(header)
         if key and not key.startswith(prefix):
-            raise AnswerError(what=f"It lists {key!r} below {prefix!r}")
+            raise errors.AnswerError(what=f"It lists {key!r} below {prefix!r}")
         if not key or etags.setdefault(key.removeprefix(prefix), etag) != etag:
             is_listing = False
     if not is_listing or more != bool(token):
-        raise AnswerError(what="What it answers to ListObjectsV2 is no listing")
+        raise errors.AnswerError(what="What it answers to ListObjectsV2 is no listing")
     return Page(etags, token)

@@ -4,22 +4,16 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
+from email.utils import mktime_tz, parsedate_tz
 from typing import NamedTuple
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
-    CredentialRetrievalError,
     HTTPClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
     ReadTimeoutError,
     SSLError,
-    TokenRetrievalError,
-    UnauthorizedSSOTokenError,
 )
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
@@ -43,15 +37,9 @@ _BUCKET_WIDE = {
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
-_BUCKET_WIDE_KINDS = (
-    CredentialRetrievalError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    SSLError,
-    TokenRetrievalError,
-    UnauthorizedSSOTokenError,
-)
+# Those of botocore's own that are about no file:
+# https://github.com/boto/botocore/blob/develop/botocore/exceptions.py
+_BUCKET_WIDE_KINDS = "Credential|Param|SSL|SSO|Token"
 # Of several makes, and with several statuses.
 _THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
 _LONGEST_WAIT = 60.0  # seconds
@@ -100,15 +88,10 @@ def setback_of(error: BaseException) -> Setback | None:
 def _seconds_to_wait(error: ClientError) -> float:
     # https://www.rfc-editor.org/rfc/rfc9110#name-retry-after
     headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
-    text = headers.get("retry-after", "0")
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), _LONGEST_WAIT)
+    text = headers.get("retry-after", "")
+    date = parsedate_tz(text)
+    seconds = mktime_tz(date) - time.time() if date else 0.0
+    return min(max(seconds, float(text) if text.isdecimal() else 0.0), _LONGEST_WAIT)
 
 
 def is_absent(error: ClientError) -> bool:
@@ -120,7 +103,8 @@ def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
         return _code(error) in _BUCKET_WIDE
-    return isinstance(error, _BUCKET_WIDE_KINDS)
+    is_own = isinstance(error, BotoCoreError)
+    return is_own and bool(re.search(_BUCKET_WIDE_KINDS, type(error).__name__))
 
 
 def is_not_understood(error: Exception) -> bool:

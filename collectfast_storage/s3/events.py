@@ -33,31 +33,20 @@ class _Call(NamedTuple):
 
 
 _our_call: ContextVar[_Call | None] = ContextVar("our_call", default=None)
-_sends_once: ContextVar[bool] = ContextVar("sends_once", default=False)
 
 
 @contextmanager
-def calling(add: Callable[[str], None], *, in_parts: bool = False) -> Iterator[Entries]:
-    """Tell `add` the kind of each request in this context; gather what is listed."""
-    call = _Call(add, [], _sends_once.get() and not in_parts)
+def calling(add: Callable[[str], None], *, once: bool = False) -> Iterator[Entries]:
+    """Tell `add` the kind of each request in this context; gather what is listed.
+
+    If it is sent `once`, botocore leaves it to the caller to try again what may pass.
+    """
+    call = _Call(add, [], once)
     token = _our_call.set(call)
     try:
         yield call.entries
     finally:
         _our_call.reset(token)
-
-
-@contextmanager
-def sending_once() -> Iterator[None]:
-    """Have botocore leave it to the caller to send again what may pass.
-
-    Not parts: of what is large, all of them would have to be.
-    """
-    token = _sends_once.set(True)
-    try:
-        yield
-    finally:
-        _sends_once.reset(token)
 
 
 def register(client: Any) -> None:

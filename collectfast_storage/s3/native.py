@@ -17,8 +17,6 @@ from itertools import count
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from botocore.utils import get_environ_proxies
-
 from collectfast_storage.fingerprint import normal_etag
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3.errors import ThrottledError
@@ -37,6 +35,8 @@ _NO_KEY = r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]"
 _VARIABLES = "AWS_(CHECKSUM_A|REQUEST_P|S3_EXPRESS|SERVER_SIDE|SKIP_SIG|SSE|UNSIGNED)"
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 _NO_BUCKET = ":|--[a-z]+-s3$"
+# Each of which it obeys, but not as botocore does.
+_PROXY = "(?i)^(http|https|all)_proxy$"
 _PROBE = "/collectfast-probe"
 # The process in which obstore has threads: a fork has none of them, and whoever waits
 # for them waits for ever.
@@ -130,10 +130,7 @@ def _reasons(client: Any, bucket: str, verify: object, forked: bool) -> Iterator
         yield "it is older than 0.8"
     if re.search(_NO_BUCKET, bucket):
         yield "the bucket's name is not one of a plain bucket"
-    proxies = meta.config.proxies
-    if proxies is None:
-        proxies = get_environ_proxies(meta.endpoint_url)
-    if proxies.get(urlsplit(meta.endpoint_url).scheme):
+    if meta.config.proxies or any(re.search(_PROXY, name) for name in os.environ):
         yield "there is a proxy"
     if meta.config.client_cert is not None:
         yield "there is a client certificate"
@@ -163,9 +160,6 @@ def _store(client: Any, bucket: str, credentials: Any) -> Any:
     region, config = client.meta.region_name, client.meta.config
     limits = {"timeout": config.read_timeout, "connect_timeout": config.connect_timeout}
     endpoint = f"{place.scheme}://{place.netloc}"
-    # Where botocore uses no proxy, it would take one from the environment all the same.
-    direct = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": place.hostname}
-    has_proxy = any(name.lower().endswith("_proxy") for name in os.environ)
     # That of the environment would go before the one that it is given.
     override = "aws_endpoint_url_s3"
     return S3Store(
@@ -174,8 +168,7 @@ def _store(client: Any, bucket: str, credentials: Any) -> Any:
         region="us-east-1" if region == "aws-global" else region,
         virtual_hosted_style_request=place.path == _PROBE,
         client_options={"allow_http": place.scheme == "http"}
-        | {name: timedelta(seconds=limit) for name, limit in limits.items() if limit}
-        | (direct if has_proxy else {}),
+        | {name: timedelta(seconds=limit) for name, limit in limits.items() if limit},
         # One attempt; what comes of it but success is left to boto3.
         retry_config={"max_retries": 0},
         # Not a method: Python cannot see, nor collect, what Rust holds on to.
