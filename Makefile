@@ -51,10 +51,11 @@ lowest: $(VENV)/matrix
 	PATH="$(MATRIX_PATH)" $(BIN)/tox run --recreate -e py311-django42-lowest -- $(wildcard $(LOWEST_ARGS))
 
 # SIZE=10000 for more files, ARGS="--only collectfast-storage" for fewer contestants.
+# NETWORKS=1: limits, slow lines and resets instead.
 SIZE ?= 2500
 bench: $(VENV)/bench $(VENV)-obstore/bench $(VENV)-aws/bench
 	BENCH_OBSTORE_PYTHON=$(VENV)-obstore/bin/python BENCH_AWS=$(VENV)-aws/bin/aws \
-		$(BIN)/python -m tests.benchmark --size $(SIZE) $(ARGS)
+		$(BIN)/python -m $(if $(NETWORKS),tests.benchmark.networks,tests.benchmark --size $(SIZE)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-lookalikes $(VENV)-obstore $(VENV)-aws .tox
