@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     NoCredentialsError,
     PartialCredentialsError,
+    SSLError,
 )
 
 from collectfast_storage.exceptions import BucketError, DeniedError
@@ -34,6 +36,32 @@ class AnswerError(BotoCoreError):
     )
 
 
+class CertificateError(BotoCoreError):
+    """A server that does not prove to be the one that was meant."""
+
+    fmt = (
+        "The certificate of {server} was not accepted ({reason}). If a CA of your own "
+        "issued it, set the option verify (setting AWS_S3_VERIFY), or AWS_CA_BUNDLE in "
+        "the environment, to the file of that CA; else endpoint_url may be wrong."
+    )
+
+
+def refused_certificate(error: BaseException | None) -> CertificateError | None:
+    """Return what to tell of `error` if it is about a certificate, as no other try is.
+
+    A handshake that broke off is another matter: the next one may succeed.
+    """
+    if not isinstance(error, SSLError):
+        return None
+    reasons = error.kwargs["error"].args
+    # OpenSSL's and urllib3's verdicts have this much in common; or there is no CA file.
+    if not any(isinstance(each, (ValueError, FileNotFoundError)) for each in reasons):
+        return None
+    url = urlsplit(error.kwargs["endpoint_url"])
+    server, reason = f"{url.scheme}://{url.netloc}", error.kwargs["error"]
+    return CertificateError(server=server, reason=reason)
+
+
 def is_absent(error: ClientError) -> bool:
     """Tell whether there is no such object; 403 is no such answer."""
     return _status(error) == 404
@@ -43,7 +71,9 @@ def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
         return _code(error) in _BUCKET_WIDE
-    return isinstance(error, (NoCredentialsError, PartialCredentialsError))
+    return isinstance(
+        error, (CertificateError, NoCredentialsError, PartialCredentialsError)
+    )
 
 
 def is_not_understood(error: Exception) -> bool:

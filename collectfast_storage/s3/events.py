@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
+from collectfast_storage.s3.errors import refused_certificate
+
 _KINDS = {
     "ListObjectsV2": "LIST",
     "HeadObject": "HEAD",
@@ -60,12 +62,19 @@ def _request_created(request: Any, operation_name: str, **_: Any) -> None:
             del request.headers["Expect"]
 
 
-def _needs_retry(response: Any, attempts: int, **_: Any) -> int | None:
+def _needs_retry(
+    response: Any, attempts: int, caught_exception: BaseException | None, **_: Any
+) -> int | None:
     """Have botocore send once more, in 0 seconds, what it gives up otherwise.
 
-    By now credentials may be fresh, and a body arrive undamaged.
+    By now credentials may be fresh, and a body arrive undamaged. A certificate stays
+    what it is: then it is told to give up.
     """
-    if _our_call.get() is None or response is None or attempts > 1:
+    if _our_call.get() is None:
+        return None
+    if (refusal := refused_certificate(caught_exception)) is not None:
+        raise refusal from caught_exception
+    if response is None or attempts > 1:
         return None
     code = response[1].get("Error", {}).get("Code")
     return 0 if code in ("BadDigest", "ExpiredToken") else None
