@@ -18,6 +18,10 @@ _ADVICE = {
     r"\(AccessDenied\) when calling the DeleteObject": (
         "(Is s3:DeleteObject permitted?)"
     ),
+    "SSL validation failed": (
+        "(If a CA of your own issued the certificate, set the option verify, or else "
+        "AWS_CA_BUNDLE in the environment, to that CA's file.)"
+    ),
     "Parameter validation failed": "(See the option object_parameters.)",
     # A redirection to nowhere botocore follows as deep as it can.
     r"\((|[1-4]\d\d)\) when calling|recursion": (

@@ -1,17 +1,26 @@
-"""A hand-written HTTP proxy that sees, counts and (for tests) spoils requests to S3."""
+"""A hand-written proxy that sees, counts and (for tests) spoils requests to S3.
+
+Clients speak TLS with it, as they do with S3.
+"""
 
 from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import struct
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests import certificates
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.upstream = self.server.connection()
+        # Before the handshake: what its client sent after it is still to be done.
         self.server.connections.add(self.client_address)
+        if isinstance(self.connection, ssl.SSLSocket):
+            try:
+                self.connection.do_handshake()  # Here, where nobody else waits for it.
+            except OSError:
+                self.rfile.close()
+                self.server.connections.discard(self.client_address)
+                raise
+        self.upstream = self.server.connection()
 
     def finish(self) -> None:
         super().finish()
@@ -203,8 +220,17 @@ class Proxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, upstream: str, sign: Sign | None = None) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        sign: Sign | None = None,
+        context: ssl.SSLContext | None = None,
+        authority: Path | None = None,
+    ) -> None:
+        """Pass on to `upstream`; with a `context`, speak TLS by a CA, `authority`."""
         parts = urlsplit(upstream)
+        self.context = context
+        self.authority = authority  # the file that whoever comes here has to trust
         # Only there a server cares by which name it was called.
         self.sign = sign if parts.scheme == "https" else None
         self.upstream = f"{parts.scheme}://{parts.netloc}"
@@ -215,7 +241,23 @@ class Proxy(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        scheme = "https" if self.context else "http"
+        return f"{scheme}://127.0.0.1:{self.server_port}"
+
+    @property
+    def trust(self) -> dict[str, str]:
+        """The option of a storage, or of boto3's, with which it comes here."""
+        return {"verify": str(self.authority)} if self.authority else {}
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        with self._lock:
+            self.accepted += 1
+        if self.context is not None:
+            connection = self.context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
 
     def connection(self) -> http.client.HTTPConnection:
         """A connection to the server."""
@@ -228,6 +270,7 @@ class Proxy(ThreadingHTTPServer):
     def reset(self) -> None:
         """Forget the requests seen, and inject no more faults."""
         with self._lock:
+            self.accepted = 0  # connections, whatever became of them
             self.requests: list[Request] = []
             self.fault: Fault | None = None
             self.early_fault: EarlyFault | None = None
@@ -251,18 +294,32 @@ class Proxy(ThreadingHTTPServer):
 
 
 @contextmanager
-def proxy(upstream: str, sign: Sign | None = None) -> Iterator[Proxy]:
+def proxy(
+    upstream: str,
+    sign: Sign | None = None,
+    *,
+    tls: bool = True,
+    host: str = "127.0.0.1",
+) -> Iterator[Proxy]:
     """Stand between clients and the server `upstream` as long as the block lasts.
 
     Clients sign what they send for the proxy's name. For a server behind TLS, `sign`
-    signs it again: method, URL, headers, body to headers.
+    signs it again: method, URL, headers, body to headers. The proxy's own certificate
+    says that it is `host`; without `tls` it has none.
     """
-    server = Proxy(upstream, sign)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with tempfile.TemporaryDirectory(prefix="certificates-") as directory:
+        context = authority = None
+        if tls:
+            authority, own = certificates.make(Path(directory), host)
+            context = certificates.server_context(own)
+        server = Proxy(upstream, sign, context, authority)
+        thread = threading.Thread(
+            target=server.serve_forever, args=(0.05,), daemon=True
+        )
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()

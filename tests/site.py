@@ -67,6 +67,7 @@ class Site:
             "access_key": self.bucket.server.access_key,
             "secret_key": self.bucket.server.secret_key,
             "region_name": self.bucket.server.region,
+            **self.proxy.trust,
             **self.options,
         }
 

@@ -28,8 +28,9 @@ from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.native import Native, native_to
+from tests import certificates
 from tests.faults import Refusal
-from tests.proxy import Handler, Proxy, Request, refuse
+from tests.proxy import Handler, Proxy, Request, proxy, refuse
 from tests.servers import Server
 from tests.site import Site
 from tests.test_hostile import NAMES
@@ -82,6 +83,7 @@ class Place:
             aws_secret_access_key=self.server.secret_key,
             region_name=self.server.region,
             config=HASTY,
+            **self.proxy.trust,
         )
 
     def native(self, client: Any = None) -> Native | None:
@@ -89,7 +91,7 @@ class Place:
             self.client,
             self.server.bucket,
             lambda: self.credentials,
-            verify=None,
+            verify=self.proxy.trust["verify"],
             is_forked=False,
         )
 
@@ -213,17 +215,18 @@ def test_it_addresses_the_bucket_as_boto3_does(
     name, host = ("127", "0.0.1") if style == "virtual" else ("tests", "127.0.0.1")
     client = boto3.client(
         "s3",
-        endpoint_url=f"http://{host}:{counting.server_port}",
+        endpoint_url=f"https://{host}:{counting.server_port}",
         region_name=region,
         aws_access_key_id="a",
         aws_secret_access_key="b",
         config=HASTY.merge(Config(s3={"addressing_style": style})),
+        **counting.trust,
     )
 
     def native(client: Any) -> Native | None:
-        credentials = Credentials("a", "b")
+        credentials, verify = Credentials("a", "b"), counting.trust["verify"]
         return native_to(
-            client, name, lambda: credentials, verify=None, is_forked=False
+            client, name, lambda: credentials, verify=verify, is_forked=False
         )
 
     counting.fault = _take
@@ -311,22 +314,24 @@ def _proxies(site: Site) -> dict[str, str]:
     return {"http": site.proxy.endpoint}
 
 
+def _certificate(site: Site) -> str:
+    return str(certificates.make(site.root, "client.example.com")[1])
+
+
+PROXIED: dict[str, Change] = {
+    "http_proxy": _variable("http_proxy"),
+    "HTTP_PROXY": _variable("HTTP_PROXY"),
+    "HTTPS_PROXY": _variable("HTTPS_PROXY"),
+    "ALL_PROXY": _variable("ALL_PROXY"),
+    "proxies": lambda site, _: site.options.update(proxies=_proxies(site)),
+    "client_config": lambda site, _: site.options.update(
+        client_config=Config(proxies=_proxies(site))
+    ),
+}
 SPECIAL: dict[str, tuple[Change, str]] = {
-    "http_proxy": (_variable("http_proxy"), "there is a proxy"),
-    "HTTP_PROXY": (_variable("HTTP_PROXY"), "there is a proxy"),
-    "proxies": (
-        lambda site, _: site.options.update(proxies=_proxies(site)),
-        "there is a proxy",
-    ),
-    "client_config": (
-        lambda site, _: site.options.update(
-            client_config=Config(proxies=_proxies(site))
-        ),
-        "there is a proxy",
-    ),
     "client_cert": (
         lambda site, _: site.options.update(
-            client_config=Config(client_cert="/a/certificate.pem")
+            client_config=Config(client_cert=_certificate(site))
         ),
         "there is a client certificate",
     ),
@@ -349,6 +354,30 @@ def test_a_site_that_needs_more_goes_by_boto3(
     """All arrives, nothing went by obstore, and the log says why, once."""
     make, reason = SPECIAL[name]
     make(site, monkeypatch)
+    _goes_by_boto3(site, reason, monkeypatch, caplog)
+
+
+@pytest.mark.parametrize("name", PROXIED)
+def test_a_site_behind_a_proxy_goes_by_boto3(
+    site: Site,
+    server: Server,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The same; without TLS, which a proxy could not look into."""
+    with proxy(server.endpoint, sign=server.signed, tls=False) as plain:
+        site.proxy = plain
+        PROXIED[name](site, monkeypatch)
+        _goes_by_boto3(site, "there is a proxy", monkeypatch, caplog)
+
+
+def _goes_by_boto3(
+    site: Site,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     files = site.write_many(5)
     with caplog.at_level("INFO", "collectfast_storage"):
         site.collect()
@@ -368,15 +397,8 @@ PLACES: dict[str, tuple[str, str | None, dict[str, Any], str]] = {
         "the bucket's name is not one of a plain bucket.",
     ),
     "below a path": ("site", "http://127.0.0.1:1/s3", {}, "the bucket is not reached"),
-    "verify": ("site", None, {"verify": "/my.pem"}, "there are certificates of one's"),
-    "no verify": ("site", None, {"verify": False}, "there are certificates of one's"),
-    "AWS_CA_BUNDLE": ("site", None, {"AWS_CA_BUNDLE": "/my.pem"}, "there are certific"),
-    "REQUESTS_CA_BUNDLE": (
-        "site",
-        None,
-        {"REQUESTS_CA_BUNDLE": "/my.pem"},
-        "there are certificates of one's own.",
-    ),
+    "no verify": ("site", None, {"verify": False}, "certificates are not to be ver"),
+    "no CAs": ("site", None, {"verify": "/none.pem"}, "FileNotFoundError."),
     "signature": ("site", None, {"signature_version": "s3"}, "requests are signed by"),
     "no TLS, verify": ("site", "http://127.0.0.1:1", {"verify": "/my.pem"}, ""),
     "no TLS, bundle": ("site", "http://127.0.0.1:1", {"AWS_CA_BUNDLE": "/my.pem"}, ""),
@@ -436,21 +458,34 @@ def test_what_goes_wrong_with_it_costs_speed_alone(
         made(KeyboardInterrupt())
 
 
+@pytest.mark.parametrize(
+    ("release", "reason"),
+    [
+        ("0.7.3", "it is older than 0.8"),
+        ("0.10.1", "it is older than 0.11, and there are certificates of one's own"),
+    ],
+)
 def test_one_that_is_too_old_is_left_alone(
     site: Site,
+    release: str,
+    reason: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It may be installed for another's sake, and would store some names as others."""
-    metadata = tmp_path / "old" / "obstore-0.7.3.dist-info" / "METADATA"
+    """It may be installed for another's sake, and would store some names as others.
+
+    Or it knows no other CAs than the system's.
+    """
+    metadata = tmp_path / "old" / f"obstore-{release}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: obstore\nVersion: 0.7.3\n")
+    text = f"Metadata-Version: 2.1\nName: obstore\nVersion: {release}\n"
+    metadata.write_text(text)
     monkeypatch.syspath_prepend(tmp_path / "old")
     files = site.write_many(3)
     with caplog.at_level("INFO", "collectfast_storage"):
         site.collect()
-    assert _said(caplog) == ["obstore is not used: it is older than 0.8."]
+    assert _said(caplog) == [f"obstore is not used: {reason}."]
     assert site.put_by_obstore() == []
     assert site.bucket.files() == files
 

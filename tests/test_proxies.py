@@ -38,7 +38,12 @@ def forward(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     for name in [n for n in os.environ if n.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     site.bucket.client  # noqa: B018 (the owner's goes past it)
-    with proxy(site.proxy.endpoint) as server:
+    # Of what goes over TLS a proxy sees the tunnel only.
+    with (
+        proxy(site.bucket.server.endpoint, site.bucket.server.signed, tls=False) as s3,
+        proxy(s3.endpoint, tls=False) as server,
+    ):
+        site.proxy = s3
         server.RequestHandlerClass = ForwardHandler
         yield server
 

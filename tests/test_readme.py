@@ -48,6 +48,7 @@ def _options_of(backend: dict[str, Any], site: Site) -> dict[str, Any]:
         "endpoint_url": site.proxy.endpoint,
         "access_key": server.access_key,
         "secret_key": server.secret_key,
+        **site.proxy.trust,
     }
 
 

@@ -29,6 +29,7 @@ class Project:
             "AWS_ACCESS_KEY_ID": bucket.server.access_key,
             "AWS_SECRET_ACCESS_KEY": bucket.server.secret_key,
             "AWS_ENDPOINT_URL_S3": proxy.endpoint,
+            "AWS_CA_BUNDLE": proxy.trust["verify"],
         }
         self.run("-m", "django", "startproject", "shop", ".", settings=None)
         self.settings = root / "shop" / "settings.py"

@@ -39,7 +39,9 @@ _BUCKET_WIDE = {
 }
 # Those of botocore's own that are about no file:
 # https://github.com/boto/botocore/blob/develop/botocore/exceptions.py
-_BUCKET_WIDE_KINDS = "Credential|Param|SSL|SSO|Token"
+_BUCKET_WIDE_KINDS = "Credential|Param|SSO|Token"
+# Of OpenSSL's and urllib3's words; a handshake that breaks off has others.
+_DISTRUST = "(?i)certificate|hostname|no such file"
 # Of several makes, and with several statuses.
 _THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
 _LONGEST_WAIT = 60.0  # seconds
@@ -81,8 +83,13 @@ def setback_of(error: BaseException) -> Setback | None:
         return Setback(timed_out=True)
     if isinstance(error, ThrottledError):
         return Setback(throttled=True)
-    passes = isinstance(error, HTTPClientError) and not isinstance(error, SSLError)
+    passes = isinstance(error, HTTPClientError) and not is_distrust(error)
     return Setback() if passes else None
+
+
+def is_distrust(error: object) -> bool:
+    """Tell whether a certificate was not accepted; it will not be the next time."""
+    return isinstance(error, SSLError) and bool(re.search(_DISTRUST, str(error)))
 
 
 def _seconds_to_wait(error: ClientError) -> float:
@@ -104,7 +111,8 @@ def concerns_bucket(error: BaseException) -> bool:
     if isinstance(error, ClientError):
         return _code(error) in _BUCKET_WIDE
     is_own = isinstance(error, BotoCoreError)
-    return is_own and bool(re.search(_BUCKET_WIDE_KINDS, type(error).__name__))
+    is_wide = is_own and re.search(_BUCKET_WIDE_KINDS, type(error).__name__)
+    return bool(is_wide) or is_distrust(error)
 
 
 def is_not_understood(error: Exception) -> bool:

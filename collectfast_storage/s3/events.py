@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from botocore.exceptions import ClientError
 
-from collectfast_storage.s3.errors import setback_of
+from collectfast_storage.s3.errors import is_distrust, setback_of
 
 _KINDS = {
     "ListObjectsV2": "LIST",
@@ -74,14 +74,15 @@ def _needs_retry(
     """Have botocore send once more, in 0 seconds, what it gives up otherwise.
 
     By now credentials may be fresh, and a body arrive undamaged. What it would send
-    again, and the caller will, is raised.
+    again, and the caller will, is raised; and what will never be trusted.
     """
     call, error = _our_call.get(), caught_exception
     if call is None:
         return None
     if response is not None and response[0].status_code >= 300:
         error = ClientError(response[1], operation.name)
-    if call.is_sent_once and error is not None and setback_of(error):
+    passes = error is not None and setback_of(error)
+    if (passes and call.is_sent_once) or is_distrust(error):
         raise error
     if response is None or attempts > 1:
         return None

@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -107,8 +108,10 @@ def native_to(
     if find_spec("obstore") is None:
         return None
     try:
-        reason = next(_reasons(client, bucket, verify, is_forked), "")
-        native = None if reason else Native(_store(client, bucket, credentials()))
+        trusted = _trusted(client, verify)
+        reason = next(_reasons(client, bucket, trusted, is_forked), "")
+        store = None if reason else _store(client, bucket, trusted, credentials())
+        native = Native(store) if store else None
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # It is there for speed, and may cost nothing else.
@@ -120,13 +123,26 @@ def native_to(
     return native
 
 
-def _reasons(client: Any, bucket: str, verify: object, forked: bool) -> Iterator[str]:
+def _trusted(client: Any, verify: Any) -> Any:
+    """Return the file of the CAs that boto3 trusts; `True`: those that come with it.
+
+    Whatever is false: it trusts everybody.
+    """
+    if not client.meta.endpoint_url.startswith("https:"):
+        return True
+    # In the order in which botocore looks for it.
+    bundles = [os.environ.get(f"{name}_CA_BUNDLE") for name in ("AWS", "REQUESTS")]
+    return next((each for each in (verify, *bundles) if each is not None), True)
+
+
+def _reasons(client: Any, bucket: str, trusted: Any, forked: bool) -> Iterator[str]:
     """Yield what obstore cannot do as boto3 does."""
     meta = client.meta
     if forked and "obstore" in sys.modules and _threads_in != os.getpid():
         yield "its threads stayed in the parent process"
+    release = [int(number) for number in version("obstore").split(".")[:2]]
     # Those before store some names as others: `%20`, `?`, `#`.
-    if [int(number) for number in version("obstore").split(".")[:2]] < [0, 8]:
+    if release < [0, 8]:
         yield "it is older than 0.8"
     if re.search(_NO_BUCKET, bucket):
         yield "the bucket's name is not one of a plain bucket"
@@ -134,9 +150,10 @@ def _reasons(client: Any, bucket: str, verify: object, forked: bool) -> Iterator
         yield "there is a proxy"
     if meta.config.client_cert is not None:
         yield "there is a client certificate"
-    bundles = {os.environ.get(f"{name}_CA_BUNDLE") for name in ("AWS", "REQUESTS")}
-    if meta.endpoint_url.startswith("https:") and {verify, *bundles} - {None, True}:
-        yield "there are certificates of one's own"
+    if not trusted:
+        yield "certificates are not to be verified"
+    if trusted is not True and release < [0, 11]:
+        yield "it is older than 0.11, and there are certificates of one's own"
     if meta.config.signature_version not in (None, "s3v4"):
         yield f"requests are signed by {meta.config.signature_version}"
     if _place(client, bucket).path not in (_PROBE, f"/{bucket}{_PROBE}"):
@@ -151,7 +168,7 @@ def _place(client: Any, bucket: str) -> SplitResult:
     return urlsplit(url)
 
 
-def _store(client: Any, bucket: str, credentials: Any) -> Any:
+def _store(client: Any, bucket: str, trusted: Any, credentials: Any) -> Any:
     """Return obstore's way to where boto3 would send."""
     # Here, as it takes longer to import than all else together.
     from obstore.store import S3Store
@@ -159,6 +176,8 @@ def _store(client: Any, bucket: str, credentials: Any) -> Any:
     place = _place(client, bucket)
     region, config = client.meta.region_name, client.meta.config
     limits = {"timeout": config.read_timeout, "connect_timeout": config.connect_timeout}
+    # Beside the system's: these it always trusts.
+    own = {} if trusted is True else {"root_certificate": Path(trusted).read_bytes()}
     endpoint = f"{place.scheme}://{place.netloc}"
     # That of the environment would go before the one that it is given.
     override = "aws_endpoint_url_s3"
@@ -167,7 +186,7 @@ def _store(client: Any, bucket: str, credentials: Any) -> Any:
         endpoint=endpoint,
         region="us-east-1" if region == "aws-global" else region,
         virtual_hosted_style_request=place.path == _PROBE,
-        client_options={"allow_http": place.scheme == "http"}
+        client_options={"allow_http": place.scheme == "http", **own}
         | {name: timedelta(seconds=limit) for name, limit in limits.items() if limit},
         # One attempt; what comes of it but success is left to boto3.
         retry_config={"max_retries": 0},

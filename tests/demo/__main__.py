@@ -109,6 +109,7 @@ def deploy(backend: str, view: BucketView, counting: Proxy, checkout: Path) -> f
         "bucket_name": view.name,
         "location": view.location,
         "region_name": "us-east-1",
+        **counting.trust,
     }
     environment = os.environ | {
         "SITE_STATIC": str(checkout),

@@ -1,0 +1,27 @@
+"""A CA of one's own, which tests and benchmark make and trust."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import trustme
+
+
+def make(directory: Path, host: str = "127.0.0.1") -> tuple[Path, Path]:
+    """Make a CA, and a certificate of its for `host`; return a file of each.
+
+    The second one is the server's, with its key.
+    """
+    authority, own = directory / "ca.pem", directory / "server.pem"
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(authority)
+    ca.issue_cert(host).private_key_and_cert_chain_pem.write_to_path(own)
+    return authority, own
+
+
+def server_context(own: Path) -> ssl.SSLContext:
+    """Return how a server speaks TLS whose certificate and key are in `own`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own)
+    return context
