@@ -1,8 +1,7 @@
 """Django's collectstatic: the command that calls, what it collects, where it ends.
 
-Django tells a storage nothing about who calls it. What sets a collectstatic apart from
-a view or a script is the frame of `Command.collect` on the stack; one activation of it
-is one run, in whatever command of a site's own it was inherited by. Django's own
+Django tells a storage nothing about who calls it. What sets a collectstatic apart is a
+frame of `Command.collect` on the stack; one activation of it is one run. Django's own
 `post_process` and `save_manifest` do all the work; these stand around them, in whatever
 order a site's class has its bases.
 """
@@ -146,10 +145,7 @@ class Collectstatic(Caller):
             copied[:] = [each for each in copied if name_of(each) in arrived]
 
     def _spared(self) -> Iterator[str]:
-        """Yield what clearing leaves alone: a manifest, and the release that it names.
-
-        Pages of that release are still being read. So two releases stay, and no more.
-        """
+        """Yield what clearing leaves alone: a manifest, and the release it names."""
         storage = self.storage
         if self.clears and issubclass(type(storage), ManifestFilesMixin):
             yield from map(storage._collectfast_name, self._published.values())
@@ -260,10 +256,7 @@ def _post_processes_as_django(classes: tuple[type, ...]) -> bool:
 def _with_copies_checked(
     storage: Any, paths: Paths, processed: Iterator[Processed]
 ) -> Iterator[Processed]:
-    """Save again what Django did not, as an object of its hashed name exists.
-
-    A name is no proof of content and headers; the save compares them.
-    """
+    """Save again, and so compare, what Django did not, as its hashed name exists."""
     for name, hashed_name, outcome in processed:
         if outcome is False and hashed_name is not None:
             source, path = paths[name]

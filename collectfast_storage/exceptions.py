@@ -64,10 +64,7 @@ class ClearError(CollectfastError):
 
 
 class FilesError(CollectfastError):
-    """Some files failed; `failures` maps their names to an exception or a text.
-
-    The message names each; of more that have the reason in common, only a few.
-    """
+    """Some files failed; `failures` maps their names to an exception or a text."""
 
     summary = "Failed for {count}"
 

@@ -43,10 +43,7 @@ def digest_of(parameters: Mapping[str, object]) -> str:
 
 
 def normal_etag(header: str | None) -> str:
-    """Return the ETag in `header` without quotes and ``W/``, in lower case.
-
-    It is empty for none: https://www.rfc-editor.org/rfc/rfc9110#name-etag
-    """
+    """Return the ETag in `header`, if any, without quotes and ``W/``, in lower case."""
     return (header or "").strip().removeprefix("W/").strip('"').lower()
 
 

@@ -32,7 +32,6 @@ from collectfast_storage.decision import (
 )
 from collectfast_storage.exceptions import (
     BucketError,
-    CollectfastError,
     DeleteError,
     UploadError,
     reason_of,
@@ -78,11 +77,7 @@ class Caller:
     def __init__(
         self, storage: Any, *, lists: bool | None = None, trusts: bool | None = None
     ) -> None:
-        """Stand for a program that uses `storage`.
-
-        It `lists` the bucket ahead, or else `trusts` memory without asking the bucket;
-        ``collectfast_preload`` says which.
-        """
+        """Stand for a program, which `lists` the bucket ahead, or `trusts` memory."""
         preload = storage._collectfast_options.preload
         self.ignores_etag: bool = storage._collectfast_options.ignore_etag
         self.storage = storage
@@ -406,12 +401,12 @@ class Run:
         self._alike.append(reason_of(error))
         failed = {name: error for name, (_, error) in self._failed.items()}
         if concerns_bucket(error):
-            hopeless: CollectfastError = BucketError(self._bucket.name, error)
+            hopeless: Exception = BucketError(self._bucket.name, error)
         elif len(self._alike) >= _ENOUGH_ALIKE:
             hopeless = UploadError(failed, tried_all=False)
         else:
             return
-        self._uploads.give_up(error)
+        self._uploads.executor.governor.stop(error)
         self._memory.flush()
         raise hopeless from error
 
@@ -434,10 +429,7 @@ class Run:
         self._note(self._uploads.wait())
 
     def pause(self) -> None:
-        """Wait for all that is under way, and leave nothing that only an end would do.
-
-        This run may be left here, and end when its frames are garbage.
-        """
+        """Wait, and remember: this run may be left here, and end as garbage."""
         self.synchronise()
         if not self.caller.dry_run:
             self._memory.flush()

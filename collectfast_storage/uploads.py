@@ -51,10 +51,7 @@ class Governor:
         self._given_up: Exception | None = None
 
     def send(self, size: int, call: Callable[[], _T]) -> _T:
-        """Return what comes of `call`, which sends so many bytes; raise what it does.
-
-        Raises `CancelledError` if it is over before that is known.
-        """
+        """Return what comes of `call`, which sends so many bytes, or raise it."""
         failures = 0  # of this one, since anything got through
         while True:
             began, setback = self._begin(size), None
@@ -244,10 +241,6 @@ class Uploads:
                 # The wait may be interrupted: it still has no outcome then.
                 wait([self._under_way[name][1]])
                 yield self._outcome(name)
-
-    def give_up(self, error: Exception) -> None:
-        """Begin no more: what was not begun fails of the `error`."""
-        self.executor.governor.stop(error)
 
     def close(self, *, patiently: bool) -> Iterator[Outcome]:
         """Begin no more, and yield the outcomes; wait for them only if `patiently`."""

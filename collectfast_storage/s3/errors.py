@@ -51,10 +51,7 @@ _DENIED = {"AccessDenied", "403", "Forbidden"}  # the answer to a HEAD has no wo
 class AnswerError(BotoCoreError):
     """An answer that is none of S3's, of which nothing may be concluded."""
 
-    fmt = (
-        "{what}. Is its endpoint the right one, and does nothing between here and "
-        "there answer in its place?"
-    )
+    fmt = "{what}. Is its endpoint the right one, and does nothing answer in its place?"
 
 
 class ThrottledError(BotoCoreError):

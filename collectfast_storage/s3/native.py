@@ -36,8 +36,6 @@ _NO_KEY = r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]"
 _VARIABLES = "AWS_(CHECKSUM_A|REQUEST_P|S3_EXPRESS|SERVER_SIDE|SKIP_SIG|SSE|UNSIGNED)"
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 _NO_BUCKET = ":|--[a-z]+-s3$"
-# Each of which it obeys, but not as botocore does.
-_PROXY = "(?i)^(http|https|all)_proxy$"
 _PROBE = "/collectfast-probe"
 # The process in which obstore has threads: a fork has none of them, and whoever waits
 # for them waits for ever.
@@ -124,10 +122,7 @@ def native_to(
 
 
 def _trusted(client: Any, verify: Any) -> Any:
-    """Return the file of the CAs that boto3 trusts; `True`: those that come with it.
-
-    Whatever is false: it trusts everybody.
-    """
+    """Return the file of the CAs that boto3 trusts; `True`: its own; `False`: all."""
     if not client.meta.endpoint_url.startswith("https:"):
         return True
     # In the order in which botocore looks for it.
@@ -140,20 +135,19 @@ def _reasons(client: Any, bucket: str, trusted: Any, forked: bool) -> Iterator[s
     meta = client.meta
     if forked and "obstore" in sys.modules and _threads_in != os.getpid():
         yield "its threads stayed in the parent process"
-    release = [int(number) for number in version("obstore").split(".")[:2]]
-    # Those before store some names as others: `%20`, `?`, `#`.
-    if release < [0, 8]:
-        yield "it is older than 0.8"
+    # Those before trust no CA of one's own.
+    if [int(number) for number in version("obstore").split(".")[:2]] < [0, 11]:
+        yield "it is older than 0.11"
     if re.search(_NO_BUCKET, bucket):
         yield "the bucket's name is not one of a plain bucket"
-    if meta.config.proxies or any(re.search(_PROXY, name) for name in os.environ):
+    # Those of the environment it obeys, but not as botocore does.
+    variables = "(?i)(http|https|all)_proxy"
+    if meta.config.proxies or any(re.fullmatch(variables, n) for n in os.environ):
         yield "there is a proxy"
     if meta.config.client_cert is not None:
         yield "there is a client certificate"
     if not trusted:
         yield "certificates are not to be verified"
-    if trusted is not True and release < [0, 11]:
-        yield "it is older than 0.11, and there are certificates of one's own"
     if meta.config.signature_version not in (None, "s3v4"):
         yield f"requests are signed by {meta.config.signature_version}"
     if _place(client, bucket).path not in (_PROBE, f"/{bucket}{_PROBE}"):
