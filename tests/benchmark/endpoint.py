@@ -1,9 +1,11 @@
 """
 An in-memory S3 endpoint with a set round trip, which counts requests.
 
-``python -m tests.benchmark.endpoint --round-trip 0.02`` prints its address. It knows as
-much of S3 as the tools that are compared ask for, checks Content-MD5, believes any
-signature, and answers ``/-/counts`` (and forgets them on ``/-/reset``) at once.
+``python -m tests.benchmark.endpoint server.pem --round-trip 0.02`` prints its address;
+``server.pem`` has a certificate and its key. It speaks TLS, whose handshakes take
+processor time and no round trips. It knows as much of S3 as the tools that are compared
+ask for, checks Content-MD5, believes any signature, and answers ``/-/counts`` (and
+forgets them on ``/-/reset``) at once.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
+
+from tests.certificates import server_context
 
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -340,21 +345,27 @@ def _dechunked(data: bytes) -> tuple[bytes, int]:
         position += size + 2
 
 
-async def _serve(round_trip: float) -> None:
+async def _serve(own: Path, round_trip: float) -> None:
     store = Store()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Connection(store, round_trip), "127.0.0.1", 0, backlog=1024
+        lambda: Connection(store, round_trip),
+        "127.0.0.1",
+        0,
+        backlog=1024,
+        ssl=server_context(own),
     )
     port = server.sockets[0].getsockname()[1]
-    print(f"http://127.0.0.1:{port}", flush=True)
+    print(f"https://127.0.0.1:{port}", flush=True)
     await server.serve_forever()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("own", type=Path, help="certificate and key")
     parser.add_argument("--round-trip", type=float, default=0.02, help="seconds")
-    asyncio.run(_serve(parser.parse_args().round_trip))
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.own, arguments.round_trip))
 
 
 if __name__ == "__main__":
