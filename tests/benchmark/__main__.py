@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import shutil
+import ssl
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import botocore
+
+from tests import certificates
 from tests.benchmark import tree
 from tests.benchmark.contestants import CONTESTANTS, KEYS, SUBSETS, Contestant, Course
 from tests.servers import end
@@ -56,16 +60,21 @@ def main() -> None:
         static = Path(directory) / "static"
         count = tree.build(static, arguments.size)
         size = sum(p.stat().st_size for p in static.rglob("*") if p.is_file()) / 2**20
-        with endpoint(arguments.round_trip) as url:
+        authority, own = certificates.make(Path(directory))
+        # As many as boto3 has, which it reads anew for each connection.
+        with authority.open("ab") as file:
+            file.write(Path(botocore.__file__).with_name("cacert.pem").read_bytes())
+        with endpoint(own, arguments.round_trip) as url:
             for number in range(arguments.repeat):
                 for name in arguments.only or CONTESTANTS:
                     folder = Path(directory) / "run"
-                    for step, sample in deploys(name, folder, static, url):
+                    course = Course(folder / "static", folder, url, "bench", authority)
+                    for step, sample in deploys(name, course, static):
                         samples.setdefault((name, step), []).append(sample)
                         print(f"{number + 1}. {name}, {step}: {sample.wall:.2f} s")
     title = (
         f"{count:,} files, {size:.0f} MiB, "
-        f"round trip {arguments.round_trip * 1000:.0f} ms, "
+        f"TLS, round trip {arguments.round_trip * 1000:.0f} ms, "
         f"{os.cpu_count()} cores ({platform.machine()}), "
         f"CPython {platform.python_version()}; medians of {arguments.repeat}"
     )
@@ -87,13 +96,14 @@ def _arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def endpoint(round_trip: float, *limits: str) -> Iterator[str]:
+def endpoint(own: Path, round_trip: float, *limits: str) -> Iterator[str]:
     """Run the endpoint in a process of its own for as long as the block lasts."""
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "tests.benchmark.endpoint",
+            str(own),
             f"--round-trip={round_trip}",
             *limits,
         ],
@@ -108,25 +118,21 @@ def endpoint(round_trip: float, *limits: str) -> Iterator[str]:
         process.stdout.close()
 
 
-def deploys(
-    name: str, folder: Path, static: Path, url: str
-) -> Iterator[tuple[str, Sample]]:
-    """Run all steps of one contestant into an empty bucket."""
-    folder.mkdir()
+def deploys(name: str, course: Course, static: Path) -> Iterator[tuple[str, Sample]]:
+    """Run all steps of one contestant, on a copy of `static`, into an empty bucket."""
+    course.folder.mkdir()
     factor = 1.0
-    own = folder / "static"
-    shutil.copytree(static, own)
+    shutil.copytree(static, course.static)
     if name in SUBSETS:
-        factor = _reduce(own, SUBSETS[name])
-    course = Course(own, folder, url, "bench")
+        factor = _reduce(course.static, SUBSETS[name])
     try:
         for step, prepare in STEPS.items():
-            prepare(own)
-            _about(url, "reset")
+            prepare(course.static)
+            _about(course, "reset")
             yield step, measure(CONTESTANTS[name], course).times(factor)
     finally:
-        _about(url, "drop")
-        shutil.rmtree(folder)
+        _about(course, "drop")
+        shutil.rmtree(course.folder)
 
 
 def _reduce(static: Path, size: int) -> float:
@@ -138,7 +144,7 @@ def _reduce(static: Path, size: int) -> float:
 
 def measure(contestant: Contestant, course: Course) -> Sample:
     """Run the commands of one deploy, each a whole process."""
-    environment = os.environ | KEYS | contestant.environment(course)
+    environment = os.environ | KEYS | course.trust | contestant.environment(course)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     wall = cpu = memory = 0.0
     for command in contestant.commands(course):
@@ -156,7 +162,7 @@ def measure(contestant: Contestant, course: Course) -> Sample:
         memory = max(memory, _mebibytes(usage))
         if process.returncode:
             sys.exit(f"{command} failed:\n{errors.decode()}")
-    counts = json.loads(_about(course.endpoint, "counts"))
+    counts = json.loads(_about(course, "counts"))
     return Sample(wall, cpu, memory, counts)
 
 
@@ -164,8 +170,10 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _about(url: str, what: str) -> bytes:
-    with urllib.request.urlopen(f"{url}/-/{what}") as response:
+def _about(course: Course, what: str) -> bytes:
+    context = ssl.create_default_context(cafile=course.authorities)
+    url = f"{course.endpoint}/-/{what}"
+    with urllib.request.urlopen(url, context=context) as response:
         answer: bytes = response.read()
     return answer
 

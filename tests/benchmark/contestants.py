@@ -29,6 +29,13 @@ class Course:
     folder: Path
     endpoint: str
     bucket: str
+    authorities: Path  # a file of CAs, the endpoint's among them
+
+    @property
+    def trust(self) -> dict[str, str]:
+        """The environment in which every contestant trusts the endpoint."""
+        variables = ("AWS_CA_BUNDLE", "RCLONE_CA_CERT")
+        return dict.fromkeys(variables, str(self.authorities))
 
 
 @dataclass(frozen=True)

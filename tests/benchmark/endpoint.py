@@ -1,9 +1,11 @@
 """
 An in-memory S3 endpoint with a set round trip, which counts requests.
 
-``python -m tests.benchmark.endpoint --round-trip 0.02`` prints its address. It knows as
-much of S3 as the tools that are compared ask for, checks Content-MD5, believes any
-signature, and answers ``/-/counts`` (and forgets them on ``/-/reset``) at once.
+``python -m tests.benchmark.endpoint server.pem --round-trip 0.02`` prints its address;
+``server.pem`` has a certificate and its key. It speaks TLS, whose handshakes take
+processor time and no round trips. It knows as much of S3 as the tools that are compared
+ask for, checks Content-MD5, believes any signature, and answers ``/-/counts`` (and
+forgets them on ``/-/reset``) at once.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from tests.benchmark.limits import Limits
+from tests.certificates import server_context
 
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -354,19 +358,24 @@ def _dechunked(data: bytes) -> tuple[bytes, int]:
         position += size + 2
 
 
-async def _serve(round_trip: float, limits: Limits) -> None:
+async def _serve(own: Path, round_trip: float, limits: Limits) -> None:
     store = Store(limits)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Connection(store, round_trip), "127.0.0.1", 0, backlog=1024
+        lambda: Connection(store, round_trip),
+        "127.0.0.1",
+        0,
+        backlog=1024,
+        ssl=server_context(own),
     )
     port = server.sockets[0].getsockname()[1]
-    print(f"http://127.0.0.1:{port}", flush=True)
+    print(f"https://127.0.0.1:{port}", flush=True)
     await server.serve_forever()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("own", type=Path, help="certificate and key")
     parser.add_argument("--round-trip", type=float, default=0.02, help="seconds")
     parser.add_argument("--puts", type=int, default=0, help="a second, of all clients")
     parser.add_argument("--status", type=int, default=503, help="of those beyond")
@@ -374,7 +383,7 @@ def main() -> None:
     parser.add_argument("--reset-every", type=int, default=0, help="nth connection")
     given = parser.parse_args()
     limits = Limits(given.puts, given.status, given.bandwidth, given.reset_every)
-    asyncio.run(_serve(given.round_trip, limits))
+    asyncio.run(_serve(given.own, given.round_trip, limits))
 
 
 if __name__ == "__main__":

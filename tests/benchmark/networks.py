@@ -13,8 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import botocore
+
+from tests import certificates
 from tests.benchmark.__main__ import _about, endpoint
-from tests.benchmark.contestants import CONTESTANTS, KEYS, Course, Sync, _tool
+from tests.benchmark.contestants import (
+    CONTESTANTS,
+    KEYS,
+    Contestant,
+    Course,
+    Sync,
+    _tool,
+)
 
 
 @dataclass(frozen=True)
@@ -73,34 +83,42 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measured(situation: Situation, who: str) -> Iterator[str]:
-    with (
-        tempfile.TemporaryDirectory(prefix="collectfast-networks-") as directory,
-        endpoint(situation.round_trip, *situation.limits) as url,
-    ):
+    with tempfile.TemporaryDirectory(prefix="collectfast-networks-") as directory:
         folder, static = Path(directory), Path(directory) / "static"
         static.mkdir()
         for number in range(situation.files):
             (static / f"{number}.bin").write_bytes(os.urandom(situation.size))
-        course = Course(static, folder, url, "bench")
-        environment = os.environ | KEYS | EVERYONE[who].environment(course)
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        _about(url, "reset")
-        start = time.perf_counter()
-        for command in EVERYONE[who].commands(course):
-            done = subprocess.run(
-                command, env=environment, capture_output=True, check=False
-            )
-        wall = time.perf_counter() - start
-        counts = json.loads(_about(url, "counts"))
-        yield str(done.returncode)
-        yield f"{counts['objects']:,}"
-        yield f"{wall:.1f} s"
-        yield f"{wall / situation.least:.2f}" if situation.least else ""
-        yield f"{sum(n for kind, n in counts.items() if kind == 'PUT'):,}"
-        total = situation.files * situation.size
-        yield f"{100 * (counts['bytes'] / total - 1):+.0f} %"
-        if done.returncode:
-            print(done.stderr.decode()[-2000:], file=sys.stderr)
+        authority, own = certificates.make(folder)
+        # As many as boto3 has, which it reads anew for each connection.
+        with authority.open("ab") as file:
+            file.write(Path(botocore.__file__).with_name("cacert.pem").read_bytes())
+        with endpoint(own, situation.round_trip, *situation.limits) as url:
+            course = Course(static, folder, url, "bench", authority)
+            yield from _cells(situation, EVERYONE[who], course)
+
+
+def _cells(
+    situation: Situation, contestant: Contestant, course: Course
+) -> Iterator[str]:
+    environment = os.environ | KEYS | course.trust | contestant.environment(course)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    _about(course, "reset")
+    start = time.perf_counter()
+    for command in contestant.commands(course):
+        done = subprocess.run(
+            command, env=environment, capture_output=True, check=False
+        )
+    wall = time.perf_counter() - start
+    counts = json.loads(_about(course, "counts"))
+    yield str(done.returncode)
+    yield f"{counts['objects']:,}"
+    yield f"{wall:.1f} s"
+    yield f"{wall / situation.least:.2f}" if situation.least else ""
+    yield f"{sum(n for kind, n in counts.items() if kind == 'PUT'):,}"
+    total = situation.files * situation.size
+    yield f"{100 * (counts['bytes'] / total - 1):+.0f} %"
+    if done.returncode:
+        print(done.stderr.decode()[-2000:], file=sys.stderr)
 
 
 if __name__ == "__main__":
