@@ -431,8 +431,7 @@ class Run:
     def pause(self) -> None:
         """Wait, and remember: this run may be left here, and end as garbage."""
         self.synchronise()
-        if not self.caller.dry_run:
-            self._memory.flush()
+        self._memory.flush()
 
     def wait(self) -> None:
         """Wait for all that was saved; `UploadError` says what did not arrive."""
