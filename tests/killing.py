@@ -57,17 +57,17 @@ class Hanging:
     kind: str
 
     def __post_init__(self) -> None:
-        self._seen = threading.Event()
+        self.seen = threading.Event()
 
     def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind != self.kind:
             return False
-        self._seen.set()
+        self.seen.set()
         hang(handler)
         return True
 
     def wait(self) -> None:
-        assert self._seen.wait(LONG)
+        assert self.seen.wait(LONG)
 
 
 def hang(handler: Handler) -> None:

@@ -280,3 +280,34 @@ def test_ctrl_c_twice_in_the_midst_of_a_deploy(site: Site) -> None:
     there = site.bucket.names()
     site.proxy.fault = None
     assert site.collect().put == sorted(files.keys() - {*there})
+
+
+class Throttling(Hanging):
+    """Takes 40 uploads, and from then on none."""
+
+    def __init__(self, site: Site, *headers: tuple[str, str]) -> None:
+        super().__init__("PUT")
+        self.site, self.headers = site, headers
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind != self.kind or len(self.site.put()) <= 40:
+            return False
+        self.seen.set()
+        handler.error(503, "SlowDown", headers=self.headers)
+        return True
+
+
+@pytest.mark.parametrize("threads", [0, 64])
+@pytest.mark.parametrize("headers", [(), (("Retry-After", "60"),)])
+def test_ctrl_c_while_throttled(
+    site: Site, threads: int, headers: tuple[tuple[str, str], ...]
+) -> None:
+    """Or while it waits as it was told to: at once; what arrived is not sent again."""
+    site.options["collectfast_threads"] = threads
+    files = site.write_many(200)
+    errors = _interrupt(site, Throttling(site, *headers))
+    assert "Exception in thread" not in errors
+    there = site.bucket.names()
+    assert len(there) >= 30
+    assert site.collect().put == sorted(files.keys() - {*there})
+    assert site.bucket.files() == files
