@@ -10,9 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from xml.etree import ElementTree
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials, RefreshableCredentials
+from botocore.credentials import RefreshableCredentials
 
 from tests.proxy import Handler, Proxy, Request
 from tests.servers import Server
@@ -248,14 +246,11 @@ def _sign_without_token(handler: Handler, server: Server, body: bytes) -> None:
     headers = {name.lower(): value for name, value in handler.headers.items()}
     dropped = ("x-amz-security-token", "authorization", "expect", "connection")
     kept = {name: value for name, value in headers.items() if name not in dropped}
-    request = AWSRequest(
-        handler.command, f"http://{kept.pop('host')}{handler.path}", kept, body
-    )
-    credentials = Credentials(server.access_key, server.secret_key)
-    S3SigV4Auth(credentials, "s3", "us-east-1").add_auth(request)
-    for name in ("x-amz-security-token", *request.headers):
+    url = f"http://{kept.pop('host')}{handler.path}"
+    signed = server.signed(handler.command, url, kept, body)
+    for name in ("x-amz-security-token", *signed):
         del handler.headers[name]
-    for name, value in request.headers.items():
+    for name, value in signed.items():
         handler.headers[name] = value
 
 

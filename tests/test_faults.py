@@ -251,7 +251,8 @@ FAULTS: dict[str, tuple[MadeFor, faults.Victim, str]] = {
     "reset": (
         faults.ResetInBody,
         _is("/file1.", "/pixel."),
-        "Connection (was closed|reset|aborted)|Could not connect",
+        # OpenSSL calls it an EOF, if it comes while it writes.
+        "Connection (was closed|reset|aborted)|Could not connect|EOF occurred",
     ),
     "damage": (
         faults.Damage,
