@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import zlib
 from base64 import b64encode
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _WITH_EACH = ("ExpectedBucketOwner", "RequestPayer")
 # What an object's metadata call the fingerprint of what was sent.
 FINGERPRINT = "collectfast-fingerprint"
+# What XML cannot carry in any way: https://www.w3.org/TR/xml/#charsets
+_NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class Page(NamedTuple):
@@ -207,7 +210,8 @@ class Bucket:
 
         An error that would meet all of them is raised.
         """
-        many = sorted(names)
+        singly = [name for name in names if re.search(_NOT_XML, name)]
+        many = sorted({*names}.difference(singly))
         while many and (batch := many[:1000]):
             try:
                 failed = self._delete_many(batch)
@@ -219,7 +223,7 @@ class Bucket:
                 failed = dict.fromkeys(batch, error.with_traceback(None))
             yield from ((name, failed.get(name)) for name in batch)
             many = many[1000:]
-        for name in many:
+        for name in (*many, *singly):
             try:
                 with calling(self._count):
                     key = self.prefix + name
@@ -260,8 +264,9 @@ class Bucket:
 
 def _check_is_answer(answer: Any) -> None:
     """Raise `AnswerError` where a gateway's page stands in the place of an answer."""
-    kind = answer["ResponseMetadata"]["HTTPHeaders"].get("content-type", "")
-    if "ETag" not in answer and "html" in kind:
+    about = answer["ResponseMetadata"]
+    is_page = "html" in about["HTTPHeaders"].get("content-type", "")
+    if is_page and "ETag" not in answer and about["HTTPStatusCode"] != 204:
         raise errors.AnswerError(what="It answered with a web page")
 
 
