@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from django.core.management.base import CommandError
 
 # Of the files that failed for one reason, so many are named, or else one.
-_NAMED = 5
+_NAMED = 10
 # Of a URL: which file it was about; and it may be signed.
 _PATH = '(https?://[^/ "]+)/[^ "]*'
 # What to look at, by what is in an error's text.
