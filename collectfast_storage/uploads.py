@@ -41,7 +41,8 @@ class Governor:
     def __init__(self, pace: Pace, attempts: int) -> None:
         """Go at `pace`; botocore would make so many `attempts` at each request."""
         self._pace, self._attempts = pace, attempts
-        waits = (min(2**number, _LONGEST_BACKOFF) for number in range(1, attempts))
+        numbers = range(1, max(attempts, 2))  # One failure says nothing of the others.
+        waits = (min(2**number, _LONGEST_BACKOFF) for number in numbers)
         self._patience = sum(waits)
         self._changed = threading.Condition()
         self._turn = threading.Lock()  # One waits to start, and all others for it.
