@@ -20,6 +20,8 @@ from django.core.management.base import CommandError
 from tests.proxy import Handler, Request
 from tests.site import Site
 
+pytestmark = pytest.mark.slow
+
 KB = 1000
 
 

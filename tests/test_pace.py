@@ -13,6 +13,9 @@ import pytest
 
 from collectfast_storage.pace import Pace
 
+# It is the same with every version of what it is used with.
+pytestmark = pytest.mark.slow
+
 KB, MB = 1000, 1_000_000
 Server = Callable[[float], bool]  # whether it takes a request that arrives then
 

