@@ -68,9 +68,7 @@ class FilesError(CollectfastError):
 
     summary = "Failed for {count}"
 
-    def __init__(
-        self, failures: Mapping[str, object], *, tried_all: bool = True
-    ) -> None:
+    def __init__(self, failures: Mapping[str, object], tried_all: bool = True) -> None:
         self.failures = dict(failures)
         names: dict[str, list[str]] = {}
         for name, failure in failures.items():

@@ -129,7 +129,7 @@ class Run:
         self._drafts: dict[str, Payload] = {}
         self._room_for_drafts = _MOST_BYTES_OF_DRAFTS
         self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
-        self._alike: list[str] = []  # equal reasons of failures with no success since
+        self._last_reason, self._in_a_row = "", 0  # of failures, with no success since
         self._unchanged: set[str] = set()
         self._uploaded: set[str] = set()
         self._bytes = 0
@@ -317,13 +317,12 @@ class Run:
             self.caller.progress.decided(name, verdict)
             self._withdraw(name)
             size = len(payload.plain or b"")
-            is_draft = in_memory and self.post_processing and self.caller.saves_as_is
-            if self.caller.dry_run:
-                pass
-            elif is_draft and 0 < size <= self._room_for_drafts:
+            may_wait = self.caller.saves_as_is and not self.caller.dry_run
+            is_draft = in_memory and self.post_processing and may_wait
+            if is_draft and 0 < size <= self._room_for_drafts:
                 self._drafts[name] = payload
                 self._room_for_drafts -= size
-            else:
+            elif not self.caller.dry_run:
                 self._upload(name, payload)
         self._has_arrived(name, verdict)
 
@@ -386,7 +385,7 @@ class Run:
                 self._memory.remember(name, Remembered(fingerprint, stored.etag))
                 self._uploaded.add(name)
                 self._bytes += stored.size
-                self._alike.clear()
+                self._in_a_row = 0
             elif error is not None:
                 # It may have arrived all the same.
                 self._listing.forget(name)
@@ -397,12 +396,13 @@ class Run:
 
     def _stop_if_hopeless(self, error: Exception) -> None:
         """Try no more, and raise, where all else would fail of the same `error`."""
-        self._alike = [r for r in self._alike if r == reason_of(error)]
-        self._alike.append(reason_of(error))
-        failed = {name: error for name, (_, error) in self._failed.items()}
+        reason = reason_of(error)
+        self._in_a_row = self._in_a_row + 1 if reason == self._last_reason else 1
+        self._last_reason = reason
         if concerns_bucket(error):
             hopeless: Exception = BucketError(self._bucket.name, error)
-        elif len(self._alike) >= _ENOUGH_ALIKE:
+        elif self._in_a_row >= _ENOUGH_ALIKE:
+            failed = {name: error for name, (_, error) in self._failed.items()}
             hopeless = UploadError(failed, tried_all=False)
         else:
             return

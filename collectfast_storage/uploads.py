@@ -23,8 +23,6 @@ _Work = tuple[Future[Any], Callable[[], Any]]
 
 # Enough that no thread is ever without work; more would only take memory.
 _WAITING_PER_THREAD = 8
-
-
 # The longest that botocore waits before an attempt, in seconds:
 # https://docs.aws.amazon.com/boto3/latest/guide/retries.html
 _LONGEST_BACKOFF = 20

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -107,6 +108,17 @@ def new_site(tmp_path: Path, bucket: BucketView, counting: Proxy) -> Callable[[]
         return Site(tmp_path / str(number), view, counting)
 
     return new
+
+
+@pytest.fixture(params=["plain", "obstore"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How it is uploaded."""
+    name: str = request.param
+    if name == "obstore" and find_spec("obstore") is None:
+        pytest.skip("obstore is not installed")
+    if name == "plain":  # As where it is not installed; obstore obeys this, boto3 not.
+        monkeypatch.setenv("AWS_CHECKSUM_ALGORITHM", "none")
+    return name
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ Requests and bytes are counted, not seconds: `make bench NETWORKS=1` is for thos
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import threading
@@ -23,17 +22,6 @@ from tests.site import Site
 pytestmark = pytest.mark.slow
 
 KB = 1000
-
-
-@pytest.fixture(params=["plain", "obstore"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How it is uploaded."""
-    name: str = request.param
-    if name == "obstore" and importlib.util.find_spec("obstore") is None:
-        pytest.skip("obstore is not installed")
-    if name == "plain":  # As where it is not installed; obstore obeys this, boto3 not.
-        monkeypatch.setenv("AWS_CHECKSUM_ALGORITHM", "none")
-    return name
 
 
 class Limit:

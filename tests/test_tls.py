@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 from django.core.management.base import CommandError
 
-from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.exceptions import BucketError
 from tests import certificates
 from tests.processes import deploy
 from tests.proxy import Handler, Request, proxy
 from tests.servers import Server
-from tests.site import STATIC, Site
-
-
-class ByBoto3(CollectfastS3StaticStorage):
-    """What has a connection of its own is no business of obstore's."""
-
-    @property
-    def connection(self) -> Any:
-        return super().connection
-
-
-WAYS = {"boto3": f"{__name__}.ByBoto3", "obstore": STATIC}
-no_obstore = pytest.mark.skipif(
-    find_spec("obstore") is None, reason="obstore is not installed"
-)
-
-
-@pytest.fixture(params=["boto3", pytest.param("obstore", marks=no_obstore)])
-def way(request: pytest.FixtureRequest, site: Site) -> str:
-    """How the site's files go up."""
-    site.backend = WAYS[request.param]
-    name: str = request.param
-    return name
+from tests.site import Site
 
 
 @pytest.fixture
@@ -115,6 +90,16 @@ def _check_refusal(site: Site, error: BaseException, reason: str) -> None:
     assert site.proxy.count() == {}
 
 
+def _check_refusing(site: Site, reason: str) -> None:
+    """The command ends at once; nothing was sent, and nothing is tried again."""
+    site.write_many(50)
+    with pytest.raises(CommandError) as error:
+        site.collect()
+    _check_refusal(site, error.value, reason)
+    assert site.proxy.accepted == 1
+    assert site.bucket.names() == []
+
+
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("place", [*PLACES, "nowhere"])
 def test_wrong_ca(
@@ -125,15 +110,10 @@ def test_wrong_ca(
     other: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The command ends at once; nothing was sent, and nothing is tried again."""
+    """Wherever it is named, and if none is."""
     _trust(site, monkeypatch, place, other if place in PLACES else None)
     site.options["collectfast_preload"] = preload
-    site.write_many(50)
-    with pytest.raises(CommandError) as error:
-        site.collect()
-    _check_refusal(site, error.value, "certificate verify failed")
-    assert site.proxy.accepted == 1
-    assert site.bucket.names() == []
+    _check_refusing(site, "certificate verify failed")
 
 
 @pytest.mark.parametrize("preload", [True, False])
@@ -141,12 +121,7 @@ def test_wrong_ca(
 def test_wrong_host(site: Site, way: str, preload: bool) -> None:
     """The same, though the CA is the right one."""
     site.options["collectfast_preload"] = preload
-    site.write_many(50)
-    with pytest.raises(CommandError) as error:
-        site.collect()
-    _check_refusal(site, error.value, "s3.example.com")
-    assert site.proxy.accepted == 1
-    assert site.bucket.names() == []
+    _check_refusing(site, "s3.example.com")
 
 
 def test_no_file_of_cas(site: Site, way: str) -> None:

@@ -166,7 +166,8 @@ class Bucket:
 
     def _put_small(self, key: str, payload: Payload, tagged: bool) -> str:
         parameters = _parameters(payload, tagged)
-        body, md5 = payload.body or b"", bytes.fromhex(payload.body_md5)
+        body = payload.body or b""
+        md5 = b64encode(bytes.fromhex(payload.body_md5)).decode()
         config: Any = self.client.meta.config
         # The checksum that botocore would add is one that comes in chunks, behind TLS.
         adds = getattr(config, "request_checksum_calculation", "") == "when_supported"
@@ -175,11 +176,7 @@ class Bucket:
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
         with calling(self._count, once=self.sends_once):
             answer = self.client.put_object(
-                Bucket=self.name,
-                Key=key,
-                Body=body,
-                ContentMD5=b64encode(md5).decode(),
-                **parameters,
+                Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
             )
         _check_is_answer(answer)
         return normal_etag(answer.get("ETag"))
@@ -243,11 +240,11 @@ class Bucket:
                 Delete={"Objects": objects, "Quiet": True}, **self._place
             )
         _check_is_answer(response)
-        errors: dict[str, Any] = {}
+        failed: dict[str, Any] = {}
         for each in response.get("Errors", ()):
             name = str(each.get("Key")).removeprefix(self.prefix)
-            errors[name] = f"{each.get('Code')}: {each.get('Message')}"
-        return errors
+            failed[name] = f"{each.get('Code')}: {each.get('Message')}"
+        return failed
 
     def is_possible(self, name: str) -> bool:
         """Tell whether an object can have this name; that of a file may be no UTF-8."""

@@ -42,9 +42,7 @@ _BUCKET_WIDE = {
 _BUCKET_WIDE_KINDS = "Credential|Param|SSO|Token"
 # Of OpenSSL's and urllib3's words; a handshake that breaks off has others.
 _DISTRUST = "(?i)certificate|hostname|no such file"
-# Of several makes, and with several statuses.
 _THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
-_LONGEST_WAIT = 60.0  # seconds
 _DENIED = {"AccessDenied", "403", "Forbidden"}  # the answer to a HEAD has no words
 
 
@@ -72,7 +70,7 @@ def setback_of(error: BaseException) -> Setback | None:
     """Return what passes in `error`; `None` if it would come again."""
     if isinstance(error, ClientError):
         status = _status(error)
-        if status in (429, 503) or re.search(_THROTTLING, _code(error)):
+        if is_throttling(status, _code(error)):
             return Setback(throttled=True, after=_seconds_to_wait(error))
         timed_out = _code(error) == "RequestTimeout" or status in (408, 504)
         return Setback(timed_out=timed_out) if timed_out or status >= 500 else None
@@ -82,6 +80,11 @@ def setback_of(error: BaseException) -> Setback | None:
         return Setback(throttled=True)
     passes = isinstance(error, HTTPClientError) and not is_distrust(error)
     return Setback() if passes else None
+
+
+def is_throttling(status: int, code: str) -> bool:
+    """Tell whether an answer says that a request was one too many."""
+    return status in (429, 503) or bool(re.search(_THROTTLING, code))
 
 
 def is_distrust(error: object) -> bool:
@@ -94,8 +97,8 @@ def _seconds_to_wait(error: ClientError) -> float:
     headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
     text = headers.get("retry-after", "")
     date = parsedate_tz(text)
-    seconds = mktime_tz(date) - time.time() if date else 0.0
-    return min(max(seconds, float(text) if text.isdecimal() else 0.0), _LONGEST_WAIT)
+    at = mktime_tz(date) - time.time() if date else 0.0
+    return min(max(at, float(text) if text.isdecimal() else 0.0), 60.0)
 
 
 def is_absent(error: ClientError) -> bool:

@@ -17,6 +17,7 @@ logger = logging.getLogger("collectfast_storage")
 _HEADS_PER_PAGE = 50
 # A listing may have pages without objects; one without an end has nothing else.
 _FRUITLESS_PAGES = 100
+_Parameters = Callable[[str], dict[str, Any]]
 
 
 class Listing:
@@ -28,10 +29,7 @@ class Listing:
     denial: DeniedError | None = None  # why what an object is, is `UNKNOWN`
 
     def __init__(
-        self,
-        bucket: Bucket,
-        parameters: Callable[[str], dict[str, Any]],
-        executor: Executor,
+        self, bucket: Bucket, parameters: _Parameters, executor: Executor
     ) -> None:
         self._bucket, self._executor = bucket, executor
         self._parameters = parameters  # that a name is written with

@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from collectfast_storage.fingerprint import normal_etag
 from collectfast_storage.payload import Payload
-from collectfast_storage.s3.errors import ThrottledError
+from collectfast_storage.s3.errors import ThrottledError, is_throttling
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -77,7 +77,7 @@ class Native:
         try:
             etag = normal_etag(self._put(**request)["e_tag"])
         except BaseException as error:  # Rust's panics are no Exceptions.
-            if re.search(r"status (code: )?(429|503)\b", str(error)):
+            if is_throttling(*_answer_in(error)):
                 self._throttled.add(request["path"])  # Boto3 is next: it has words.
                 raise ThrottledError(what=_told(error)) from None
             return None, _told(error)
@@ -214,5 +214,11 @@ def _lacking(parameters: dict[str, Any]) -> list[str]:
 
 def _told(error: BaseException) -> str:
     """Return what is to be told of `error`: its text may quote a whole answer."""
-    status = re.search(r"status (code: )?(\d{3})\b", str(error))
-    return f"{type(error).__name__}{f' ({status[2]})' if status else ''}"
+    status, _ = _answer_in(error)
+    return f"{type(error).__name__}{f' ({status})' if status else ''}"
+
+
+def _answer_in(error: BaseException) -> tuple[int, str]:
+    status = re.search(r"status (?:code: )?(\d{3})\b", str(error))
+    code = re.search("<Code>(.*?)</Code>", str(error))
+    return int(status[1]) if status else 0, code[1] if code else ""

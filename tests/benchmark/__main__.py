@@ -60,15 +60,14 @@ def main() -> None:
         static = Path(directory) / "static"
         count = tree.build(static, arguments.size)
         size = sum(p.stat().st_size for p in static.rglob("*") if p.is_file()) / 2**20
-        authority, own = certificates.make(Path(directory))
-        # As many as boto3 has, which it reads anew for each connection.
-        with authority.open("ab") as file:
-            file.write(Path(botocore.__file__).with_name("cacert.pem").read_bytes())
+        authorities, own = make_certificates(Path(directory))
         with endpoint(own, arguments.round_trip) as url:
             for number in range(arguments.repeat):
                 for name in arguments.only or CONTESTANTS:
                     folder = Path(directory) / "run"
-                    course = Course(folder / "static", folder, url, "bench", authority)
+                    course = Course(
+                        folder / "static", folder, url, "bench", authorities
+                    )
                     for step, sample in deploys(name, course, static):
                         samples.setdefault((name, step), []).append(sample)
                         print(f"{number + 1}. {name}, {step}: {sample.wall:.2f} s")
@@ -93,6 +92,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="contestants")
     parser.add_argument("--chart", type=Path, help="an SVG to write")
     return parser.parse_args()
+
+
+def make_certificates(directory: Path) -> tuple[Path, Path]:
+    """Return a file of CAs, as long as boto3's own, and one of theirs for a server."""
+    authorities, own = certificates.make(directory)
+    # It reads them anew for each connection.
+    with authorities.open("ab") as file:
+        file.write(Path(botocore.__file__).with_name("cacert.pem").read_bytes())
+    return authorities, own
+
+
+def environment_of(contestant: Contestant, course: Course) -> dict[str, str]:
+    """Return what the commands of `contestant` find: keys, CAs, and bytecode."""
+    environment = os.environ | KEYS | course.trust | contestant.environment(course)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
 
 
 @contextmanager
@@ -128,10 +143,10 @@ def deploys(name: str, course: Course, static: Path) -> Iterator[tuple[str, Samp
     try:
         for step, prepare in STEPS.items():
             prepare(course.static)
-            _about(course, "reset")
+            about(course, "reset")
             yield step, measure(CONTESTANTS[name], course).times(factor)
     finally:
-        _about(course, "drop")
+        about(course, "drop")
         shutil.rmtree(course.folder)
 
 
@@ -144,8 +159,7 @@ def _reduce(static: Path, size: int) -> float:
 
 def measure(contestant: Contestant, course: Course) -> Sample:
     """Run the commands of one deploy, each a whole process."""
-    environment = os.environ | KEYS | course.trust | contestant.environment(course)
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment = environment_of(contestant, course)
     wall = cpu = memory = 0.0
     for command in contestant.commands(course):
         start = time.perf_counter()
@@ -162,7 +176,7 @@ def measure(contestant: Contestant, course: Course) -> Sample:
         memory = max(memory, _mebibytes(usage))
         if process.returncode:
             sys.exit(f"{command} failed:\n{errors.decode()}")
-    counts = json.loads(_about(course, "counts"))
+    counts = json.loads(about(course, "counts"))
     return Sample(wall, cpu, memory, counts)
 
 
@@ -170,7 +184,7 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _about(course: Course, what: str) -> bytes:
+def about(course: Course, what: str) -> bytes:
     context = ssl.create_default_context(cafile=course.authorities)
     url = f"{course.endpoint}/-/{what}"
     with urllib.request.urlopen(url, context=context) as response:

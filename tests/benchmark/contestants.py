@@ -114,12 +114,12 @@ class Then:
 Contestant = Django | Sync | Then
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
 RCLONE = (
-    *(_tool("rclone"), "sync", "--checksum", "--transfers", "64", "--checkers", "64"),
+    *(tool("rclone"), "sync", "--checksum", "--transfers", "64", "--checkers", "64"),
     *(
         "--fast-list",
         "--s3-no-check-bucket",
@@ -129,7 +129,7 @@ RCLONE = (
     ),
 )
 S5CMD = (
-    *(_tool("s5cmd"), "--endpoint-url", "{endpoint}", "--log", "error"),
+    *(tool("s5cmd"), "--endpoint-url", "{endpoint}", "--log", "error"),
     *("sync", "{source}/", "s3://{bucket}/static/"),
 )
 AWS = (

@@ -13,18 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import botocore
-
-from tests import certificates
-from tests.benchmark.__main__ import _about, endpoint
-from tests.benchmark.contestants import (
-    CONTESTANTS,
-    KEYS,
-    Contestant,
-    Course,
-    Sync,
-    _tool,
+from tests.benchmark.__main__ import (
+    about,
+    endpoint,
+    environment_of,
+    make_certificates,
 )
+from tests.benchmark.contestants import CONTESTANTS, Contestant, Course, Sync, tool
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ OTHERS = {
     # At their defaults: what is set for `make bench` is for no limits.
     "rclone sync": Sync(
         (
-            *(_tool("rclone"), "sync", "--s3-no-check-bucket", "--quiet"),
+            *(tool("rclone"), "sync", "--s3-no-check-bucket", "--quiet"),
             *("{source}", "s3:{bucket}/static"),
         )
     ),
@@ -88,28 +83,24 @@ def _measured(situation: Situation, who: str) -> Iterator[str]:
         static.mkdir()
         for number in range(situation.files):
             (static / f"{number}.bin").write_bytes(os.urandom(situation.size))
-        authority, own = certificates.make(folder)
-        # As many as boto3 has, which it reads anew for each connection.
-        with authority.open("ab") as file:
-            file.write(Path(botocore.__file__).with_name("cacert.pem").read_bytes())
+        authorities, own = make_certificates(folder)
         with endpoint(own, situation.round_trip, *situation.limits) as url:
-            course = Course(static, folder, url, "bench", authority)
+            course = Course(static, folder, url, "bench", authorities)
             yield from _cells(situation, EVERYONE[who], course)
 
 
 def _cells(
     situation: Situation, contestant: Contestant, course: Course
 ) -> Iterator[str]:
-    environment = os.environ | KEYS | course.trust | contestant.environment(course)
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    _about(course, "reset")
+    environment = environment_of(contestant, course)
+    about(course, "reset")
     start = time.perf_counter()
     for command in contestant.commands(course):
         done = subprocess.run(
             command, env=environment, capture_output=True, check=False
         )
     wall = time.perf_counter() - start
-    counts = json.loads(_about(course, "counts"))
+    counts = json.loads(about(course, "counts"))
     yield str(done.returncode)
     yield f"{counts['objects']:,}"
     yield f"{wall:.1f} s"
