@@ -317,8 +317,7 @@ class Run:
             self.caller.progress.decided(name, verdict)
             self._withdraw(name)
             size = len(payload.plain or b"")
-            may_wait = self.caller.saves_as_is and not self.caller.dry_run
-            is_draft = in_memory and self.post_processing and may_wait
+            is_draft = in_memory and self.post_processing and self.caller.saves_as_is
             if is_draft and 0 < size <= self._room_for_drafts:
                 self._drafts[name] = payload
                 self._room_for_drafts -= size

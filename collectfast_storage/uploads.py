@@ -266,6 +266,8 @@ class Uploads:
 def _run(future: Future[_T], call: Callable[[], _T]) -> None:
     if future.set_running_or_notify_cancel():
         try:
-            future.set_result(call())
+            result = call()
         except BaseException as error:  # Whatever it is: nobody waits for ever.
             future.set_exception(error)
+        else:
+            future.set_result(result)

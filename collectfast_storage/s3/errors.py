@@ -37,8 +37,7 @@ _BUCKET_WIDE = {
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
-# Those of botocore's own that are about no file:
-# https://github.com/boto/botocore/blob/develop/botocore/exceptions.py
+# Those of `botocore.exceptions` that are about no file.
 _BUCKET_WIDE_KINDS = "Credential|Param|SSO|Token"
 # Of OpenSSL's and urllib3's words; a handshake that breaks off has others.
 _DISTRUST = "(?i)certificate|hostname|no such file"
