@@ -127,10 +127,9 @@ class Collectstatic(Caller):
         """Log, count and signal what was done."""
         logger.info("%s", report)
         if self.clears:
-            dry_run = self.dry_run
-            verb, level = ("Pretending to delete", 1) if dry_run else ("Deleting", 2)
+            verb = "Pretending to delete" if self.dry_run else "Deleting"
             for name in report.deleted:
-                self._command.log(f"{verb} '{name}'", level=level)
+                self._command.log(f"{verb} '{name}'", level=1 if self.dry_run else 2)
             # Django 6.0 counts them in its summary; older ones do not.
             getattr(self._command, "deleted_files", []).extend(report.deleted)
         if not self.dry_run:

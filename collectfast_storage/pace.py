@@ -79,7 +79,8 @@ class Pace:
         if began >= self._cut_at:  # What started before tells nothing new.
             self._forget(now)
             seconds = min(max(now - self._first, 0.25), 1.0)
-            self._peak = max(min(self._rate(now), len(self._answers) / seconds), 1.0)
+            # Where nothing got through, nothing is known of the rate.
+            self._peak = min(self._rate(now), len(self._answers) / seconds or inf)
             if self._is_probing:
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             self._cut_at, self._is_probing = now, True

@@ -45,13 +45,13 @@ class Governor:
         self._changed = threading.Condition()
         self._turn = threading.Lock()  # One waits to start, and all others for it.
         self._requests = self._bytes = 0  # under way
-        self._last_success, self._hopeless_at = -inf, inf
+        self._hopeless_at = inf  # if requests fail at once, and nothing gets through
         self._over = threading.Event()
         self._given_up: Exception | None = None
 
     def send(self, size: int, call: Callable[[], _T]) -> _T:
         """Return what comes of `call`, which sends so many bytes, or raise it."""
-        failures = 0  # of this one, since anything got through
+        failures = 0
         while True:
             began, setback = self._begin(size), None
             try:
@@ -60,10 +60,10 @@ class Governor:
                 setback = setback_of(error)
                 if setback is None:
                     raise
-                if self._last_success >= began:
-                    failures = 0
-                failures += not isinstance(error, ThrottledError)
-                if failures >= self._attempts and monotonic() >= self._hopeless_at:
+                failures += 1
+                # As many attempts, each as long as this one, and the waits between.
+                ends = self._hopeless_at + self._attempts * (monotonic() - began)
+                if monotonic() >= ends and not isinstance(error, ThrottledError):
                     self.stop(error)
                     raise
             finally:
@@ -99,7 +99,7 @@ class Governor:
             self._requests -= 1
             self._bytes -= size
             if setback is None:
-                self._last_success, self._hopeless_at = now, now + self._patience
+                self._hopeless_at = now + self._patience
                 self._pace.answered(now, began, size)
             elif setback.throttled:
                 self._pace.throttled(now, began, setback.after)

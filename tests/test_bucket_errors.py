@@ -137,6 +137,7 @@ def test_manifest_that_cannot_be_read_by_other_programs(deployed: Site) -> None:
         site.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["LIST", "HEAD", "PUT", "DELETE", "DELETE MANY"])
 def test_no_answer_ends_in_a_traceback(deployed: Site, backend: str, kind: str) -> None:

@@ -430,6 +430,7 @@ class Eager(CollectfastS3StaticStorage):
 
     def post_process(self, *args: Any, **options: Any) -> Any:
         self.save("made.txt", ContentFile(b"made"))
+        self.save("empty.txt", ContentFile(b""))  # Not a draft.
         yield from super().post_process(*args, **options)
 
 
@@ -438,7 +439,7 @@ def test_dry_run_of_a_post_processing_that_saves(site: Site) -> None:
     site.backend = f"{__name__}.Eager"
     site.write("a.txt", "a")
     assert site.collect("--dry-run").requests == {"LIST": 1}
-    assert site.collect().put == ["a.txt", "made.txt"]
+    assert site.collect().put == ["a.txt", "empty.txt", "made.txt"]
 
 
 class OwnSave(CollectfastS3StaticStorage):

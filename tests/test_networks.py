@@ -193,6 +193,7 @@ def test_server_that_falls_silent(site: Site, way: str) -> None:
     assert len(str(caught.value).splitlines()) <= 4
     assert not re.search("Traceback", str(caught.value))
     site.proxy.fault = None
+    del site.options["client_config"]
     arrived = set(site.bucket.names())
     assert arrived
     assert set(site.collect().put) == set(site.bucket.names()) - arrived

@@ -65,6 +65,7 @@ def test_what_passes(error: Exception, setback: Setback | None) -> None:
         ("soon", 0),
         ("", 0),
     ],
+    ids=["soon", "in an hour", "past", "tomorrow", "yesterday", "words", "empty"],
 )
 def test_when_to_come_back(text: str, seconds: float) -> None:
     """In seconds or as a date; nonsense is as good as nothing."""
