@@ -13,14 +13,15 @@ demo: $(VENV)/demo
 
 # PYTEST="coverage run -m pytest" for a report by `make coverage`.
 PYTEST = pytest
+SIDE_BY_SIDE = -n auto --dist worksteal
 test: $(VENV)/test
-	$(BIN)/python -m $(PYTEST) $(ARGS)
+	$(BIN)/python -m $(PYTEST) $(SIDE_BY_SIDE) $(ARGS)
 
 # Random sequences of edits, deploys and faults; SEQUENCES=5000 for more of them.
 SEQUENCES ?= 500
 model: $(VENV)/test
 	$(BIN)/python -m pytest tests/test_model.py tests/test_model_manifest.py \
-		--sequences $(SEQUENCES) $(ARGS)
+		-n 2 --sequences $(SEQUENCES) $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -42,7 +43,7 @@ lookalikes: lookalike-moto lookalike-rclone
 
 lookalike-%: $(VENV)-lookalikes/test
 	COLLECTFAST_TEST_SERVER=$* $(VENV)-lookalikes/bin/python -m pytest -q \
-		-p no:cacheprovider -m "not slow" $(ARGS)
+		-p no:cacheprovider $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 # What depends on how boto3 and Django are made, with the oldest that will do.
 LOWEST_ARGS ?= $(addprefix tests/test_, $(addsuffix .py, \

@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,11 +59,37 @@ def sequences(request: pytest.FixtureRequest) -> int:
     return number
 
 
+_shared = ExitStack()
+_server = pytest.StashKey[Server]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, as tests wait for the server at times."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give the workers of pytest-xdist one server, which ends with them."""
+    if _server not in node.config.stash:
+        node.config.stash[_server] = _shared.enter_context(server_for_tests())
+    node.workerinput["server"] = asdict(node.config.stash[_server])
+
+
+def pytest_unconfigure() -> None:
+    """End what was shared."""
+    _shared.close()
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A real S3 server, for the whole session."""
-    with server_for_tests() as running:
-        yield running
+    if given := getattr(request.config, "workerinput", None):
+        yield Server(**given["server"])
+    else:
+        with server_for_tests() as running:
+            yield running
 
 
 @pytest.fixture(scope="session")

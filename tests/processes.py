@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from pathlib import Path
 
 from tests.proxy import Proxy
@@ -92,7 +94,9 @@ def settled(proxy: Proxy) -> Iterator[None]:
     """
     before = set(proxy.connections)
     yield
-    deadline = time.monotonic() + LONG
+    deadline, rounds = time.monotonic() + LONG, count(1)
     while proxy.connections - before or select.select([proxy], [], [], 0)[0]:
         assert time.monotonic() < deadline, "requests of a dead process never end"
         time.sleep(0.005)
+        if next(rounds) % 50 == 0:
+            gc.collect()  # What threads held in cycles until they ended.

@@ -314,6 +314,7 @@ def test_cold_cache_without_preload_asks_for_each_file_once(site: Site) -> None:
     assert site.collect(CACHES=_cache(site, "cold")).requests == {}
 
 
+@pytest.mark.slow
 def test_default_cache_holds_more_files_than_it_holds_entries(site: Site) -> None:
     """Django's default caches keep 300 entries; 1,000 files are remembered in them."""
     site.options["collectfast_preload"] = False

@@ -178,6 +178,7 @@ def test_garbage_is_nothing_remembered(garbage: object) -> None:
     assert _memory().get("a") == _remembered(2)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_and_the_latest_are_kept() -> None:
     """However many names there were: a save costs the same after a million."""
     count = 300_000
