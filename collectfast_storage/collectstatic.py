@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -264,14 +264,10 @@ def _with_copies_checked(
         yield name, hashed_name, outcome
 
 
-def _batch_of(manifest_storage: Any, storage: Any) -> AbstractContextManager[Any]:
+def _batch_of(manifest_storage: Any, storage: Any) -> Any:
     """Keep a manifest in another bucket from being deleted before it is replaced."""
-    if manifest_storage is storage or not getattr(
-        manifest_storage, "_collectfast_enabled", False
-    ):
+    is_ours = getattr(manifest_storage, "_collectfast_enabled", False)
+    if manifest_storage is storage or not is_ours:
         return nullcontext()
     # One file is sooner asked for than listed; and it is too dear to trust the cache.
-    batch: AbstractContextManager[Any] = manifest_storage._collectfast_batch(
-        lists=False, trusts=False
-    )
-    return batch
+    return manifest_storage._collectfast_batch(lists=False, trusts=False)

@@ -15,9 +15,7 @@ _ADVICE = {
     r"\(AccessDenied\) when calling the PutObject": (
         "(Is s3:PutObject permitted, and with default_acl also s3:PutObjectAcl?)"
     ),
-    r"\(AccessDenied\) when calling the DeleteObject": (
-        "(Is s3:DeleteObject permitted?)"
-    ),
+    r"\(AccessDenied\) when calling the Delete": "(Is s3:DeleteObject permitted?)",
     "SSL validation failed": (
         "(If a CA of your own issued the certificate, set the option verify, or else "
         "AWS_CA_BUNDLE in the environment, to that CA's file.)"

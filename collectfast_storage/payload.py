@@ -150,7 +150,7 @@ class Payload:
         plain: Any
         if self.plain is None:
             self._streamed = _Hashed(self._rewound())
-            plain = _Stream(self._streamed, _CHUNK_SIZE)
+            plain = BufferedReader(self._streamed, _CHUNK_SIZE)
         else:
             plain = BytesIO(self.plain)
         return self._compress(plain) if self._compress else plain
@@ -282,10 +282,6 @@ class _Hashed(RawIOBase):
         self.md5.update(chunk)
         buffer[: len(chunk)] = chunk
         return len(chunk)
-
-
-class _Stream(BufferedReader):
-    """Read in whatever way; a class of its own, so that `close` may be replaced."""
 
 
 def _copy_unless_rewindable(file: Any, memory: int) -> IO[bytes] | None:

@@ -6,12 +6,14 @@ uploaded, and remembered; at the end come deletes, and the report.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BytesIO
+from math import inf
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import IO, Any
@@ -44,6 +46,8 @@ from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import concerns_bucket, naming
 from collectfast_storage.s3.listing import Listing
 from collectfast_storage.uploads import BoundedExecutor, Outcome, Uploads
+
+logger = logging.getLogger("collectfast_storage")
 
 # So many objects are asked for their metadata, in case their ETags are opaque; where
 # one of them is, so are all that an ETag cannot decide.
@@ -125,7 +129,7 @@ class Run:
         self._start = time.monotonic()
         self._is_prepared = False
         self._ahead: dict[str, Payload] = {}  # sources that were read and hashed
-        self._heads_left, self._has_asked_ahead = _SAMPLE, False
+        self._heads_left, self._has_asked_ahead = float(_SAMPLE), False
         self._drafts: dict[str, Payload] = {}
         self._room_for_drafts = _MOST_BYTES_OF_DRAFTS
         self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
@@ -208,6 +212,8 @@ class Run:
         if verdict is Verdict.ASK and self._is_worth_a_head(payload):
             remote = self._listing.head(name)
             verdict = decide(payload, remote, remembered)
+            if verdict is Verdict.HELD:  # It was worth it, and may be for others.
+                self._heads_left = inf
         if verdict is Verdict.HELD and remote is not None and remote is not UNASKED:
             remembered = Remembered(payload.fingerprint, remote.etag)
             self._memory.remember(name, remembered)
@@ -239,17 +245,23 @@ class Run:
     def _ask_ahead(self, *, everything: bool) -> None:
         """Ask, side by side, for a few that no ETag can decide; or for all of them."""
         self._read_ahead(lambda: False)
-        undecided = [
-            name
-            for name, each in self._ahead.items()
-            if decide(each, self._listing[name], self._memory.get(name)) is Verdict.ASK
-        ]
+        undecided = self._judged(Verdict.ASK)
         sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
-        if not everything:
-            self._heads_left -= len(sample)
-            self._listing.ask(sample)
-        if everything or self._bucket.has_opaque_etags:
+        self._listing.ask(sample)
+        held = self._judged(Verdict.HELD)
+        if everything or self._bucket.has_opaque_etags or {*held} & {*sample}:
+            self._heads_left = inf
             self._listing.ask(undecided)
+        elif len(undecided) >= _SAMPLE and not held:
+            # All is new, or these ETags tell nothing: what goes up now tells it itself.
+            self._bucket.learn(opaque=True)
+            text = "None of %d files is what the bucket %r tells of it, so all go up."
+            logger.warning(text, len(undecided), self._bucket.name)
+
+    def _judged(self, verdict: Verdict) -> list[str]:
+        """Return which of the sources read ahead get this `verdict`, in their order."""
+        known, remote, ahead = self._memory.get, self._listing, self._ahead.items()
+        return [n for n, sent in ahead if decide(sent, remote[n], known(n)) is verdict]
 
     def _prepare(self) -> None:
         """List the bucket, and read sources while it answers."""
@@ -507,7 +519,6 @@ class Run:
                 failures[name] = error
                 continue
             self._listing.note(name, None)
-            self._memory.remember(name, None)
             self._deleted.append(name)
         if failures:
             raise DeleteError(failures)

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from io import SEEK_END
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 from botocore.config import Config
@@ -30,10 +30,8 @@ from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import naming
 from collectfast_storage.uploads import BoundedExecutor, Uploads
 
-if TYPE_CHECKING:
-    from storages.backends.s3 import S3Storage as _Base
-else:
-    _Base = object
+# What it is put before; untyped, as all of django-storages.
+_Base: Any = object
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -361,12 +359,11 @@ class CollectfastMixin(_Base):
 
     @cached_property
     def _collectfast_prefix(self) -> str:
-        prefix: str = self._normalize_name("")
-        return prefix
+        return str(self._normalize_name(""))
 
     def _collectfast_name(self, name: str) -> str:
         """Return `name` as this package has it: normalized, below the location."""
-        key: str = self._normalize_name(clean_name(name))
+        key = str(self._normalize_name(clean_name(name)))
         return key.removeprefix(self._collectfast_prefix)
 
     def _collectfast_bucket(self, native: Any = None) -> Bucket:

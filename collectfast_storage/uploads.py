@@ -39,9 +39,8 @@ class Governor:
     def __init__(self, pace: Pace, attempts: int) -> None:
         """Go at `pace`; botocore would make so many `attempts` at each request."""
         self._pace, self._attempts = pace, attempts
-        numbers = range(1, max(attempts, 2))  # One failure says nothing of the others.
-        waits = (min(2**number, _LONGEST_BACKOFF) for number in numbers)
-        self._patience = sum(waits)
+        tries = range(1, max(attempts, 2))  # One failure says nothing of the others.
+        self._patience = sum(min(2**number, _LONGEST_BACKOFF) for number in tries)
         self._changed = threading.Condition()
         self._turn = threading.Lock()  # One waits to start, and all others for it.
         self._requests = self._bytes = 0  # under way
@@ -220,8 +219,7 @@ class Uploads:
         self._bucket.native  # noqa: B018 (made in this thread)
         fingerprint = payload.fingerprint  # Before another thread reads the file.
         size = len(payload.plain or b"")
-        put = self._bucket.put
-        future = self.executor.submit_sized(size, put, name, payload)
+        future = self.executor.submit_sized(size, self._bucket.put, name, payload)
         self._under_way[name] = fingerprint, future
 
     def done(self) -> Iterator[Outcome]:

@@ -221,7 +221,7 @@ class ExpiringToken(Fault):
         if dead:
             handler.error(400, "ExpiredToken", "The provided token has expired.")
         else:
-            _sign_without_token(handler, self._server, body)
+            sign_again(handler, self._server, body)
             handler.pass_on(body)
         return True
 
@@ -242,7 +242,8 @@ class ExpiringToken(Fault):
         }
 
 
-def _sign_without_token(handler: Handler, server: Server, body: bytes) -> None:
+def sign_again(handler: Handler, server: Server, body: bytes) -> None:
+    """Sign what came to `handler` as it is by now, without a token."""
     headers = {name.lower(): value for name, value in handler.headers.items()}
     dropped = ("x-amz-security-token", "authorization", "expect", "connection")
     kept = {name: value for name, value in headers.items() if name not in dropped}

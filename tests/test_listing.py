@@ -62,7 +62,6 @@ ANSWERS = {
     "buckets": BUCKETS,
     "error": f"{XML}<Error><Code>InternalError</Code><Message>No</Message></Error>",
     "truncated without a token": result(entry("a.css"), truncated=True),
-    "no word of its end": re.sub("<IsTruncated>.*</IsTruncated>", "", result()),
     "key outside of the location": result(entry("other/a.css")),
     "entry without a key": result("<Contents><ETag>&quot;x&quot;</ETag></Contents>"),
     "same token for ever": result(truncated=True, token="again"),
@@ -87,22 +86,31 @@ def listing(site: Site, body: str) -> Fault:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_answer_that_is_no_listing_is_an_error_that_names_the_bucket(
-    site: Site, backend: str, answer: str
+def test_answer_that_is_no_listing(
+    site: Site, backend: str, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not an empty bucket: nothing is uploaded, skipped or deleted."""
+    """Not an empty bucket: nothing is deleted, and HEADs tell the rest."""
     site.backend = backend
     site.options["client_config"] = Config(retries={"total_max_attempts": 1})
-    site.write("a.css", "new")
+    for name in ("a.css", "held.css"):
+        site.write(name, "new")
     for name in ("a.css", "left-over.css"):
         site.bucket.put(name, b"old")
+    site.bucket.put("held.css", b"new")
+    before = site.bucket.files()
     site.proxy.fault = listing(site, answer)
-    for arguments in ([], ["--clear"]):
-        with pytest.raises(CommandError, match="bucket 'tests' cannot be used: ") as e:
-            site.collect(*arguments)
-        assert "log in" not in str(e.value).lower()
-        assert site.proxy.count().keys() == {"LIST"}
-    assert site.bucket.files() == {"a.css": b"old", "left-over.css": b"old"}
+    with pytest.raises(CommandError, match="bucket 'tests' cannot be used: ") as e:
+        site.collect("--clear")
+    assert "log in" not in str(e.value).lower()
+    assert site.proxy.count().keys() == {"LIST"}
+    assert site.bucket.files() == before
+    if re.search(r"\(500\)|InternalError", str(e.value)):
+        return  # Of what cannot be parsed boto3 says so by now, and it stays an error.
+    caplog.clear()
+    assert site.collect().put == ["a.css"]
+    assert site.bucket.files() == before | {"a.css": b"new"}
+    [message] = caplog.messages
+    assert "bucket 'tests' may not be listed, so each file is asked for" in message
 
 
 def test_listing_that_is_wrong_from_its_second_page_on(site: Site) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -23,11 +23,13 @@ class FakeBucket:
         self.listed = 0
         self.heads: list[str] = []
 
-    def list(self, token: str = "") -> Page:
+    def list(self, start: Mapping[str, str]) -> Page:
         self.listed += 1
-        rest = [name for name in self.names if name > token]
+        after = start.get("ContinuationToken", "")
+        rest = [name for name in self.names if name > after]
         page = rest[:1000]
-        return Page({n: f"etag-{n}" for n in page}, page[-1] if rest[1000:] else "")
+        following = {"ContinuationToken": page[-1]} if rest[1000:] else {}
+        return Page({n: f"etag-{n}" for n in page}, following)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
         self.heads.append(name)
@@ -138,7 +140,7 @@ def test_directory_buckets_list_in_no_order() -> None:
 
     def shuffled(token: str = "") -> Page:
         page = plain(token)
-        return Page(dict(reversed(page.etags.items())), page.token)
+        return Page(dict(reversed(page.etags.items())), page.following)
 
     bucket.list = shuffled  # type: ignore[method-assign]
     listing = _listing(bucket)

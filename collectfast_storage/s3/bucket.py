@@ -38,10 +38,10 @@ _NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class Page(NamedTuple):
-    """A part of a listing: names with their ETags, and the token of what comes next."""
+    """A part of a listing: names with their ETags, and how to ask for the next."""
 
     etags: dict[str, str]
-    token: str  # empty after the last page
+    following: dict[str, Any]  # empty after the last page
 
 
 class Stored(NamedTuple):
@@ -92,14 +92,13 @@ class Bucket:
         """The faster way, if there is one, made in the thread that asks first."""
         return self._make_native(self.client) if self._make_native else None
 
-    def list(self, token: str = "") -> Page:
-        """Return up to 1,000 names, from where the page before ended, its `token`."""
-        start: Any = {"ContinuationToken": token} if token else {}
-        response: Any = {}
+    def list(self, start: Mapping[str, Any]) -> Page:
+        """Return up to 1,000 names, from the `start` that the page before has told."""
+        # Where only the first version is known, nobody tells a token.
+        version = "list_objects" if "Marker" in start else "list_objects_v2"
+        request, response = getattr(self.client, version), {}
         with calling(self._count) as read, suppress(*errors.UNREADABLE):
-            response = self.client.list_objects_v2(
-                Prefix=self.prefix, **self._place, **start
-            )
+            response = request(Prefix=self.prefix, **self._place, **start)
         return _page_of(response, read, self.prefix)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
@@ -277,11 +276,13 @@ def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
 
 def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
     """Return the page in `response` and what was `read` of it; or raise AnswerError."""
-    more = response.get("IsTruncated")
-    token = response.get("NextContinuationToken", "") if more else ""
     found = read + [(e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())]
+    token = response.get("NextContinuationToken")
+    last = response.get("NextMarker") or (found[-1][0] if found else None)
+    following = {"ContinuationToken": token} if token else {"Marker": last}
+    more = response.get("IsTruncated", bool(token))
     # Of an answer of another kind boto3 makes a listing of nothing.
-    is_listing = found or "KeyCount" in response
+    is_listing = bool(found) or "KeyCount" in response
     etags: dict[str, str] = {}
     for key, header in found:
         etag = normal_etag(header)
@@ -289,6 +290,6 @@ def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
             raise errors.AnswerError(what=f"It lists {key!r} below {prefix!r}")
         if not key or etags.setdefault(key.removeprefix(prefix), etag) != etag:
             is_listing = False
-    if not is_listing or more != bool(token):
+    if not is_listing or (more and not any(following.values())):
         raise errors.AnswerError(what="What it answers to ListObjectsV2 is no listing")
-    return Page(etags, token)
+    return Page(etags, following if more else {})

@@ -27,22 +27,17 @@ UNREADABLE = (ResponseParserError, LookupError, ValueError)
 _ERRORS = (BotoCoreError, ClientError, RecursionError, RetriesExceededError)
 FAILURES = (*_ERRORS, *UNREADABLE)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-_BUCKET_WIDE = {
-    "AllAccessDisabled",
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidBucketName",
-    "InvalidToken",
-    "NoSuchBucket",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-}
+_BUCKET_WIDE = (
+    "AllAccessDisabled|ExpiredToken|Invalid(AccessKeyId|BucketName|Token)|NoSuchBucket"
+    "|RequestTimeTooSkewed|SignatureDoesNotMatch"
+)
 # Those of `botocore.exceptions` that are about no file.
 _BUCKET_WIDE_KINDS = "Credential|Param|SSO|Token"
 # Of OpenSSL's and urllib3's words; a handshake that breaks off has others.
 _DISTRUST = "(?i)certificate|hostname|no such file"
 _THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
-_DENIED = {"AccessDenied", "403", "Forbidden"}  # the answer to a HEAD has no words
+# The answer to a HEAD has no words; and some servers do not know what is asked.
+_DENIED = "403|405|501|AccessDenied|Forbidden|MethodNotAllowed|NotImplemented"
 
 
 class AnswerError(BotoCoreError):
@@ -72,13 +67,14 @@ def setback_of(error: BaseException) -> Setback | None:
         if is_throttling(status, _code(error)):
             return Setback(throttled=True, after=_seconds_to_wait(error))
         timed_out = _code(error) == "RequestTimeout" or status in (408, 504)
-        return Setback(timed_out=timed_out) if timed_out or status >= 500 else None
+        passes = timed_out or (status >= 500 and status != 501)
+        return Setback(timed_out=timed_out) if passes else None
     if isinstance(error, (ReadTimeoutError, ConnectTimeoutError)):
         return Setback(timed_out=True)
     if isinstance(error, ThrottledError):
         return Setback(throttled=True)
-    passes = isinstance(error, HTTPClientError) and not is_distrust(error)
-    return Setback() if passes else None
+    is_lost = isinstance(error, HTTPClientError) and not is_distrust(error)
+    return Setback() if is_lost else None
 
 
 def is_throttling(status: int, code: str) -> bool:
@@ -108,7 +104,7 @@ def is_absent(error: ClientError) -> bool:
 def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
-        return _code(error) in _BUCKET_WIDE
+        return bool(re.fullmatch(_BUCKET_WIDE, _code(error)))
     is_own = isinstance(error, BotoCoreError)
     is_wide = is_own and re.search(_BUCKET_WIDE_KINDS, type(error).__name__)
     return bool(is_wide) or is_distrust(error)
@@ -136,7 +132,7 @@ def naming(bucket_name: str | None) -> Iterator[None]:
     except FAILURES as error:
         if not bucket_name:
             raise
-        denied = isinstance(error, ClientError) and _code(error) in _DENIED
+        denied = isinstance(error, ClientError) and re.fullmatch(_DENIED, _code(error))
         kind = DeniedError if denied else BucketError
         raise kind(bucket_name, error) from error
 

@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 from collectfast_storage.s3.errors import is_distrust, setback_of
 
 _KINDS = {
+    "ListObjects": "LIST",
     "ListObjectsV2": "LIST",
     "HeadObject": "HEAD",
     "PutObject": "PUT",
@@ -54,6 +55,7 @@ def register(client: Any) -> None:
     for event, handler in {
         "request-created.s3": _request_created,
         "needs-retry.s3": _needs_retry,
+        "before-parse.s3.ListObjects": _read_page,
         "before-parse.s3.ListObjectsV2": _read_page,
     }.items():
         client.meta.events.register(event, handler, unique_id=f"collectfast-{event}")
@@ -112,6 +114,7 @@ def _read_page(response_dict: dict[str, Any], **_: Any) -> None:
         etag = entry.findtext(f"{namespace}ETag")
         call.entries.append((unquote_plus(key) if key and decode else key, etag))
         root.remove(entry)
-    if root.find(f"{namespace}KeyCount") is None:  # By which a listing is known.
+    is_there = {child.tag.removeprefix(namespace) for child in root}
+    if "IsTruncated" in is_there and "KeyCount" not in is_there:  # It is known by it.
         ElementTree.SubElement(root, f"{namespace}KeyCount").text = "0"
     response_dict["body"] = ElementTree.tostring(root)

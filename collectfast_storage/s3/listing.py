@@ -16,7 +16,7 @@ logger = logging.getLogger("collectfast_storage")
 # A page of a listing costs about as much as so many HEADs, in time on two cores.
 _HEADS_PER_PAGE = 50
 # A listing may have pages without objects; one without an end has nothing else.
-_FRUITLESS_PAGES = 100
+_EMPTY_PAGES = 100
 _Parameters = Callable[[str], dict[str, Any]]
 
 
@@ -51,15 +51,18 @@ class Listing:
                 listed += len(page.etags)
                 found = bisect_right(wanted, max(page.etags, default=""))
                 # Are more pages likely to save more HEADs than they cost?
-                if page.token and skips and listed / 20 > found + _HEADS_PER_PAGE:
+                if page.following and skips and listed / 20 > found + _HEADS_PER_PAGE:
                     break
-        except DeniedError as error:
-            if whole or listed:  # This concerns no single object.
+        except BucketError as error:
+            denied = isinstance(error, DeniedError)
+            if whole or not (denied or isinstance(error.cause, AnswerError)):
                 raise BucketError(self._bucket.name, error.cause) from error
             self.ask(wanted)
+            why = "the permission s3:ListBucket is missing" if denied else error.cause
             self._warn(
-                "The bucket %r may not be listed, so each file is asked for. With the "
-                "permission s3:ListBucket that takes a request for 1,000 files."
+                "The bucket %r may not be listed, so each file is asked for, which "
+                "otherwise takes a request for 1,000 files: %s.",
+                str(why).rstrip("."),
             )
         if not self._is_complete:
             self.ask(name for name in wanted if name not in self._remotes)
@@ -106,12 +109,14 @@ class Listing:
 
     def _pages(self) -> Iterator[Page]:
         seen: set[str] = set()
-        fruitless, token = 0, ""
+        following: dict[str, Any] = {}
+        empty = 0
         while True:
             with naming(self._bucket.name):
-                page = self._bucket.list(token)
-                fruitless = fruitless + 1 if page.etags.keys() <= seen else 0
-                if fruitless > _FRUITLESS_PAGES:
+                page = self._bucket.list(following)
+                following, empty = page.following, 0 if page.etags else empty + 1
+                is_repeated = page.etags and page.etags.keys() <= seen
+                if following and (is_repeated or empty > _EMPTY_PAGES):
                     raise AnswerError(what="Its listing does not end")
             seen |= page.etags.keys()
             for name, etag in page.etags.items():
@@ -120,8 +125,7 @@ class Listing:
                 if _lacks_metadata(known) and known != Remote(etag):
                     self._unlisted.add(name)  # Two pages do not agree.
             yield page
-            token = page.token
-            if not token:
+            if not following:
                 self._is_complete = True
                 return
 
@@ -136,10 +140,10 @@ class Listing:
                 self.denial = error
                 self.note(name, UNKNOWN)
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, message: str, *arguments: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            logger.warning(message, self._bucket.name)
+            logger.warning(message, self._bucket.name, *arguments)
 
 
 def _lacks_metadata(remote: Remote | None) -> bool:
