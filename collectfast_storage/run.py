@@ -251,7 +251,8 @@ class Run:
         held = self._judged(Verdict.HELD)
         if everything or self._bucket.has_opaque_etags or {*held} & {*sample}:
             self._heads_left = inf
-            self._listing.ask(undecided)
+            hashed = {*(self.caller.wanted or ())} - self.caller.sources.keys()
+            self._listing.ask([*undecided, *sorted(hashed)])
         elif len(undecided) >= _SAMPLE and not held:
             # All is new, or these ETags tell nothing: what goes up now tells it itself.
             self._bucket.learn(opaque=True)

@@ -10,8 +10,10 @@ from botocore.config import Config
 from django.core.management.base import CommandError
 
 from tests import quirks
+from tests.proxy import Handler, Request
 from tests.quirks import Quirks
-from tests.site import STATIC, Site
+from tests.site import STATIC, Deploy, Site
+from tests.test_opaque import Opaque
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +52,14 @@ COMBINATIONS = [
 _numbers = itertools.count()
 
 
+def _collect(site: Site, cache: str, *arguments: str) -> Deploy:
+    if cache == "cold":
+        backend = "django.core.cache.backends.locmem.LocMemCache"
+        cold = {"BACKEND": backend, "LOCATION": f"{site.root}-{next(_numbers)}"}
+        site.settings["CACHES"] = {"default": cold}
+    return site.collect(*arguments)
+
+
 @pytest.mark.parametrize("cache", ["cold", "warm"])
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["plain", "manifest"])
 @pytest.mark.parametrize(
@@ -67,13 +77,7 @@ def test_quirk(
     site.write_all(files)
 
     def collect(*arguments: str) -> Any:
-        if cache == "cold":
-            location = f"{site.root}-{next(_numbers)}"
-            memory = "django.core.cache.backends.locmem.LocMemCache"
-            site.settings["CACHES"] = {
-                "default": {"BACKEND": memory, "LOCATION": location}
-            }
-        return site.collect(*arguments)
+        return _collect(site, cache, *arguments)
 
     def assert_all_there() -> None:
         storages = {"staticfiles": {"BACKEND": LOCAL[backend]}}
@@ -116,3 +120,87 @@ def test_quirk(
         collect("--clear")
         collect("--clear")
     assert_all_there()
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_only_the_answer_to_an_upload_tells(
+    site: Site, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All goes up once more, with what tells the next deploy; and that is said once."""
+    files = site.write_many(12)
+    switches = ("LIST: ETag another each time", "HEAD: ETag another")
+    Quirks(site.proxy, site.bucket.server, *switches)
+    _collect(site, cache)
+    caplog.clear()
+    assert _collect(site, cache).put == sorted(files)
+    [message] = caplog.messages
+    assert message.startswith("None of 12 files is what the bucket 'tests' tells of it")
+    assert _collect(site, cache).put == []
+    assert site.bucket.files() == files
+
+
+def test_file_that_comes_back_while_its_deleted_key_stays_listed(site: Site) -> None:
+    """A listing that lags does not make a file be missing."""
+    files = site.write_many(3)
+    Quirks(site.proxy, site.bucket.server, "deleted keys stay listed")
+    site.collect()
+    (site.static / "dir1/file1.js").unlink()
+    site.collect("--clear")
+    assert "dir1/file1.js" not in site.bucket.names()
+    site.write_all(files)
+    assert site.collect().put == ["dir1/file1.js"]
+    assert site.collect().put == []
+    assert site.bucket.files() == files
+
+
+class Encrypting:
+    """Encrypts as S3 does: what is written while it is switched on."""
+
+    def __init__(self, site: Site) -> None:
+        self.is_on = False
+        self._etags: dict[str, str] = {}
+        self._fault = Opaque(site.proxy)
+        site.proxy.fault = self
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.method == "PUT" and not self.is_on:
+            self._fault._made.pop(request.key, None)
+            return False
+        etag = self._fault._made.get(request.key)
+        known = request.method == "PUT" or request.kind == "LIST" or etag is not None
+        return known and self._fault(handler, request, body)
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["plain", "manifest"])
+def test_bucket_whose_encryption_is_switched_on_and_off(
+    site: Site, backend: str
+) -> None:
+    """With a cold cache, an unchanged deploy uploads nothing, whatever is there."""
+    site.backend = backend
+    site.write_many(40)
+    bucket = Encrypting(site)
+    for number, is_on in enumerate([False, True, False, True]):
+        bucket.is_on = is_on
+        _collect(site, "cold")
+        assert _collect(site, "cold").put == []
+        for changed in range(number, 40, 4):
+            site.write(f"dir{changed % 7}/new{changed}.txt", f"{number}")
+            path = next(site.static.rglob(f"file{changed}.*"))
+            path.write_text(f"{number} of {changed}")
+        _collect(site, "cold")
+        unchanged = _collect(site, "cold")
+        assert unchanged.put == []
+        assert unchanged.requests["HEAD"] <= len(site.bucket.names())
+
+
+def test_objects_of_several_tools(site: Site) -> None:
+    """Parts of other sizes, and uploads in one piece, are what they are."""
+    content = b"0123456789abcdef" * 400_000  # 6.4 MB
+    for name in ("rclone.bin", "aws.bin", "s5cmd.bin", "console.bin"):
+        site.write(name, content)
+    mebibyte = 1024 * 1024
+    site.bucket.put_in_parts("rclone.bin", content, 5 * mebibyte)
+    site.bucket.put("aws.bin", content)
+    site.bucket.put_in_parts("s5cmd.bin", content, 50 * mebibyte)
+    site.bucket.put("console.bin", content)
+    assert _collect(site, "cold").put == []

@@ -59,11 +59,8 @@ class Listing:
                 raise BucketError(self._bucket.name, error.cause) from error
             self.ask(wanted)
             why = "the permission s3:ListBucket is missing" if denied else error.cause
-            self._warn(
-                "The bucket %r may not be listed, so each file is asked for, which "
-                "otherwise takes a request for 1,000 files: %s.",
-                str(why).rstrip("."),
-            )
+            text = "The bucket %r may not be listed, so each file is asked for: %s."
+            self._warn(text, str(why).rstrip("."))
         if not self._is_complete:
             self.ask(name for name in wanted if name not in self._remotes)
 
