@@ -10,6 +10,7 @@ from botocore.config import Config
 from django.core.management.base import CommandError
 
 from tests import quirks
+from tests.faults import OtherRegion, sign_again
 from tests.proxy import Handler, Request
 from tests.quirks import Quirks
 from tests.site import STATIC, Deploy, Site
@@ -204,3 +205,36 @@ def test_objects_of_several_tools(site: Site) -> None:
     site.bucket.put_in_parts("s5cmd.bin", content, 50 * mebibyte)
     site.bucket.put("console.bin", content)
     assert _collect(site, "cold").put == []
+
+
+def test_redirect_is_followed_once(site: Site, way: str) -> None:
+    """Not for each file; obstore, which does not follow, is soon used no more."""
+    files = site.write_many(100)
+    fault = OtherRegion(301, {"PUT"})
+    site.proxy.fault = fault
+    site.collect()
+    assert site.bucket.files() == files
+    # With obstore, those that were under way when it had failed three times.
+    followed = sum(fault.harmed.values())
+    assert followed <= (1 if way == "plain" else 20)
+    assert len(site.put()) == len(files) + followed
+
+
+@pytest.mark.parametrize("path", ["/", "/gateway", "/gateway/"])
+def test_endpoint_with_a_path(site: Site, way: str, path: str) -> None:
+    files = site.write_many(12)
+    site.options["endpoint_url"] = site.proxy.endpoint + path
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        handler.path = handler.path.removeprefix("/gateway")
+        sign_again(handler, site.bucket.server, body)
+        handler.pass_on(body)
+        return True
+
+    site.proxy.fault = fault
+    site.collect()
+    assert site.bucket.files() == files
+    assert site.collect().put == []
+    site.bucket.put("left.css", b"left over")
+    site.collect("--clear")
+    assert site.bucket.files() == files
