@@ -39,7 +39,7 @@ coverage: $(VENV)/test
 	$(BIN)/coverage report
 
 # The same tests, with other servers than SeaweedFS.
-lookalikes: lookalike-moto lookalike-rclone
+lookalikes: lookalike-moto lookalike-rclone lookalike-ministack
 
 lookalike-%: $(VENV)-lookalikes/test
 	COLLECTFAST_TEST_SERVER=$* $(VENV)-lookalikes/bin/python -m pytest -q \

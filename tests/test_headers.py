@@ -103,6 +103,7 @@ def test_setting_counts_as_the_option_does(site: Site) -> None:
     assert site.collect().put == []
 
 
+@pytest.mark.needs("ACLs")
 def test_changed_default_acl_goes_up_once(site: Site) -> None:
     """With the request that it is asked for in."""
     sent = []
