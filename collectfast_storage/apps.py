@@ -8,7 +8,6 @@ class CollectfastStorageConfig(AppConfig):
     """Registers the checks, also among those that collectstatic itself runs."""
 
     name = "collectfast_storage"
-    verbose_name = "Collectfast storage"
 
     def ready(self) -> None:
         """Register them, and import what they need only when they run."""

@@ -154,9 +154,6 @@ class Collectstatic(Caller):
                 yield key.removeprefix(storage._collectfast_prefix)
 
 
-# Where it ends.
-
-
 def with_barrier(
     post_process: Callable[..., Iterator[Processed]],
 ) -> Callable[..., Iterator[Processed]]:

@@ -16,6 +16,7 @@ _ADVICE = {
         "(Is s3:PutObject permitted, and with default_acl also s3:PutObjectAcl?)"
     ),
     r"\(AccessDenied\) when calling the Delete": "(Is s3:DeleteObject permitted?)",
+    r"\(AccessDenied\) when calling the List": "(Is s3:ListBucket permitted?)",
     "SSL validation failed": (
         "(If a CA of your own issued the certificate, set the option verify, or else "
         "AWS_CA_BUNDLE in the environment, to that CA's file.)"
@@ -47,7 +48,7 @@ class BucketError(CollectfastError):
 
 
 class DeniedError(BucketError):
-    """The bucket does not say what it holds, as a permission is missing."""
+    """The bucket may not be asked what it holds, or does not know the question."""
 
 
 class ClearError(CollectfastError):

@@ -141,9 +141,8 @@ class Memory:
         for number, name in names.items():
             shard = found.get(name)
             lines = shard.items() if isinstance(shard, dict) else ()
-            self._shards[number] = {
-                k: v for k, v in lines if {type(k), type(v)} == {str}
-            }
+            valid = ((k, v) for k, v in lines if {type(k), type(v)} == {str})
+            self._shards[number] = dict(valid)
         return found.get(self._note)
 
     def _attempt(self, ask: Callable[[Any], object]) -> object:
@@ -158,12 +157,8 @@ class Memory:
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            logger.warning(
-                "The cache %r (COLLECTFAST_CACHE) failed; more has to be compared with "
-                "the bucket: %s",
-                self._alias,
-                reason,
-            )
+            text = "The cache %r (COLLECTFAST_CACHE) failed, so the bucket is asked: %s"
+            logger.warning(text, self._alias, reason)
 
 
 def _entry_of(name: str) -> str:

@@ -40,9 +40,8 @@ class Options:
 
         Raises `ImproperlyConfigured`, naming option, value and remedy.
         """
-        values = {
-            f.name: getattr(storage, f"collectfast_{f.name}") for f in fields(cls)
-        }
+        names = [field.name for field in fields(cls)]
+        values = {name: getattr(storage, f"collectfast_{name}") for name in names}
         for name in ("enabled", "preload", "ignore_etag"):
             _require(name, values, isinstance(values[name], bool), "True or False")
         known = ", ".join(map(repr, settings.CACHES))

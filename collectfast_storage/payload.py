@@ -48,6 +48,7 @@ class Payload:
         self.parameters = parameters
         self._config = config
         self._compress = compress
+        self.compresses = compress is not None
         self._is_settled = False
         self._streamed: _Hashed | None = None  # last
         self._copy = _copy_unless_rewindable(file, config.multipart_threshold)
@@ -121,11 +122,6 @@ class Payload:
         """
         encryption = str(self.parameters.get("ServerSideEncryption", ""))
         return encryption.startswith("aws:kms") or "SSECustomerKey" in self.parameters
-
-    @property
-    def compresses(self) -> bool:
-        """Whether the file is compressed before it is sent."""
-        return self._compress is not None
 
     def is_as_hashed(self) -> bool:
         """Tell whether what was last streamed is what the fingerprint tells of."""

@@ -247,22 +247,32 @@ class Run:
         self._read_ahead(lambda: False)
         undecided = self._judged(Verdict.ASK)
         sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
+        self._heads_left -= len(sample)
+        listed = [self._listing[name] for name in sample]
         self._listing.ask(sample)
-        held = self._judged(Verdict.HELD)
-        if everything or self._bucket.has_opaque_etags or {*held} & {*sample}:
+        held = {*sample}.intersection(self._judged(Verdict.HELD))
+        is_much = len(undecided) >= _SAMPLE and not held
+        if is_much and all(map(self._is_told_otherwise, sample, listed)):
+            self._bucket.learn(opaque=True)
+            text = "The ETags of the bucket %r tell nothing: %d files go up again."
+            logger.warning(text, self._bucket.name, len(undecided))
+        if everything or held or self._bucket.has_opaque_etags:
             self._heads_left = inf
             hashed = {*(self.caller.wanted or ())} - self.caller.sources.keys()
-            self._listing.ask([*undecided, *sorted(hashed)])
-        elif len(undecided) >= _SAMPLE and not held:
-            # All is new, or these ETags tell nothing: what goes up now tells it itself.
-            self._bucket.learn(opaque=True)
-            text = "None of %d files is what the bucket %r tells of it, so all go up."
-            logger.warning(text, len(undecided), self._bucket.name)
+            unknown = sorted(name for name in hashed if not self._memory.get(name))
+            self._listing.ask([*undecided, *unknown])
 
     def _judged(self, verdict: Verdict) -> list[str]:
         """Return which of the sources read ahead get this `verdict`, in their order."""
         known, remote, ahead = self._memory.get, self._listing, self._ahead.items()
         return [n for n, sent in ahead if decide(sent, remote[n], known(n)) is verdict]
+
+    def _is_told_otherwise(self, name: str, listed: Remote | None) -> bool:
+        """Tell whether HEAD differs from LIST, or both from the upload's answer."""
+        sent, remembered = self._ahead[name].fingerprint, self._memory.get(name)
+        is_known = remembered is not None and remembered.fingerprint == sent
+        asked = self._listing[name]
+        return is_known or (asked and asked.etag) != (listed and listed.etag)
 
     def _prepare(self) -> None:
         """List the bucket, and read sources while it answers."""
@@ -575,8 +585,7 @@ def save_alone(
     try:
         if not trusts:
             remote = bucket.head(name, storage.get_object_parameters(name))
-        forced = caller.ignores_etag
-        verdict = decide(payload, remote, remembered, ignore_etag=forced)
+        verdict = decide(payload, remote, remembered, ignore_etag=caller.ignores_etag)
     except ClientError:
         # The answer to a HEAD has no words; that to the upload will have them.
         verdict = Verdict.UNCERTAIN

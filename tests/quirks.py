@@ -34,7 +34,7 @@ REFUSED = {
     "HEAD is not allowed": ("HEAD", 405, "MethodNotAllowed"),
     "HEAD is not implemented": ("HEAD", 501, "NotImplemented"),
     "HEAD is forbidden": ("HEAD", 403, "AccessDenied"),
-    "no ListObjectsV2": ("LIST", 501, "NotImplemented"),
+    "no listing": ("LIST", 501, "NotImplemented"),
     "no DeleteObjects": ("DELETE MANY", 501, "NotImplemented"),
     "DeleteObjects is refused": ("DELETE MANY", 400, "InvalidArgument"),
 }

@@ -259,8 +259,8 @@ def test_warning_says_which_cache_and_why(caplog: pytest.LogCaptureFixture) -> N
         memory.remember("a", _remembered(1))
         memory.flush()
     assert caplog.messages == [
-        "The cache 'default' (COLLECTFAST_CACHE) failed; more has to be compared with "
-        "the bucket: ConnectionError: nobody there"
+        "The cache 'default' (COLLECTFAST_CACHE) failed, so the bucket is asked: "
+        "ConnectionError: nobody there"
     ]
 
 

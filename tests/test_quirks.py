@@ -48,6 +48,7 @@ COMBINATIONS = [
     ("LIST: ETag none", "HEAD: ETag another", "PUT: ETag another each time"),
     ("LIST: ETag another each time", "PUT: ETag another", "ListObjects only"),
     ("ListObjects only", "keys are not encoded", "chunked"),
+    ("ListObjects only", "no IsTruncated"),
     ("pages repeat keys", "no KeyCount", "keys out of order", "no DeleteObjects"),
 ]
 _numbers = itertools.count()
@@ -113,7 +114,8 @@ def test_quirk(
     assert_all_there()
 
     site.bucket.put("left.css", b"left over")
-    if set(switches) & {"no ListObjectsV2", "deletes nothing"}:
+    unlisted = {("no listing",), ("ListObjects only", "no IsTruncated")}
+    if switches in unlisted or "deletes nothing" in switches:
         with pytest.raises(CommandError, match=r"'tests'|left\.css"):
             collect("--clear")
         site.bucket.delete("left.css")
@@ -123,19 +125,25 @@ def test_quirk(
     assert_all_there()
 
 
-@pytest.mark.parametrize("cache", ["cold", "warm"])
+@pytest.mark.parametrize(
+    ("switches", "cache"),
+    [
+        (("LIST: ETag another each time", "HEAD: ETag another"), "cold"),
+        (("LIST: ETag another each time", "HEAD: ETag another"), "warm"),
+        (("LIST: ETag another", "HEAD: ETag another"), "warm"),
+    ],
+)
 def test_only_the_answer_to_an_upload_tells(
-    site: Site, cache: str, caplog: pytest.LogCaptureFixture
+    site: Site, switches: tuple[str, ...], cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All goes up once more, with what tells the next deploy; and that is said once."""
     files = site.write_many(12)
-    switches = ("LIST: ETag another each time", "HEAD: ETag another")
     Quirks(site.proxy, site.bucket.server, *switches)
     _collect(site, cache)
     caplog.clear()
     assert _collect(site, cache).put == sorted(files)
     [message] = caplog.messages
-    assert message.startswith("None of 12 files is what the bucket 'tests' tells of it")
+    assert message.startswith("The ETags of the bucket 'tests' tell nothing: 12 files")
     assert _collect(site, cache).put == []
     assert site.bucket.files() == files
 
@@ -238,3 +246,73 @@ def test_endpoint_with_a_path(site: Site, way: str, path: str) -> None:
     site.bucket.put("left.css", b"left over")
     site.collect("--clear")
     assert site.bucket.files() == files
+
+
+def test_much_that_changed_says_nothing_of_the_bucket(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A few HEADs, no fingerprints, no warning; however often."""
+    for release in "abc":
+        site.write_all({name: release.encode() for name in site.write_many(40)})
+        deploy = _collect(site, "cold")
+        assert len(deploy.put) == 40
+        assert deploy.requests["HEAD"] <= 8
+    assert caplog.messages == []
+    assert not site.bucket.get("dir0/file0.css")["Metadata"]
+
+
+@pytest.mark.parametrize("content", [b"", b"<ok/>"])
+def test_endpoint_that_answers_200_to_everything(site: Site, content: bytes) -> None:
+    """It is none of S3's: nothing is in any bucket, and the deploy says so."""
+    site.write_many(3)
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        handler.answer(200, content, [("Content-Type", "text/plain")])
+        return True
+
+    site.proxy.fault = fault
+    with pytest.raises(CommandError, match="'tests'"):
+        site.collect()
+
+
+def test_foreign_object_does_not_make_what_is_remembered_be_asked_for(
+    site: Site,
+) -> None:
+    site.backend = MANIFEST
+    files = site.write_many(30)
+    opaque = Opaque(site.proxy)
+    site.collect()
+    key = site.bucket.key(next(iter(files)))
+    site.bucket.put(next(iter(files)), b"another")
+    opaque._made[key] = "0" * 32
+    assert site.collect().requests["HEAD"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")]
+)
+def test_server_that_refuses_the_second_version(
+    site: Site, status: int, code: str
+) -> None:
+    """Then it is asked in the first one."""
+    files = site.write_many(12)
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        if is_refused := "list-type" in request.query:
+            handler.error(status, code)
+        return is_refused
+
+    site.proxy.fault = fault
+    site.collect()
+    assert site.collect().requests == {"LIST": 2}
+    site.bucket.put("left.css", b"left over")
+    site.collect("--clear")
+    assert site.bucket.files() == files
+
+
+def test_first_version_without_an_order(site: Site) -> None:
+    """No page is asked for twice."""
+    site.write_many(40)
+    Quirks(site.proxy, site.bucket.server, "ListObjects only", "keys out of order")
+    site.collect()
+    assert site.collect().requests == {"LIST": 8}

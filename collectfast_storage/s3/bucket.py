@@ -97,8 +97,13 @@ class Bucket:
         # Where only the first version is known, nobody tells a token.
         version = "list_objects" if "Marker" in start else "list_objects_v2"
         request, response = getattr(self.client, version), {}
-        with calling(self._count) as read, suppress(*errors.UNREADABLE):
-            response = request(Prefix=self.prefix, **self._place, **start)
+        try:
+            with calling(self._count) as read, suppress(*errors.UNREADABLE):
+                response = request(Prefix=self.prefix, **self._place, **start)
+        except ClientError as error:
+            if start or not errors.is_not_understood(error):
+                raise
+            return self.list({"Marker": ""})
         return _page_of(response, read, self.prefix)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
@@ -118,6 +123,8 @@ class Bucket:
                 return None
             raise
         _check_is_answer(answer)
+        if not answer.keys() & {"ETag", "LastModified"}:
+            raise errors.AnswerError(what="What it answers to HeadObject is no object")
         # Some servers give the names of metadata in upper case.
         metadata = {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
         fingerprint = metadata.get(FINGERPRINT, "")
@@ -278,11 +285,11 @@ def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
     """Return the page in `response` and what was `read` of it; or raise AnswerError."""
     found = read + [(e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())]
     token = response.get("NextContinuationToken")
-    last = response.get("NextMarker") or (found[-1][0] if found else None)
+    last = response.get("NextMarker") or max((k for k, _ in found if k), default="")
     following = {"ContinuationToken": token} if token else {"Marker": last}
     more = response.get("IsTruncated", bool(token))
     # Of an answer of another kind boto3 makes a listing of nothing.
-    is_listing = bool(found) or "KeyCount" in response
+    is_listing = "KeyCount" in response or (bool(found) and "IsTruncated" in response)
     etags: dict[str, str] = {}
     for key, header in found:
         etag = normal_etag(header)
@@ -291,5 +298,5 @@ def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
         if not key or etags.setdefault(key.removeprefix(prefix), etag) != etag:
             is_listing = False
     if not is_listing or (more and not any(following.values())):
-        raise errors.AnswerError(what="What it answers to ListObjectsV2 is no listing")
+        raise errors.AnswerError(what="Its listing is none")
     return Page(etags, following if more else {})

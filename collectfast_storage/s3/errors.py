@@ -24,8 +24,8 @@ from collectfast_storage.exceptions import BucketError, DeniedError
 UNREADABLE = (ResponseParserError, LookupError, ValueError)
 # And at one that is an error. Where all is redirected, botocore asks for the bucket's
 # region again and again.
-_ERRORS = (BotoCoreError, ClientError, RecursionError, RetriesExceededError)
-FAILURES = (*_ERRORS, *UNREADABLE)
+FAILURES: tuple[type[Exception], ...] = (BotoCoreError, ClientError, RecursionError)
+FAILURES += (RetriesExceededError, *UNREADABLE)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _BUCKET_WIDE = (
     "AllAccessDisabled|ExpiredToken|Invalid(AccessKeyId|BucketName|Token)|NoSuchBucket"
@@ -125,7 +125,7 @@ def is_not_understood(error: Exception) -> bool:
 def naming(bucket_name: str | None) -> Iterator[None]:
     """Make a failure in this context a `BucketError` that names the bucket, if given.
 
-    Where a permission is missing, it is a `DeniedError`.
+    Where it may not be asked, or does not know the question, a `DeniedError`.
     """
     try:
         yield

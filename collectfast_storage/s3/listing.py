@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from collectfast_storage.decision import UNASKED, UNKNOWN, Remote
-from collectfast_storage.exceptions import BucketError, DeniedError
+from collectfast_storage.exceptions import BucketError, DeniedError, reason_of
 from collectfast_storage.s3.bucket import Bucket, Page
 from collectfast_storage.s3.errors import AnswerError, naming
 
@@ -41,7 +41,7 @@ class Listing:
     def load(self, wanted: Sequence[str] | None, whole: bool = False) -> None:
         """List what is likely to hold the names `wanted`, sorted; `None`: everything.
 
-        The rest is asked for: all, if no listing is permitted nor the `whole` needed.
+        The rest is asked for: all, if no listing is to be had nor the `whole` needed.
         """
         skips = wanted is not None and not whole
         wanted = [name for name in wanted or () if self._bucket.is_possible(name)]
@@ -54,13 +54,12 @@ class Listing:
                 if page.following and skips and listed / 20 > found + _HEADS_PER_PAGE:
                     break
         except BucketError as error:
-            denied = isinstance(error, DeniedError)
-            if whole or not (denied or isinstance(error.cause, AnswerError)):
+            is_none = isinstance(error.cause, AnswerError)
+            if whole or not (is_none or isinstance(error, DeniedError)):
                 raise BucketError(self._bucket.name, error.cause) from error
             self.ask(wanted)
-            why = "the permission s3:ListBucket is missing" if denied else error.cause
             text = "The bucket %r may not be listed, so each file is asked for: %s."
-            self._warn(text, str(why).rstrip("."))
+            self._warn(text, reason_of(error.cause).rstrip("."))
         if not self._is_complete:
             self.ask(name for name in wanted if name not in self._remotes)
 
@@ -95,9 +94,8 @@ class Listing:
         self._remotes[name] = remote
         if remote is UNKNOWN:
             self._warn(
-                "The bucket %r does not tell whether some of the files are there, so "
-                "they are uploaded. Either the permission s3:GetObject is missing, or "
-                "they are not there, and s3:ListBucket is missing."
+                "The bucket %r does not tell whether some files are there, so they go "
+                "up: HEADs are refused (s3:GetObject), or s3:ListBucket is missing."
             )
 
     def forget(self, name: str) -> None:
