@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import boto3
 import botocore.loaders
 import django
 import pytest
@@ -110,6 +112,14 @@ def counting(_proxy: Proxy) -> Iterator[Proxy]:
     _proxy.reset()
     yield _proxy
     _proxy.reset()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen() -> None:
+    """Spare the garbage collector what stays, botocore's models above all."""
+    boto3.client("s3", region_name="us-east-1")
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -289,7 +289,7 @@ def _buckets(client: Any) -> list[str]:
 def end(process: subprocess.Popen[Any]) -> None:
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(1)  # SeaweedFS takes its time, and what it keeps is thrown away.
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -90,11 +90,12 @@ def test_quirk(
             for path in root.rglob("*")
             if path.is_file()
         }
-        files = site.bucket.files()
-        assert files.items() >= there.items()
-        assert files.keys() == there.keys() or backend == MANIFEST
-        caching = {site.bucket.get(name).get("CacheControl") for name in there}
-        assert caching == {"max-age=60"}
+        names = site.bucket.names()
+        assert names == sorted(there) or backend == MANIFEST
+        for name, content in there.items():
+            answer = site.bucket.get(name)
+            assert answer["Body"].read() == content
+            assert answer["CacheControl"] == "max-age=60"
 
     Quirks(site.proxy, site.bucket.server, *switches)
     collect()
@@ -103,7 +104,6 @@ def test_quirk(
     unchanged = collect()
     if UNKNOWABLE.isdisjoint(switches):
         assert unchanged.put == []
-    assert_all_there()
 
     site.write("i.png", "another image")
     changed = collect()
