@@ -113,9 +113,17 @@ class Model:
                 self.unseen.discard(name)
         self.cache |= known | dict.fromkeys(failed)
         if clear and not failed:
-            for name in self.leftovers():
+            leftovers = self.leftovers()
+            for name in leftovers:
                 del self.objects[name]
-                self.cache.pop(name, None)
+            self.deleted(leftovers)
+
+    def deleted(self, names: set[str]) -> None:
+        """A run has deleted `names`, or tried to: what was known of them is doubtful.
+
+        The answer may be wrong or lost, as that to an upload, and listings may lag.
+        """
+        self.cache |= dict.fromkeys(names & self.cache.keys())
 
     def changed_by_others(self, name: str, changed: Object | None) -> None:
         """Another program has written or deleted `name`."""

@@ -219,8 +219,7 @@ class StaticMachine(RuleBasedStateMachine):
                 self._collect("--clear")
             assert named(str(caught.value), REASON) == leftovers
             self._ended(clear=False, failed={})
-            # The answer to a delete may be wrong or lost, as that to an upload.
-            self.model.cache |= dict.fromkeys(leftovers)
+            self.model.deleted(leftovers)
         else:
             self._collect("--clear")
             self._succeeded(clear=True)
