@@ -245,12 +245,12 @@ class Run:
     def _ask_ahead(self, *, everything: bool) -> None:
         """Ask, side by side, for a few that no ETag can decide; or for all of them."""
         self._read_ahead(lambda: False)
-        undecided = self._judged(Verdict.ASK)
+        undecided = self._judged(self._ahead, Verdict.ASK)
         sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
         self._heads_left -= len(sample)
         listed = [self._listing[name] for name in sample]
         self._listing.ask(sample)
-        held = {*sample}.intersection(self._judged(Verdict.HELD))
+        held = self._judged(sample, Verdict.HELD)
         is_much = len(undecided) >= _SAMPLE and not held
         if is_much and all(map(self._is_told_otherwise, sample, listed)):
             self._bucket.learn(opaque=True)
@@ -262,10 +262,10 @@ class Run:
             unknown = sorted(name for name in hashed if not self._memory.get(name))
             self._listing.ask([*undecided, *unknown])
 
-    def _judged(self, verdict: Verdict) -> list[str]:
-        """Return which of the sources read ahead get this `verdict`, in their order."""
-        known, remote, ahead = self._memory.get, self._listing, self._ahead.items()
-        return [n for n, sent in ahead if decide(sent, remote[n], known(n)) is verdict]
+    def _judged(self, names: Iterable[str], verdict: Verdict) -> list[str]:
+        """Return which of `names`, of sources read ahead, get this `verdict`."""
+        sent, there, known = self._ahead, self._listing, self._memory.get
+        return [n for n in names if decide(sent[n], there[n], known(n)) is verdict]
 
     def _is_told_otherwise(self, name: str, listed: Remote | None) -> bool:
         """Tell whether HEAD differs from LIST, or both from the upload's answer."""

@@ -132,6 +132,24 @@ def test_listing_that_is_wrong_from_its_second_page_on(site: Site) -> None:
         assert site.proxy.count().keys() == {"LIST"}
 
 
+def test_listing_that_breaks_off_leaves_the_rest_to_ask_for(site: Site) -> None:
+    """What came before it is known."""
+    for name in ("a.css", "b.css"):
+        site.write(name, "a")
+        site.bucket.put(name, b"a")
+    entries = entry("LOCATION/a.css", A)
+    first = listing(site, result(entries, truncated=True, token="t"))
+    rest = listing(site, BUCKETS)
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        again = "continuation-token" in request.query
+        return (rest if again else first)(handler, request, body)
+
+    site.proxy.fault = fault
+    assert site.collect().requests == {"LIST": 2, "HEAD": 1}
+    assert site.proxy.keys("HEAD") == [site.bucket.key("b.css")]
+
+
 def test_pages_without_objects_are_no_end(site: Site) -> None:
     """S3 may send some, and what comes after them counts."""
     site.write("a.css", "a")

@@ -45,7 +45,7 @@ class Listing:
         """
         skips = wanted is not None and not whole
         wanted = [name for name in wanted or () if self._bucket.is_possible(name)]
-        listed = 0
+        listed, failure = 0, None
         try:
             for page in self._pages():
                 listed += len(page.etags)
@@ -56,12 +56,13 @@ class Listing:
         except BucketError as error:
             is_none = isinstance(error.cause, AnswerError)
             if whole or not (is_none or isinstance(error, DeniedError)):
-                raise BucketError(self._bucket.name, error.cause) from error
-            self.ask(wanted)
-            text = "The bucket %r may not be listed, so each file is asked for: %s."
-            self._warn(text, reason_of(error.cause).rstrip("."))
+                raise
+            failure = reason_of(error.cause).rstrip(".")
         if not self._is_complete:
             self.ask(name for name in wanted if name not in self._remotes)
+        if failure:
+            text = "The bucket %r may not be listed, so each file is asked for: %s."
+            self._warn(text, failure)
 
     def __getitem__(self, name: str) -> Remote | None:
         """Return what the bucket holds as `name`, `None` if there is nothing."""
