@@ -117,7 +117,9 @@ def counting(_proxy: Proxy) -> Iterator[Proxy]:
 @pytest.fixture(scope="session", autouse=True)
 def _frozen() -> None:
     """Spare the garbage collector what stays, botocore's models above all."""
-    boto3.client("s3", region_name="us-east-1")
+    with pytest.MonkeyPatch.context() as patch:
+        _forget_environment(patch)
+        boto3.client("s3", region_name="us-east-1")
     gc.collect()
     gc.freeze()
 
@@ -177,10 +179,12 @@ def _needs(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the machine's own credentials and options out of the tests.
+    """Keep the machine's own credentials and options out of the tests."""
+    _forget_environment(monkeypatch)
 
-    Whether boto3 adds checksums is the business of the server, and may be said so.
-    """
+
+def _forget_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether boto3 adds checksums is the business of the server, and may be said so.
     for name in list(os.environ):
         ours = "TEST" in name or "_CHECKSUM_" in name
         if name.startswith(("AWS_", "COLLECTFAST_")) and not ours:

@@ -23,6 +23,12 @@ from tests.bucket import BucketView
 from tests.proxy import Proxy
 
 STATIC = "collectfast_storage.CollectfastS3StaticStorage"
+MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
+# Django's own that write the same, to a folder.
+LOCAL = {
+    STATIC: "django.contrib.staticfiles.storage.StaticFilesStorage",
+    MANIFEST: "django.contrib.staticfiles.storage.ManifestStaticFilesStorage",
+}
 
 
 @dataclass

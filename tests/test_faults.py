@@ -30,16 +30,12 @@ from collectfast_storage import (
 from collectfast_storage.decision import DOUBTFUL
 from tests import faults
 from tests.proxy import Handler
-from tests.site import STATIC, Site
+from tests.site import LOCAL, STATIC, Site
+from tests.site import MANIFEST as MANIFEST_STORAGE
 
 pytestmark = pytest.mark.slow
 
-MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 MANIFEST = "staticfiles.json"
-LOCAL = {
-    STATIC: "django.contrib.staticfiles.storage.StaticFilesStorage",
-    MANIFEST_STORAGE: "django.contrib.staticfiles.storage.ManifestStaticFilesStorage",
-}
 # One attempt of boto3's own, so that no test waits for its patience to end.
 HASTY = Config(retries={"total_max_attempts": 1})
 

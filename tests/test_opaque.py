@@ -15,12 +15,11 @@ import pytest
 from django.core.files.base import ContentFile
 
 from tests.proxy import Handler, Proxy, Request
-from tests.site import STATIC, Site
+from tests.site import MANIFEST, STATIC, Site
 
 # What makes its ETags opaque, in the proxy, knows one way to write a listing.
 pytestmark = pytest.mark.needs("listings as SeaweedFS writes them")
 
-MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 METADATA = "x-amz-meta-collectfast-fingerprint"
 
 
@@ -75,7 +74,8 @@ def opaque(site: Site, request: pytest.FixtureRequest) -> Iterator[Opaque]:
 _numbers = itertools.count()
 
 
-def _cold(site: Site) -> dict[str, Any]:
+def cold(site: Site) -> dict[str, Any]:
+    """The settings of a site whose cache knows nothing."""
     location = f"{site.root}-cold-{next(_numbers)}"
     backend = "django.core.cache.backends.locmem.LocMemCache"
     return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": location}}}
@@ -97,12 +97,12 @@ def test_unchanged_files_stay_with_a_cold_cache_for_a_head_each(
     """The fingerprint travels with the object; an upload after it is remembered."""
     site.write_many(12)
     site.collect()
-    deploy = site.collect(**_cold(site))
+    deploy = site.collect(**cold(site))
     assert deploy.requests == {"LIST": 1, "HEAD": 12}
     assert deploy.summary == "0 static files copied, 12 unmodified."
     site.write("dir0/file0.css", "changed")
-    assert site.collect(**_cold(site)).put == ["dir0/file0.css"]
-    assert site.collect(**_cold(site)).put == []
+    assert site.collect(**cold(site)).put == ["dir0/file0.css"]
+    assert site.collect(**cold(site)).put == []
     assert site.bucket.read("dir0/file0.css") == b"changed"
 
 
@@ -113,9 +113,9 @@ def test_changed_headers_are_seen_with_a_cold_cache_too(
     site.write("a.css", "a")
     site.collect()
     site.options["object_parameters"] = {"CacheControl": "max-age=60"}
-    assert site.collect(**_cold(site)).put == ["a.css"]
+    assert site.collect(**cold(site)).put == ["a.css"]
     assert site.bucket.get("a.css")["CacheControl"] == "max-age=60"
-    assert site.collect(**_cold(site)).put == []
+    assert site.collect(**cold(site)).put == []
 
 
 def test_objects_of_other_programs_converge_after_one_upload(
@@ -128,8 +128,8 @@ def test_objects_of_other_programs_converge_after_one_upload(
         key = site.bucket.key(name)
         client.put_object(Bucket=site.bucket.name, Key=key, Body=content)
         opaque._made[key] = hashlib.md5(b"theirs").hexdigest()
-    assert sorted({*site.collect(**_cold(site)).put}) == sorted(files)
-    deploy = site.collect(**_cold(site))
+    assert sorted({*site.collect(**cold(site)).put}) == sorted(files)
+    deploy = site.collect(**cold(site))
     assert deploy.requests == {"LIST": 1, "HEAD": 5}
 
 
@@ -169,7 +169,7 @@ def test_heads_run_side_by_side(
                 under_way.remove(number)
 
     site.proxy.fault = meet
-    deploy = site.collect(**_cold(site))
+    deploy = site.collect(**cold(site))
     assert deploy.put == []
     assert deploy.requests["HEAD"] == heads
     assert alone == []
@@ -180,7 +180,7 @@ def test_ordinary_bucket_sees_no_fingerprint(site: Site) -> None:
     site.write_many(12)
     site.collect()
     site.write("dir0/file0.css", "changed")
-    deploy = site.collect(**_cold(site))
+    deploy = site.collect(**cold(site))
     assert deploy.requests["HEAD"] == 1
     assert deploy.put == ["dir0/file0.css"]
     sent = [r for r in site.proxy.requests if METADATA in r.headers]
@@ -201,7 +201,7 @@ def test_customers_own_key(site: Site, gzip: bool) -> None:
     site.collect()
     puts = [r for r in site.proxy.requests if r.kind == "PUT"]
     assert all(METADATA in request.headers for request in puts)
-    deploy = site.collect(**_cold(site))
+    deploy = site.collect(**cold(site))
     assert deploy.requests == {"LIST": 1, "HEAD": 6}
     heads = [r for r in site.proxy.requests if r.kind == "HEAD"]
     sent = {r.headers["x-amz-server-side-encryption-customer-key"] for r in heads}
@@ -216,7 +216,7 @@ def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:
             storage.save(name, ContentFile(b"x"))
             storage.save("more.txt", ContentFile(b"x"))
         assert site.proxy.count()["PUT"] <= puts + 1
-        site.settings |= _cold(site)
+        site.settings |= cold(site)
         site.proxy.requests.clear()
         with site.storage() as storage:
             storage.save(name, ContentFile(b"x"))

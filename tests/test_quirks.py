@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -13,16 +12,11 @@ from tests import quirks
 from tests.faults import OtherRegion, sign_again
 from tests.proxy import Handler, Request
 from tests.quirks import Quirks
-from tests.site import STATIC, Deploy, Site
-from tests.test_opaque import Opaque
+from tests.site import LOCAL, MANIFEST, STATIC, Deploy, Site
+from tests.test_opaque import Opaque, cold
 
 pytestmark = pytest.mark.slow
 
-MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
-LOCAL = {
-    STATIC: "django.contrib.staticfiles.storage.StaticFilesStorage",
-    MANIFEST: "django.contrib.staticfiles.storage.ManifestStaticFilesStorage",
-}
 # What a site has to set, as with django-storages.
 OPTIONS: dict[str, dict[str, Any]] = {
     "wants encryption": {
@@ -51,15 +45,10 @@ COMBINATIONS = [
     ("ListObjects only", "no IsTruncated"),
     ("pages repeat keys", "no KeyCount", "keys out of order", "no DeleteObjects"),
 ]
-_numbers = itertools.count()
 
 
 def _collect(site: Site, cache: str, *arguments: str) -> Deploy:
-    if cache == "cold":
-        backend = "django.core.cache.backends.locmem.LocMemCache"
-        cold = {"BACKEND": backend, "LOCATION": f"{site.root}-{next(_numbers)}"}
-        site.settings["CACHES"] = {"default": cold}
-    return site.collect(*arguments)
+    return site.collect(*arguments, **(cold(site) if cache == "cold" else {}))
 
 
 @pytest.mark.parametrize("cache", ["cold", "warm"])
@@ -167,7 +156,6 @@ class Encrypting:
 
     def __init__(self, site: Site) -> None:
         self.is_on = False
-        self._etags: dict[str, str] = {}
         self._fault = Opaque(site.proxy)
         site.proxy.fault = self
 
@@ -175,9 +163,9 @@ class Encrypting:
         if request.method == "PUT" and not self.is_on:
             self._fault._made.pop(request.key, None)
             return False
-        etag = self._fault._made.get(request.key)
-        known = request.method == "PUT" or request.kind == "LIST" or etag is not None
-        return known and self._fault(handler, request, body)
+        is_known = request.key in self._fault._made
+        is_seen = request.method == "PUT" or request.kind == "LIST" or is_known
+        return is_seen and self._fault(handler, request, body)
 
 
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["plain", "manifest"])
