@@ -205,7 +205,11 @@ class Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             return b"".join(iter(self._chunk, b""))
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # Passed on, it would have the server wait for the rest.
+            raise ConnectionError("The client has gone.")
+        return body
 
     def _chunk(self) -> bytes:
         chunk = self.rfile.read(int(self.rfile.readline().split(b";")[0], 16))
