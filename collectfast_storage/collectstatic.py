@@ -22,17 +22,19 @@ from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMi
 from django.core.files.storage import Storage
 
 from collectfast_storage.exceptions import ClearError
+from collectfast_storage.reporting import Report, progress_of
 from collectfast_storage.run import Caller, Paths, Run
 from collectfast_storage.s3.errors import naming
 from collectfast_storage.signals import collected
 
 if TYPE_CHECKING:
-    from collectfast_storage.reporting import Report
+    from django.contrib.staticfiles.management.commands.collectstatic import Command
 
 logger = logging.getLogger("collectfast_storage")
 
 _MODULE = "django.contrib.staticfiles.management.commands.collectstatic"
 
+Method = Callable[..., Any]
 Processed = tuple[str, str | None, Any]
 
 
@@ -70,10 +72,6 @@ class Collectstatic(Caller):
         Raises `ClearError` if clearing would empty a bucket.
         """
         super().__init__(storage)
-        from django.contrib.staticfiles.management.commands.collectstatic import Command
-
-        from collectfast_storage.reporting import progress_of
-
         self._command: Command = frame.f_locals["self"]
         if self._command.clear and not storage._collectfast_prefix:
             raise ClearError(storage.bucket_name)
@@ -154,61 +152,59 @@ class Collectstatic(Caller):
                 yield key.removeprefix(storage._collectfast_prefix)
 
 
-def with_barrier(
-    post_process: Callable[..., Iterator[Processed]],
-) -> Callable[..., Iterator[Processed]]:
-    """Make the outermost `post_process` of a run the run's barrier."""
+def with_barrier(method: Method, name: str) -> Method:
+    """Return the `method` that Django calls by this `name`, with what stands around."""
+    barrier = _BARRIERS[name]
 
-    @wraps(post_process)
-    def wrapper(self: Any, *args: Any, **options: Any) -> Iterator[Processed]:
-        run = self._collectfast_run()
-        if run is not None and not run.caller.post_processes:
-            run.post_processing = True  # With --no-post-process that is all.
-            run.finish()
-            return iter(())
-        processed = post_process(self, *args, **options)
-        # Only now: one that is no generator has come to an inner barrier by here.
-        run = self._collectfast_run()
-        if run is None or run.post_processing or not run.caller.collects:
-            return processed
-        paths = args[0] if args else options.get("paths", {})
-        return _to_the_barrier(self, run, paths, processed)
-
-    wrapper.has_barrier = True  # type: ignore[attr-defined]
-    return wrapper
-
-
-def after_uploads(save_manifest: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `save_manifest` wait for all else, and fail if something did not arrive."""
-
-    @wraps(save_manifest)
+    @wraps(method)
     def wrapper(self: Any, *args: Any, **options: Any) -> Any:
-        run = self._collectfast_run()
-        if run is not None:
-            run.wait()
-        with _batch_of(self.manifest_storage, self):
-            return save_manifest(self, *args, **options)
+        return barrier(method, self, *args, **options)
 
     wrapper.has_barrier = True  # type: ignore[attr-defined]
     return wrapper
 
 
-def told_by_command(load_manifest: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `load_manifest` fail with a `BucketError` where a collectstatic calls.
+def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
+    """Post-process; the outermost of a run is the run's barrier."""
+    run = storage._collectfast_run()
+    if run is not None and not run.caller.post_processes:
+        run.post_processing = True  # With --no-post-process that is all.
+        run.finish()
+        return iter(())
+    processed = method(storage, *args, **options)
+    # Only now: one that is no generator has come to an inner barrier by here.
+    run = storage._collectfast_run()
+    if run is None or run.post_processing or not run.caller.collects:
+        return processed
+    paths = args[0] if args else options.get("paths", {})
+    return _to_the_barrier(storage, run, paths, processed)
+
+
+def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
+    """Save the manifest, after all else; fail if something did not arrive."""
+    run = storage._collectfast_run()
+    if run is not None:
+        run.wait()
+    with _batch_of(storage.manifest_storage, storage):
+        return method(storage, *args, **options)
+
+
+def _load_manifest(method: Method, storage: Any) -> Any:
+    """Load the manifest; where a collectstatic calls, it fails with a `BucketError`.
 
     That is before its `collect`: Django reads the manifest when a storage is built.
     """
+    bucket = getattr(storage.manifest_storage, "bucket_name", None)
+    is_called = any(f.f_globals.get("__name__") == _MODULE for f in callers())
+    with naming(bucket if is_called and storage._collectfast_enabled else None):
+        return method(storage)
 
-    @wraps(load_manifest)
-    def wrapper(self: Any) -> Any:
-        bucket = getattr(self.manifest_storage, "bucket_name", None)
-        is_called = any(f.f_globals.get("__name__") == _MODULE for f in callers())
-        is_told = is_called and self._collectfast_enabled
-        with naming(bucket if is_told else None):
-            return load_manifest(self)
 
-    wrapper.has_barrier = True  # type: ignore[attr-defined]
-    return wrapper
+_BARRIERS: Mapping[str, Method] = {
+    "load_manifest": _load_manifest,
+    "post_process": _post_process,
+    "save_manifest": _save_manifest,
+}
 
 
 def _to_the_barrier(
@@ -234,9 +230,6 @@ def _to_the_barrier(
         # By a caller who has enough of it; or else it is garbage, after an exception.
         if collecting_frame(storage) is not None:  # pragma: no branch
             run.finish()
-        raise
-    except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
-        run.close(patiently=False)
         raise
     finally:
         run.close()

@@ -4,10 +4,15 @@ Pure; no Django, no boto3. It is a function of what would be sent, what the buck
 holds, and what is remembered of earlier uploads.
 """
 
+from __future__ import annotations
+
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from collectfast_storage.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from collectfast_storage.payload import Payload
 
 
 class Verdict(Enum):
@@ -20,21 +25,6 @@ class Verdict(Enum):
     FORCED = "forced"
     UNCERTAIN = "nobody knows what is there"
     ASK = "a HEAD can tell"
-
-
-class Sent(Protocol):
-    """What a save would send; see `payload.Payload`."""
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Content and headers."""
-
-    @property
-    def has_opaque_etag(self) -> bool:
-        """Whether it is encrypted so that its ETag says nothing of the content."""
-
-    def has_etag(self, etag: str) -> bool:
-        """Tell whether `etag` is one of this content."""
 
 
 class Remote(NamedTuple):
@@ -61,7 +51,7 @@ UNKNOWN = Remote("", "")
 
 
 def decide(
-    sent: Sent,
+    sent: Payload,
     remote: Remote | None,
     remembered: Remembered | None,
     *,

@@ -12,6 +12,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+# What an object's metadata call the fingerprint of what was sent.
+FINGERPRINT = "collectfast-fingerprint"
+
 
 class Fingerprint(NamedTuple):
     """What decides whether a file must go up again: its content and its headers."""

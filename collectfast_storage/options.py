@@ -54,10 +54,8 @@ class Options:
         _require("threads", values, valid, f"a whole number of requests, 0 to {_MOST}")
         variable = os.environ.get("COLLECTFAST_IGNORE_ETAG", "").strip().lower()
         if variable not in _TRUE | _FALSE:
-            raise ImproperlyConfigured(
-                f"The environment variable COLLECTFAST_IGNORE_ETAG is {variable!r}. "
-                "Set it to 1 or 0."
-            )
+            name = "environment variable COLLECTFAST_IGNORE_ETAG"
+            raise misconfigured(name, variable, "1 or 0")
         values["ignore_etag"] |= variable in _TRUE
         return cls(**values)
 
@@ -68,7 +66,10 @@ def _is_count(value: object) -> bool:
 
 def _require(name: str, values: dict[str, Any], valid: bool, remedy: str) -> None:
     if not valid:
-        raise ImproperlyConfigured(
-            f"The option collectfast_{name} (setting COLLECTFAST_{name.upper()}) "
-            f"is {values[name]!r}. Set it to {remedy}."
-        )
+        option = f"option collectfast_{name} (setting COLLECTFAST_{name.upper()})"
+        raise misconfigured(option, values[name], remedy)
+
+
+def misconfigured(option: str, value: object, remedy: str) -> ImproperlyConfigured:
+    """Return the error of an `option` whose `value` cannot be used."""
+    return ImproperlyConfigured(f"The {option} is {value!r}. Set it to {remedy}.")

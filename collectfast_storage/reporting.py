@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from botocore.utils import parse_to_aware_datetime
+
+from collectfast_storage.fingerprint import FINGERPRINT
+
 if TYPE_CHECKING:
     from django.contrib.staticfiles.management.commands.collectstatic import Command
 
-    from collectfast_storage.decision import Verdict
+# What a HEAD tells of an object as it was sent, or tells not as it is not there.
+_HEADERS = {"CacheControl", "ContentType", "Expires", "WebsiteRedirectLocation"}
+_HEADERS |= {f"Content{kind}" for kind in ("Disposition", "Encoding", "Language")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,10 @@ class Progress:
         if self._tqdm is not None:
             self._bar = self._tqdm(total=files, unit=" files", dynamic_ncols=True)
 
-    def decided(self, name: str, verdict: Verdict) -> None:
+    def decided(self, name: str, reason: str) -> None:
         """Show why the file `name` is uploaded."""
         if self._command is not None:
-            self._command.log(f"Uploading '{name}' ({verdict.value})", level=2)
+            self._command.log(f"Uploading '{name}' ({reason})", level=2)
 
     def advanced(self, files: int, uploaded: int) -> None:
         """Show that so many `files` more are done, and bytes `uploaded` in all."""
@@ -87,3 +94,21 @@ def progress_of(command: Command) -> Progress:
 
         return Progress(tqdm=tqdm)
     return Progress()
+
+
+def difference(there: Mapping[str, Any], sent: Mapping[str, Any]) -> str:
+    """Say which headers of an object are not those `sent`; empty if no HEAD tells."""
+    before, after = _flat(there), _flat(sent)
+    metadata = {n for n in before.keys() | after.keys() if n.startswith("Metadata ")}
+    names = sorted(_HEADERS | metadata | (before.keys() & after.keys()))
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
+    return ", ".join(f"{n} was {b}, and is {a}" for n, b, a in pairs if a != b)
+
+
+def _flat(headers: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {name: value or None for name, value in headers.items()}
+    with suppress(KeyError, ValueError):  # A time in any form.
+        flat["Expires"] = parse_to_aware_datetime(headers["Expires"])
+    metadata = {k.lower(): v for k, v in (flat.pop("Metadata", None) or {}).items()}
+    metadata.pop(FINGERPRINT, None)
+    return flat | {f"Metadata {k}": v for k, v in metadata.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -41,7 +42,7 @@ from collectfast_storage.exceptions import (
 from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.memory import Memory
 from collectfast_storage.payload import Payload
-from collectfast_storage.reporting import Progress, Report
+from collectfast_storage.reporting import Progress, Report, difference
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import concerns_bucket, naming
 from collectfast_storage.s3.listing import Listing
@@ -136,7 +137,7 @@ class Run:
         self._last_reason, self._in_a_row = "", 0  # of failures, with no success since
         self._unchanged: set[str] = set()
         self._uploaded: set[str] = set()
-        self._bytes = 0
+        self._bytes, self._for_headers = 0, 0  # uploaded; and files that go up for them
         self._leaving: set[str] = set()  # to be deleted at the end
         self._deleted: list[str] = []
         self._seen: set[str] = set()  # saved or found there, and not to be cleared
@@ -230,11 +231,7 @@ class Run:
         return self._listing[name]
 
     def _is_worth_a_head(self, payload: Payload) -> bool:
-        """Tell whether metadata may decide where an ETag cannot.
-
-        Whether an ETag is opaque is a matter of the object, not of the bucket: a few
-        are asked, and all if one of them is.
-        """
+        """Tell whether metadata may decide where an ETag cannot."""
         if self.caller.collects and self.caller.lists and not self._has_asked_ahead:
             self._has_asked_ahead = True
             self._ask_ahead(everything=payload.has_opaque_etag)
@@ -337,7 +334,9 @@ class Run:
             return  # That puts another content in its place.
         verdict = self._verdict(name, payload)
         if verdict is not Verdict.HELD:
-            self.caller.progress.decided(name, verdict)
+            is_for_headers = verdict is Verdict.HEADERS
+            why = self._changed(name, payload) if is_for_headers else verdict.value
+            self.caller.progress.decided(name, why)
             self._withdraw(name)
             size = len(payload.plain or b"")
             is_draft = in_memory and self.post_processing and self.caller.saves_as_is
@@ -347,6 +346,19 @@ class Run:
             elif not self.caller.dry_run:
                 self._upload(name, payload)
         self._has_arrived(name, verdict)
+
+    def _changed(self, name: str, payload: Payload) -> str:
+        """Say why `name` goes up; once most do for headers alone, for which."""
+        files, self._for_headers = len(self.caller.sources), self._for_headers + 1
+        if self._for_headers != files // 2 + 1 or not files:
+            return Verdict.HEADERS.value
+        changed, sent = "which, a HEAD does not tell", payload.parameters
+        with suppress(BucketError), naming(self._bucket.name):
+            headers = self._uploads.executor.submit(self._bucket.headers, name, sent)
+            changed = difference(headers.result() or {}, sent) or changed
+        text = "Most files go up to the bucket %r for headers alone; of %r, %s."
+        logger.warning(text, self._bucket.name, name, changed)
+        return f"{Verdict.HEADERS.value}: {changed}"
 
     def _withdraw(self, name: str) -> None:
         """Forget the draft of `name`, if there is one."""
@@ -482,9 +494,6 @@ class Run:
             leaving = {n for n in self._leaving if self._remote(n) is not None}
             self._delete(leaving | self._left_over())
             self._is_complete = True
-        except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
-            self.close(patiently=False)
-            raise
         finally:
             self.close()
         report = self.report()
@@ -562,12 +571,13 @@ class Run:
             requests=dict(self._bucket.requests),
         )
 
-    def close(self, *, patiently: bool = True) -> None:
-        """End the run; remember what arrived, and wait for the rest if `patiently`."""
+    def close(self) -> None:
+        """End the run: remember what arrived; wait for the rest, if not interrupted."""
         if self.is_closed or self._pid != os.getpid():
             return
         self.is_open, self.is_closed = False, True
         self.caller.progress.close()
+        patiently = isinstance(sys.exception(), Exception | None)
         self._note(self._uploads.close(patiently=patiently))
         failed = self.post_processing and not self._is_complete
         self.caller.close(self._uploaded | self._unchanged if failed else None)
@@ -582,13 +592,12 @@ def save_alone(
     storage, remembered = caller.storage, memory.get(name)
     trusts = caller.trusts and remembered is not None and remembered is not DOUBTFUL
     remote: Remote | None = UNASKED
-    try:
+    verdict = Verdict.UNCERTAIN
+    # The answer to a HEAD has no words; that to the upload will have them.
+    with suppress(ClientError):
         if not trusts:
             remote = bucket.head(name, storage.get_object_parameters(name))
         verdict = decide(payload, remote, remembered, ignore_etag=caller.ignores_etag)
-    except ClientError:
-        # The answer to a HEAD has no words; that to the upload will have them.
-        verdict = Verdict.UNCERTAIN
     try:
         if verdict is not Verdict.HELD:
             if remembered is not None:  # Lest this process be killed before it knows.

@@ -13,7 +13,6 @@ from typing import Any
 from weakref import WeakSet
 
 from botocore.config import Config
-from django.core.exceptions import ImproperlyConfigured
 from django.core.files import File
 from django.core.files.base import ContentFile
 from django.utils.deconstruct import deconstructible
@@ -22,7 +21,7 @@ from storages.utils import clean_name, lookup_env
 
 from collectfast_storage import collectstatic
 from collectfast_storage.memory import Memory
-from collectfast_storage.options import Options
+from collectfast_storage.options import Options, misconfigured
 from collectfast_storage.payload import CapturingBucket, Compressible, Payload, Take
 from collectfast_storage.reporting import Batch
 from collectfast_storage.run import Caller, Run, overridden, save_alone
@@ -62,21 +61,12 @@ class CollectfastMixin(_Base):
     _collectfast_published: Mapping[str, str] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Make sure of the barrier, whatever the order of the bases.
-
-        Django's `HashedFilesMixin.post_process` does not call its parent's, nor need a
-        site's own.
-        """
+        """Make sure of the barriers: no method need call its parent's."""
         super().__init_subclass__(**kwargs)
-        barriers = {
-            "load_manifest": collectstatic.told_by_command,
-            "post_process": collectstatic.with_barrier,
-            "save_manifest": collectstatic.after_uploads,
-        }
-        for name, wrap in barriers.items():
+        for name in ("load_manifest", "post_process", "save_manifest"):
             method = getattr(cls, name, None)
             if method is not None and not hasattr(method, "has_barrier"):
-                setattr(cls, name, wrap(method))
+                setattr(cls, name, collectstatic.with_barrier(method, name))
 
     def __init__(self, **settings: Any) -> None:
         """Take the options of django-storages' class and this one's."""
@@ -169,7 +159,7 @@ class CollectfastMixin(_Base):
             saved = self._collectfast_capture(name, content, take)
         except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
             if run is not None:
-                run.close(patiently=False)
+                run.close()
             raise
         if self._collectfast_name(saved) not in taken:  # It was uploaded otherwise.
             self._collectfast_forget(saved)
@@ -215,7 +205,6 @@ class CollectfastMixin(_Base):
             yield batch
             batch.report = outer.report() if outer is not None else batch.report
 
-    @collectstatic.with_barrier
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         """Post-process as the base does, if it does; a collectstatic ends here."""
         if hasattr(super(), "post_process"):
@@ -309,9 +298,6 @@ class CollectfastMixin(_Base):
             yield batch
             batch.report = run.finish()
             logger.info("%s", batch.report)
-        except (GeneratorExit, KeyboardInterrupt, SystemExit):
-            run.close(patiently=False)
-            raise
         finally:
             thread.batch = None
             run.close()
@@ -368,10 +354,8 @@ class CollectfastMixin(_Base):
 
     def _collectfast_bucket(self, native: Any = None) -> Bucket:
         if not self.bucket_name:
-            raise ImproperlyConfigured(
-                "The option bucket_name (setting AWS_STORAGE_BUCKET_NAME) is "
-                f"{self.bucket_name!r}. Set it to the name of the bucket."
-            )
+            option = "option bucket_name (setting AWS_STORAGE_BUCKET_NAME)"
+            raise misconfigured(option, self.bucket_name, "the name of the bucket")
         return Bucket(
             self.bucket_name,
             self._collectfast_prefix,

@@ -6,6 +6,7 @@ import json
 import mimetypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from collectfast_storage import (
     CollectfastS3StaticStorage,
 )
 from tests.proxy import refuse
-from tests.site import Site
+from tests.site import MANIFEST, STATIC, Site
 
 NAMES = ["a.css", "a.js", "img/a.svg"]
 
@@ -299,3 +300,119 @@ def test_dry_run_changes_nothing_in_the_cache(manifest_site: Site) -> None:
     assert site.collect("--clear", "--dry-run").put == []
     del site.options["object_parameters"]
     assert site.collect().put == []
+
+
+# What goes up for headers alone is named, if that is most of the files.
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+MOST = "Most files go up to the bucket {!r} for headers alone; of {!r}, {}."
+OLD = {"CacheControl": "max-age=60", "Expires": "Thu, 31 Dec 2037 23:55:55 GMT"}
+SAME_TIME = datetime(2037, 12, 31, 23, 55, 55, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST])
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        pytest.param(
+            OLD,
+            {"CacheControl": "max-age=61", "Expires": SAME_TIME},
+            "CacheControl was max-age=60, and is max-age=61",
+            id="one of two",
+        ),
+        pytest.param(
+            OLD,
+            {"Expires": OLD["Expires"]},
+            "CacheControl was max-age=60, and is None",
+            id="no longer",
+        ),
+        pytest.param(
+            OLD,
+            OLD | {"Expires": datetime(2038, 1, 1, tzinfo=UTC)},
+            "Expires was 2037-12-31 23:55:55+00:00, and is 2038-01-01 00:00:00+00:00",
+            id="a time",
+        ),
+        pytest.param(
+            {"Metadata": {"Build": "1", "other": "a"}},
+            {"Metadata": {"Build": "2", "other": "a"}, "ContentLanguage": "en"},
+            "ContentLanguage was None, and is en, Metadata build was 1, and is 2",
+            id="metadata",
+            marks=pytest.mark.needs("metadata in lower case"),
+        ),
+        pytest.param(
+            {},
+            {"Tagging": "a=1"},
+            "which, a HEAD does not tell",
+            id="not told",
+            marks=pytest.mark.needs("tags"),
+        ),
+    ],
+)
+def test_headers_that_differ_in_most_files_are_named(
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    backend: str,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    told: str,
+) -> None:
+    """Once, with both values, in the log and at ``--verbosity 2``."""
+    site.backend = backend
+    site.options["object_parameters"] = before
+    site.collect()
+    site.options["object_parameters"] = after
+    changed = site.collect("--verbosity=2")
+    (warning,) = _warnings(caplog)
+    name = next(each for each in NAMES if repr(each) in warning)
+    assert warning == MOST.format(site.bucket.name, name, told)
+    assert f"Uploading '{name}' (headers: {told})" in changed.output
+    assert changed.output.count("(headers: ") == 1
+    assert site.collect().put == []
+    assert len(_warnings(caplog)) == 1
+
+
+def test_headers_of_half_of_the_files_are_not_named(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of four for headers, and one for its content: a change like any other."""
+    site.backend = f"{__name__}.Mine"
+    site.write("b.css", "four files, two of them CSS")
+    site.collect()
+    site.write("a.js", "another content")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ByName, "age", 61)
+        changed = site.collect()
+    assert changed.put == ["a.css", "a.js", "b.css"]
+    assert "HEAD" not in changed.requests
+    assert _warnings(caplog) == []
+
+
+def test_headers_that_may_not_be_asked_for_are_not_named(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The deploy does without; it is said all the same why everything goes up."""
+    site.collect()
+    site.options["object_parameters"] = {"CacheControl": "max-age=1"}
+    site.proxy.fault = refuse("HEAD", "")
+    assert site.collect().put == NAMES
+    (warning,) = _warnings(caplog)
+    assert "which, a HEAD does not tell" in warning
+
+
+@pytest.mark.needs("customers' keys")
+def test_customers_key_is_named_nowhere(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor can objects be read with another one."""
+    keys = ["1" * 32, "2" * 32]
+    for key in keys:
+        encryption = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+        site.options["object_parameters"] = encryption
+        changed = site.collect("--verbosity=2")
+        assert changed.put == NAMES
+    assert "(headers: which, a HEAD does not tell)" in changed.output
+    assert not any(key in caplog.text + changed.output for key in keys)

@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 
 from collectfast_storage.decision import Remote
-from collectfast_storage.fingerprint import normal_etag
+from collectfast_storage.fingerprint import FINGERPRINT, normal_etag
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3 import errors
 from collectfast_storage.s3.events import Entries, calling, register
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 # Those of a write's parameters that go with every request.
 _WITH_EACH = ("ExpectedBucketOwner", "RequestPayer")
-# What an object's metadata call the fingerprint of what was sent.
-FINGERPRINT = "collectfast-fingerprint"
 # What XML cannot carry in any way: https://www.w3.org/TR/xml/#charsets
 _NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
@@ -111,6 +109,18 @@ class Bucket:
 
         Of a write's `parameters` it takes what a read needs, as a customer's own key.
         """
+        answer = self.headers(name, parameters)
+        if answer is None:
+            return None
+        fingerprint = answer["Metadata"].get(FINGERPRINT, "")
+        encryption = str(answer.get("ServerSideEncryption", ""))
+        encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+        if fingerprint or encrypted:
+            self.learn(opaque=True)
+        return Remote(normal_etag(answer.get("ETag")), fingerprint)
+
+    def headers(self, name: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
+        """Return all that a HEAD tells of `name`, named as a write's parameters are."""
         if not self.is_possible(name):
             return None
         needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
@@ -119,20 +129,15 @@ class Bucket:
             with calling(self._count, once=self.sends_once):
                 answer = self.client.head_object(Bucket=self.name, Key=key, **needed)
         except ClientError as error:
-            if errors.is_absent(error):
-                return None
-            raise
+            if errors.status_of(error) != 404:  # As 403, say, which is no answer.
+                raise
+            return None
         _check_is_answer(answer)
         if not answer.keys() & {"ETag", "LastModified"}:
             raise errors.AnswerError(what="What it answers to HeadObject is no object")
         # Some servers give the names of metadata in upper case.
         metadata = {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
-        fingerprint = metadata.get(FINGERPRINT, "")
-        encryption = str(answer.get("ServerSideEncryption", ""))
-        encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-        if fingerprint or encrypted:
-            self.learn(opaque=True)
-        return Remote(normal_etag(answer.get("ETag")), fingerprint)
+        return {**answer, "Metadata": metadata}
 
     def learn(self, *, opaque: bool) -> None:
         """Note what one ETag tells of the others: one that is opaque is enough."""

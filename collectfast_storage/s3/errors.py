@@ -63,7 +63,7 @@ class Setback(NamedTuple):
 def setback_of(error: BaseException) -> Setback | None:
     """Return what passes in `error`; `None` if it would come again."""
     if isinstance(error, ClientError):
-        status = _status(error)
+        status = status_of(error)
         if is_throttling(status, _code(error)):
             return Setback(throttled=True, after=_seconds_to_wait(error))
         timed_out = _code(error) == "RequestTimeout" or status in (408, 504)
@@ -96,11 +96,6 @@ def _seconds_to_wait(error: ClientError) -> float:
     return min(max(at, float(text) if text.isdecimal() else 0.0), 60.0)
 
 
-def is_absent(error: ClientError) -> bool:
-    """Tell whether there is no such object; 403 is no such answer."""
-    return _status(error) == 404
-
-
 def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
@@ -118,7 +113,7 @@ def is_not_understood(error: Exception) -> bool:
     """
     if not isinstance(error, ClientError) or concerns_bucket(error):
         return False
-    return _status(error) in (400, 405, 501)
+    return status_of(error) in (400, 405, 501)
 
 
 @contextmanager
@@ -137,7 +132,8 @@ def naming(bucket_name: str | None) -> Iterator[None]:
         raise kind(bucket_name, error) from error
 
 
-def _status(error: ClientError) -> int:
+def status_of(error: ClientError) -> int:
+    """Return the HTTP status of the answer."""
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
 
 

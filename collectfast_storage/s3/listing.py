@@ -73,8 +73,7 @@ class Listing:
 
     def head(self, name: str) -> Remote | None:
         """Return what a HEAD of `name` tells of it, its metadata too; asked once."""
-        if _lacks_metadata(self._remotes.get(name, UNASKED)):
-            self._ask(name)
+        self.ask([name])
         return self[name]
 
     def ask(self, names: Iterable[str]) -> None:

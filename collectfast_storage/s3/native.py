@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -50,11 +49,9 @@ class Native:
         from obstore import put
 
         self._put = partial(put, store, use_multipart=False)
-        # What many threads change is changed by what is atomic.
         self._failures: list[str] = []  # in a row
         self._throttled: set[str] = set()
-        self._declined, self._ended = count(), count()
-        self._is_off = False
+        self._has_declined = self._is_off = False
 
     def prepared(self, key: str, payload: Payload) -> dict[str, Any] | None:
         """Return how to upload `payload` as `key`; `None` where boto3 has to."""
@@ -63,7 +60,8 @@ class Native:
             return None
         lacking = ", ".join(_lacking(payload.parameters))
         if lacking:
-            if next(self._declined) == 0:
+            if not self._has_declined:
+                self._has_declined = True
                 logger.info("obstore is not used for files with %s.", lacking)
             return None
         headers = {**payload.parameters}
@@ -87,11 +85,10 @@ class Native:
     def was_mended(self, error: str) -> None:
         """Note that boto3 brought up what failed here for the reason `error`."""
         self._failures.append(error)
-        if len(self._failures) >= 3:
+        if len(self._failures) >= 3 and not self._is_off:
             self._is_off = True
-            if next(self._ended) == 0:
-                text = "it failed three times in a row where boto3 did not, last with"
-                logger.warning("obstore is not used any more: %s %s.", text, error)
+            text = "it failed three times in a row where boto3 did not, last with"
+            logger.warning("obstore is not used any more: %s %s.", text, error)
 
 
 def native_to(
@@ -132,24 +129,22 @@ def _trusted(client: Any, verify: Any) -> Any:
 
 def _reasons(client: Any, bucket: str, trusted: Any, forked: bool) -> Iterator[str]:
     """Yield what obstore cannot do as boto3 does."""
-    meta = client.meta
-    if forked and "obstore" in sys.modules and _threads_in != os.getpid():
-        yield "its threads stayed in the parent process"
-    # Those before trust no CA of one's own.
-    if [int(number) for number in version("obstore").split(".")[:2]] < [0, 11]:
-        yield "it is older than 0.11"
-    if re.search(_NO_BUCKET, bucket):
-        yield "the bucket's name is not one of a plain bucket"
-    # Those of the environment it obeys, but not as botocore does.
-    variables = "(?i)(http|https|all)_proxy"
-    if meta.config.proxies or any(re.fullmatch(variables, n) for n in os.environ):
-        yield "there is a proxy"
-    if meta.config.client_cert is not None:
-        yield "there is a client certificate"
-    if not trusted:
-        yield "certificates are not to be verified"
-    if meta.config.signature_version not in (None, "s3v4"):
-        yield f"requests are signed by {meta.config.signature_version}"
+    config, signed = client.meta.config, client.meta.config.signature_version
+    stayed = forked and "obstore" in sys.modules and _threads_in != os.getpid()
+    release = [int(number) for number in version("obstore").split(".")[:2]]
+    proxies = [n for n in os.environ if re.fullmatch("(?i)(http|https|all)_proxy", n)]
+    reasons = {
+        "its threads stayed in the parent process": stayed,
+        # Those before trust no CA of one's own.
+        "it is older than 0.11": release < [0, 11],
+        "the bucket's name is not one of a plain bucket": re.search(_NO_BUCKET, bucket),
+        # Those of the environment it obeys, but not as botocore does.
+        "there is a proxy": config.proxies or proxies,
+        "there is a client certificate": config.client_cert is not None,
+        "certificates are not to be verified": not trusted,
+        f"requests are signed by {signed}": signed not in (None, "s3v4"),
+    }
+    yield from (reason for reason, holds in reasons.items() if holds)
     if _place(client, bucket).path not in (_PROBE, f"/{bucket}{_PROBE}"):
         yield "the bucket is not reached directly"
     yield from (f"{name} is set" for name in os.environ if re.match(_VARIABLES, name))
