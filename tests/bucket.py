@@ -82,5 +82,8 @@ class BucketView:
         self.client.delete_object(Bucket=self.name, Key=self.key(name))
 
     def clear(self) -> None:
-        for name in self.names():
-            self.delete(name)
+        keys = [{"Key": self.key(name)} for name in self.names()]
+        while keys:
+            objects = {"Objects": keys[:1000], "Quiet": True}
+            self.client.delete_objects(Bucket=self.name, Delete=objects)
+            del keys[:1000]

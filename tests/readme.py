@@ -1,4 +1,4 @@
-"""The README, in parts that can be run."""
+"""The README and the pages that it leads to, in parts that can be run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 from tests.bucket import BucketView
 
-TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / ".github").glob("*.md"))
+TEXT = "\n".join([README, *(page.read_text() for page in PAGES)])
 
 
 def snippets(language: str, start: str = "") -> list[str]:

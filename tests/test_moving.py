@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,75 @@ def test_from_collectfasta_with_a_manifest(old: Site) -> None:
     _replaced_command(old, "collectfasta", "Boto3ManifestMemoryStrategy")
     assert "staticfiles.json" in old.bucket.names()
     _assert_nothing_is_written(old)
+
+
+def _deployed_by(
+    site: Site, backend: str, options: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Deploy with another package's storage, in a process of its own."""
+    server = site.bucket.server
+    environment = {
+        "SITE_STATIC": str(site.static),
+        "SITE_BACKEND": backend,
+        "SITE_OPTIONS": json.dumps(options),
+        "SITE_SETTINGS": json.dumps(settings),
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        "AWS_CA_BUNDLE": site.proxy.trust["verify"],
+        # SeaweedFS would keep the encoding of what comes in chunks.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    }
+    done = subprocess.run(
+        [sys.executable, str(MANAGE), "collectstatic", "--noinput"],
+        env=os.environ | environment,
+        cwd=site.root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["S3StaticStorage", "S3ManifestStaticStorage"])
+def test_from_django_capo_s3(old: Site, name: str) -> None:
+    """Its options have other names; what it uploaded is what this would."""
+    pytest.importorskip("django_capo_s3")
+    options = {
+        "bucket": old.bucket.name,
+        "location": old.bucket.location,
+        "endpoint": old.proxy.endpoint,
+        "region": old.bucket.server.region,
+        "force_path_style": True,
+        "verify": old.proxy.trust["verify"],
+    }
+    _deployed_by(old, f"django_capo_s3.{name}", options, {})
+    old.backend = f"storages.backends.s3.{name}"
+    _assert_nothing_is_written(old)
+
+
+# A compressed manifest: django-storages leaves open what it decompresses.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.needs("ACLs")
+@pytest.mark.parametrize("name", ["StaticS3Storage", "ManifestStaticS3Storage"])
+def test_from_django_s3_storage(old: Site, name: str) -> None:
+    """What is compressed goes up once, as its times are in it; nothing else does."""
+    pytest.importorskip("django_s3_storage")
+    settings = {
+        "AWS_REGION": old.bucket.server.region,
+        "AWS_S3_BUCKET_NAME_STATIC": old.bucket.name,
+        "AWS_S3_KEY_PREFIX_STATIC": old.bucket.location,
+        "AWS_S3_ENDPOINT_URL_STATIC": old.proxy.endpoint,
+        "AWS_S3_ADDRESSING_STYLE_STATIC": "path",
+    }
+    _deployed_by(old, f"django_s3_storage.storage.{name}", {}, settings)
+    names = old.bucket.names()
+    plain = [name for name in names if name.endswith(".txt")]
+    assert old.bucket.get("css/base.css")["ContentEncoding"] == "gzip"
+    old.backend = STOCK_MANIFEST if "Manifest" in name else STOCK
+    old.options["gzip"] = True  # As `AWS_S3_GZIP` is; or else no manifest is read.
+    assert _move(old).put == [name for name in names if name not in plain]
+    assert old.bucket.names() == names
+    old.touch()
+    assert old.collect().put == []
 
 
 def test_what_django_storages_left_wrong_is_mended(old: Site) -> None:

@@ -133,7 +133,7 @@ def test_objects_of_other_programs_converge_after_one_upload(
     assert deploy.requests == {"LIST": 1, "HEAD": 5}
 
 
-@pytest.mark.parametrize(("backend", "heads"), [(STATIC, 300), (MANIFEST, 603)])
+@pytest.mark.parametrize(("backend", "heads"), [(STATIC, 100), (MANIFEST, 203)])
 def test_heads_run_side_by_side(
     site: Site, opaque: Opaque, backend: str, heads: int
 ) -> None:
@@ -143,7 +143,7 @@ def test_heads_run_side_by_side(
     and for the hashed names of a manifest too, which is itself asked for thrice.
     """
     site.backend = backend
-    site.write_many(300)
+    site.write_many(100)
     site.collect()
     changed, under_way, alone = threading.Condition(), set(), []
     numbers, newest = itertools.count(), 0
@@ -157,7 +157,7 @@ def test_heads_run_side_by_side(
             newest = number = next(numbers)
             under_way.add(number)
             changed.notify_all()
-            in_the_middle = 100 <= number < heads - 50 and not alone
+            in_the_middle = 30 <= number < heads - 20 and not alone
             if in_the_middle and not changed.wait_for(
                 lambda: newest > number or len(under_way) > 1, 5
             ):

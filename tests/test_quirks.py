@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def test_quirk(
     def collect(*arguments: str) -> Any:
         return _collect(site, cache, *arguments)
 
-    def assert_all_there() -> None:
+    def assert_all_there(headers: bool = True) -> None:
         storages = {"staticfiles": {"BACKEND": LOCAL[backend]}}
         site.collect("--clear", STORAGES=storages)
         root = site.root / "collected"
@@ -79,12 +80,13 @@ def test_quirk(
             for path in root.rglob("*")
             if path.is_file()
         }
-        names = site.bucket.names()
-        assert names == sorted(there) or backend == MANIFEST
+        # Asked directly, the server tells the MD5 of what it has.
+        etags = site.bucket.etags()
+        assert etags.keys() == there.keys() or backend == MANIFEST
         for name, content in there.items():
-            answer = site.bucket.get(name)
-            assert answer["Body"].read() == content
-            assert answer["CacheControl"] == "max-age=60"
+            assert etags[name] == hashlib.md5(content).hexdigest()
+        for name in there if headers else ():
+            assert site.bucket.get(name)["CacheControl"] == "max-age=60"
 
     Quirks(site.proxy, site.bucket.server, *switches)
     collect()
@@ -100,7 +102,8 @@ def test_quirk(
         twice = {*changed.put}
         assert len(twice) == (1 if backend == STATIC else 4), changed.put
         assert len(changed.put) <= 2 * len(twice)
-    assert_all_there()
+    assert_all_there(headers=False)
+    assert site.bucket.get("i.png")["CacheControl"] == "max-age=60"
 
     site.bucket.put("left.css", b"left over")
     unlisted = {("no listing",), ("ListObjects only", "no IsTruncated")}
@@ -174,13 +177,13 @@ def test_bucket_whose_encryption_is_switched_on_and_off(
 ) -> None:
     """With a cold cache, an unchanged deploy uploads nothing, whatever is there."""
     site.backend = backend
-    site.write_many(40)
+    site.write_many(16)
     bucket = Encrypting(site)
     for number, is_on in enumerate([False, True, False, True]):
         bucket.is_on = is_on
         _collect(site, "cold")
         assert _collect(site, "cold").put == []
-        for changed in range(number, 40, 4):
+        for changed in range(number, 16, 4):
             site.write(f"dir{changed % 7}/new{changed}.txt", f"{number}")
             path = next(site.static.rglob(f"file{changed}.*"))
             path.write_text(f"{number} of {changed}")

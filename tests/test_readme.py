@@ -243,7 +243,7 @@ def test_classes() -> None:
 
     paths = re.findall(r"`(collectfast_storage\.\w+|storages\.[\w.]+)`", readme.TEXT)
     paths = [path for path in paths if not re.search(r"\.[EW]\d+$", path)]
-    assert len({*paths}) == 6
+    assert len({*paths}) == 7
     for path in {*paths}:
         import_string(path)
 
@@ -342,6 +342,13 @@ def _shell(snippet: str, directory: Path, site: Site) -> None:
         check=True,
         capture_output=True,
     )
+
+
+def test_readme_is_short_and_leads_to_all_pages() -> None:
+    """At most 14 kB; who needs more finds it from there."""
+    assert len(readme.README.encode()) <= 14_000
+    links = {*re.findall(r"\]\((\.github/\w+\.md)(?:#[\w-]+)?\)", readme.README)}
+    assert links == {str(page.relative_to(ROOT)) for page in readme.PAGES}
 
 
 def test_pictures() -> None:

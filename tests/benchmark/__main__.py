@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,10 @@ from tests.benchmark import tree
 from tests.benchmark.contestants import CONTESTANTS, KEYS, SUBSETS, Contestant, Course
 from tests.servers import end
 
+# What Python compiles for itself otherwise, at the first import.
+COMPILE = (
+    "import compileall, sys; [compileall.compile_dir(p, quiet=2) for p in sys.path]"
+)
 STEPS: dict[str, Callable[[Path], object]] = {
     "first deploy": lambda static: None,
     "unchanged": lambda static: None,
@@ -61,14 +65,16 @@ def main() -> None:
         count = tree.build(static, arguments.size)
         size = sum(p.stat().st_size for p in static.rglob("*") if p.is_file()) / 2**20
         authorities, own = make_certificates(Path(directory))
+        names = arguments.only or list(CONTESTANTS)
+        compile_for(names)
         with endpoint(own, arguments.round_trip) as url:
             for number in range(arguments.repeat):
-                for name in arguments.only or CONTESTANTS:
+                for name in names:
                     folder = Path(directory) / "run"
                     course = Course(
                         folder / "static", folder, url, "bench", authorities
                     )
-                    for step, sample in deploys(name, course, static):
+                    for step, sample in deploys(name, course, static, arguments.steps):
                         samples.setdefault((name, step), []).append(sample)
                         print(f"{number + 1}. {name}, {step}: {sample.wall:.2f} s")
     title = (
@@ -90,6 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--round-trip", type=float, default=0.02, help="seconds")
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each")
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="contestants")
+    parser.add_argument("--steps", nargs="*", choices=STEPS, help="besides the first")
     parser.add_argument("--chart", type=Path, help="an SVG to write")
     return parser.parse_args()
 
@@ -133,8 +140,22 @@ def endpoint(own: Path, round_trip: float, *limits: str) -> Iterator[str]:
         process.stdout.close()
 
 
-def deploys(name: str, course: Course, static: Path) -> Iterator[tuple[str, Sample]]:
-    """Run all steps of one contestant, on a copy of `static`, into an empty bucket."""
+def compile_for(names: Sequence[str]) -> None:
+    """Compile all that the Pythons of these contestants may import."""
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    pythons = {getattr(CONTESTANTS[n], "python", sys.executable) for n in names}
+    for python in pythons | {sys.executable}:
+        subprocess.run([python, "-c", COMPILE], env=environment, check=True)
+
+
+def deploys(
+    name: str, course: Course, static: Path, steps: Sequence[str] | None = None
+) -> Iterator[tuple[str, Sample]]:
+    """Run the `steps` of one contestant, on a copy of `static`, into an empty bucket.
+
+    The first deploy is always one of them; all are, if none is named.
+    """
     course.folder.mkdir()
     factor = 1.0
     shutil.copytree(static, course.static)
@@ -142,6 +163,8 @@ def deploys(name: str, course: Course, static: Path) -> Iterator[tuple[str, Samp
         factor = _reduce(course.static, SUBSETS[name])
     try:
         for step, prepare in STEPS.items():
+            if steps and step not in ("first deploy", *steps):
+                continue
             prepare(course.static)
             about(course, "reset")
             yield step, measure(CONTESTANTS[name], course).times(factor)
@@ -221,27 +244,25 @@ def table(samples: Samples) -> str:
 
 
 def ratios(samples: Samples) -> str:
-    """Return what is compared with what: medians of the ratios, run by run."""
-    lines = ["| ratio of wall times | " + " | ".join(STEPS) + " |"]
-    lines.append("|---|" + "---:|" * len(STEPS))
-    workarounds = ("local, then rclone", "manifest: local, then rclone", "s5cmd sync")
-    for ours in CONTESTANTS:
-        for other in workarounds:
-            manifest = ours.startswith("manifest")
-            if "collectfast-storage" not in ours or (ours, "unchanged") not in samples:
-                continue
-            if (other, "unchanged") not in samples:
-                continue
-            if manifest != other.startswith("manifest"):
-                continue
-            cells = [_ratio(samples[ours, s], samples[other, s]) for s in STEPS]
-            lines.append(f"| {ours} / {other} | {' | '.join(cells)} |")
+    """Return ours beside each other's: medians of the ratios, run by run."""
+    names = list(dict.fromkeys(name for name, _ in samples))
+    steps = list(dict.fromkeys(step for _, step in samples))
+    lines = [f"| ratios of wall time, processor time | {' | '.join(steps)} |"]
+    lines.append("|---|" + "---:|" * len(steps))
+    for ours in names:
+        for other in names:
+            are_alike = ours.startswith("manifest") == other.startswith("manifest")
+            if are_alike and "collectfast-" in ours and "collectfast-" not in other:
+                cells = [_ratio(samples[ours, s], samples[other, s]) for s in steps]
+                lines.append(f"| {ours} / {other} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _ratio(ours: list[Sample], others: list[Sample]) -> str:
-    pairs = zip(ours, others, strict=True)
-    return f"{statistics.median(a.wall / b.wall for a, b in pairs):.2f}"
+    pairs = list(zip(ours, others, strict=True))
+    wall = statistics.median(a.wall / b.wall for a, b in pairs)
+    cpu = statistics.median(a.cpu / b.cpu for a, b in pairs)
+    return f"{wall:.2f}, {cpu:.2f}"
 
 
 if __name__ == "__main__":

@@ -70,6 +70,22 @@ class Django:
 
 
 @dataclass(frozen=True)
+class Capo(Django):
+    """The same with django-capo-s3, whose options have names of their own."""
+
+    def environment(self, course: Course) -> dict[str, str]:
+        options = {
+            "endpoint": course.endpoint,
+            "bucket": course.bucket,
+            "location": "static",
+            "region": "us-east-1",
+            "force_path_style": True,
+            "verify": str(course.authorities),
+        }
+        return super().environment(course) | {"SITE_OPTIONS": json.dumps(options)}
+
+
+@dataclass(frozen=True)
 class Sync:
     """A tool that sends what lies in a local folder."""
 
@@ -152,6 +168,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "rclone sync": Sync(RCLONE),
     "s5cmd sync": Sync(S5CMD),
     "aws s3 sync": Sync(AWS),
+    "django-capo-s3": Capo("django_capo_s3.S3StaticStorage"),
     "Collectfasta": Django(STOCK, {}, ("collectfasta",), COLLECTFASTA),
     "django-storages": Django(STOCK, {}),
     "Django, local": Django(LOCAL),
@@ -162,7 +179,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "manifest: local, then rclone": Then(
         Django(LOCAL_MANIFEST), Sync(RCLONE, "collected")
     ),
+    "manifest: django-capo-s3": Capo("django_capo_s3.S3ManifestStaticStorage"),
     "manifest: Django, local": Django(LOCAL_MANIFEST),
 }
 # Too slow to be measured in full: measured on so many files, and multiplied.
-SUBSETS = {"django-storages": 200}
+SUBSETS = {"django-storages": 200, "django-capo-s3": 200}

@@ -30,10 +30,11 @@ def build(directory: Path, size: int) -> int:
 
 
 def _files() -> Iterator[tuple[Path, str]]:
-    """Yield file and name, what is referenced by CSS and JavaScript before the rest."""
+    """Yield file and name, what CSS and JavaScript refer to before them."""
     for package in PACKAGES:
         for folder in sorted(folder_of(package).rglob(STATIC)):
-            for path in sorted(folder.rglob("*")):
+            paths = sorted(folder.rglob("*"))
+            for path in sorted(paths, key=lambda each: each.suffix in (".css", ".js")):
                 name = path.relative_to(folder).as_posix()
                 if path.is_file() and "js-packages" not in name:
                     yield path, name

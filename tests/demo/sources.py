@@ -19,8 +19,9 @@ PACKAGES = {
 YEAR_1980 = 315532800
 
 
-def check_out(directory: Path) -> int:
-    """Copy all files to `directory`, with the time of now; return how many."""
+def check_out(directory: Path, most: int | None = None) -> int:
+    """Put at most so many files into `directory`, as of now; return how many."""
+    shutil.rmtree(directory, ignore_errors=True)
     for package, (below, patterns) in PACKAGES.items():
         root = folder_of(package) / below
         for source in (found for each in patterns for found in root.glob(each)):
@@ -29,7 +30,10 @@ def check_out(directory: Path) -> int:
                 directory / source.relative_to(root),
                 copy_function=shutil.copyfile,
             )
-    return len(files(directory))
+    names = sorted(files(directory))
+    for name in names[most:] if most else ():
+        (directory / name).unlink()
+    return min(len(names), most or len(names))
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -41,24 +45,23 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
-def check_out_again(directory: Path) -> None:
+def check_out_again(directory: Path, most: int | None) -> None:
     """Do what a build server does: the same files, with new mtimes."""
-    shutil.rmtree(directory)
-    check_out(directory)
+    check_out(directory, most)
     # A second from now on, lest it be the second of the first deploy.
     for path in directory.rglob("*"):
         os.utime(path, (time.time() + 1, time.time() + 1))
     time.sleep(1)
 
 
-def change_one(directory: Path) -> None:
+def change_one(directory: Path, most: int | None) -> None:
     """Put an older file in the place of one, as `git checkout` or a wheel may."""
     path = directory / "admin" / "css" / "base.css"
     path.write_text("body { color: black }\n")
     os.utime(path, (YEAR_1980, YEAR_1980))
 
 
-STEPS: dict[str, Callable[[Path], object]] = {
+STEPS: dict[str, Callable[[Path, int | None], object]] = {
     "first deploy": check_out_again,
     "redeploy, fresh checkout": check_out_again,
     "redeploy, one file older, changed": change_one,
