@@ -33,7 +33,6 @@ from collectfast_storage.uploads import BoundedExecutor, Uploads
 _Base: Any = object
 
 logger = logging.getLogger("collectfast_storage")
-
 _IMPORTED_IN = os.getpid()
 
 
@@ -94,14 +93,14 @@ class CollectfastMixin(_Base):
         """Answer as django-storages does; in a run, without asking the bucket."""
         run = self._collectfast_run()
         if run is not None:
-            return run.exists(self._collectfast_name(name))
+            return run.exists(self._collectfast_name(name, run))
         return super().exists(name)
 
     def get_modified_time(self, name: str) -> datetime:
         """Answer as django-storages does; while collecting, with a verdict."""
         run = self._collectfast_run()
         if run is not None and run.caller.collects and not run.post_processing:
-            return run.modified_time(self._collectfast_name(name))
+            return run.modified_time(self._collectfast_name(name, run))
         if run is not None:
             run.settle(self._collectfast_name(name))
         with naming(self.bucket_name if run else None):
@@ -347,8 +346,10 @@ class CollectfastMixin(_Base):
     def _collectfast_prefix(self) -> str:
         return str(self._normalize_name(""))
 
-    def _collectfast_name(self, name: str) -> str:
+    def _collectfast_name(self, name: str, run: Run | None = None) -> str:
         """Return `name` as this package has it: normalized, below the location."""
+        if run is not None and name in run.caller.sources:
+            return name  # That of a source is.
         key = str(self._normalize_name(clean_name(name)))
         return key.removeprefix(self._collectfast_prefix)
 
