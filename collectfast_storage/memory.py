@@ -113,8 +113,7 @@ class Memory:
                 shard[entry] = _line_of(remembered if sure else DOUBTFUL)
             _forget_oldest(shard)
             data[self._name.format(number)] = shard
-        # What is refused, as too large say, must not leave there what it was to
-        # replace: that is wrong by now. Not every cache says what it refused.
+        # What is refused, as too large, must leave nothing old; not every cache tells.
         if data:
             cache.delete_many(data)
             if refused := [*(cache.set_many(data, self._timeout) or ())]:

@@ -25,7 +25,7 @@ _HEADERS |= {f"Content{kind}" for kind in ("Disposition", "Encoding", "Language"
 class Report:
     """What a run did.
 
-    `uploaded`, `unchanged` (the bucket held it already) and `deleted` are sorted names.
+    `uploaded`, `unchanged` (they were there), `deleted`, `spared` by clearing: names.
     `bytes` were uploaded, in `seconds` from the first save to the end; `requests` says
     how many of each kind (``LIST``, …) were sent, those that were sent again included.
     """
@@ -33,6 +33,7 @@ class Report:
     uploaded: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
+    spared: tuple[str, ...] = ()
     bytes: int = 0
     seconds: float = 0.0
     requests: Mapping[str, int] = field(default_factory=dict)
@@ -40,11 +41,12 @@ class Report:
     def __str__(self) -> str:
         files = len(self.uploaded) + len(self.unchanged)
         requests = [f"{n:,} {kind}" for kind, n in sorted(self.requests.items())]
+        spared = f", {len(self.spared):,} spared" if self.spared else ""
         return (
             f"{files:,} files: {len(self.unchanged):,} unchanged, "
             f"{len(self.uploaded):,} uploaded ({self.bytes / 1000:,.0f} kB), "
-            f"{len(self.deleted):,} deleted; {', '.join(requests) or 'no requests'}; "
-            f"{self.seconds:.1f} s"
+            f"{len(self.deleted):,} deleted{spared}; "
+            f"{', '.join(requests) or 'no requests'}; {self.seconds:.1f} s"
         )
 
 

@@ -55,13 +55,11 @@ logger = logging.getLogger("collectfast_storage")
 _SAMPLE = 8
 # After so many failures of one reason, and nothing else, all others would fail too.
 _ENOUGH_ALIKE = 20
-# What a later pass of post-processing may replace waits in memory up to this; beyond,
-# it goes up, which costs an upload.
+# Drafts wait in memory up to this; beyond, they go up, which costs an upload.
 _MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
 
 
-# The files that collectstatic copies, by name: the storage where its finder found one,
-# and the path in it.
+# The files that collectstatic copies, by name: their storage, and the path in it.
 Paths = Mapping[str, tuple[Storage, str]]
 
 
@@ -140,6 +138,7 @@ class Run:
         self._bytes, self._for_headers = 0, 0  # uploaded; and files that go up for them
         self._leaving: set[str] = set()  # to be deleted at the end
         self._deleted: list[str] = []
+        self._spared: set[str] = set()
         self._seen: set[str] = set()  # saved or found there, and not to be cleared
         self._replaced: set[str] = set()  # saved in post-processing
         # What other threads and runs wrote, until this run's own thread takes note.
@@ -401,8 +400,7 @@ class Run:
             self._memory.begin()
         if before:  # Until it is known what became of it.
             self._memory.remember(name, DOUBTFUL)
-        # What ETags are like here, the first one tells, so that at most this one has to
-        # be sent twice. And what is streamed is closed soon.
+        # The first tells what ETags are like, lest more go twice; a stream closes soon.
         waits = payload.plain is None or self._bucket.has_opaque_etags is None
         with naming(self._bucket.name):
             self._uploads.submit(name, payload)
@@ -519,6 +517,7 @@ class Run:
         self._prepare()
         # A name with a slash at its end is a folder, to those who believe in them.
         files = {n for n in self._listing.names() if n and not n.endswith("/")}
+        self._spared = files.intersection(self.caller.spared) - self._seen
         return {name for name in files if self._is_leaving(name)}
 
     def _delete(self, names: Iterable[str]) -> None:
@@ -565,6 +564,7 @@ class Run:
             uploaded=tuple(sorted(self._uploaded)),
             unchanged=tuple(sorted(self._unchanged - self._uploaded)),
             deleted=tuple(sorted(self._deleted)),
+            spared=tuple(sorted(self._spared)),
             bytes=self._bytes,
             seconds=time.monotonic() - self._start,
             requests=dict(self._bucket.requests),

@@ -18,6 +18,8 @@ from collectfast_storage import (
     CollectfastS3StaticStorage,
     CollectfastS3Storage,
 )
+from collectfast_storage.reporting import Report
+from collectfast_storage.signals import collected
 from tests.proxy import Handler, Request, refuse
 from tests.site import Site
 
@@ -104,6 +106,38 @@ def test_dry_run_of_a_manifest_storage_names_what_would_go(site: Site) -> None:
         assert _named(dry.output, "Pretending to delete") == gone
         site.collect("--clear")
         assert sorted(before.keys() - set(site.bucket.names())) == gone
+
+
+def test_release_before_is_there_at_each_moment(site: Site) -> None:
+    """Five of them, each cleared: its files stay as they are, and are counted."""
+    site.backend = MANIFEST_STORAGE
+    before: dict[str, str] = {}
+    reports: list[Report] = []
+    lost: list[tuple[str, str]] = []
+
+    def watch(handler: Handler, request: Request, body: bytes) -> bool:
+        lost.extend(before.items() - site.bucket.etags().items())
+        return False
+
+    def hear(report: Report, **kwargs: Any) -> None:
+        reports.append(report)
+
+    collected.connect(hear)
+    for number in range(5):
+        for name in ("a.css", "b.css"):
+            site.write(name, f"a {{ background: url(i.png) }} /* {name} */")
+        site.write("i.png", b"image %d" % number)
+        site.proxy.fault = watch
+        site.collect("--clear")
+        etags = site.bucket.etags()
+        assert lost == [*(before.items() - etags.items())] == []
+        release = {name: etags[name] for name in site.manifest().values()}
+        assert reports[-1].spared == tuple(sorted(before))
+        assert ("3 spared" in str(reports[-1])) == (number > 0)
+        assert len(reports[-1].deleted) == (3 if number > 1 else 0)
+        before = release
+    assert site.collect("--clear").requests["DELETE MANY"] == 1
+    assert reports[-1].spared == ()
 
 
 def test_manifest_storage_keeps_what_the_new_manifest_names(site: Site) -> None:

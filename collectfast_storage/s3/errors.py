@@ -22,8 +22,7 @@ from collectfast_storage.exceptions import BucketError, DeniedError
 
 # What boto3's methods raise at an answer that is none: a date or a number, for one.
 UNREADABLE = (ResponseParserError, LookupError, ValueError)
-# And at one that is an error. Where all is redirected, botocore asks for the bucket's
-# region again and again.
+# And at an error; where all is redirected, botocore follows as deep as it can.
 FAILURES: tuple[type[Exception], ...] = (BotoCoreError, ClientError, RecursionError)
 FAILURES += (RetriesExceededError, *UNREADABLE)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
