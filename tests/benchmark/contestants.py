@@ -183,4 +183,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "manifest: Django, local": Django(LOCAL_MANIFEST),
 }
 # Too slow to be measured in full: measured on so many files, and multiplied.
-SUBSETS = {"django-storages": 200, "django-capo-s3": 200}
+SUBSETS = {
+    "django-storages": 200,
+    "django-capo-s3": 200,
+    "manifest: django-capo-s3": 200,
+}
