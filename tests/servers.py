@@ -176,6 +176,7 @@ def _rclone(bucket: str) -> Iterator[Server]:
         lacks = frozenset(
             {
                 "S3's ETags of parts",
+                "Expires",
                 "metadata in lower case",
                 "a listing with control characters",
                 "objects with a slash at the end",

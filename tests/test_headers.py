@@ -323,18 +323,21 @@ SAME_TIME = datetime(2037, 12, 31, 23, 55, 55, tzinfo=UTC)
             {"CacheControl": "max-age=61", "Expires": SAME_TIME},
             "CacheControl was max-age=60, and is max-age=61",
             id="one of two",
+            marks=pytest.mark.needs("Expires"),
         ),
         pytest.param(
             OLD,
             {"Expires": OLD["Expires"]},
             "CacheControl was max-age=60, and is None",
             id="no longer",
+            marks=pytest.mark.needs("Expires"),
         ),
         pytest.param(
             OLD,
             OLD | {"Expires": datetime(2038, 1, 1, tzinfo=UTC)},
             "Expires was 2037-12-31 23:55:55+00:00, and is 2038-01-01 00:00:00+00:00",
             id="a time",
+            marks=pytest.mark.needs("Expires"),
         ),
         pytest.param(
             {"Metadata": {"Build": "1", "other": "a"}},
