@@ -55,8 +55,7 @@ def collecting_frame(storage: object) -> FrameType | None:
     for frame in callers():
         if frame.f_code is code:
             target = frame.f_locals["self"].storage
-            # It is a `LazyObject` unless replaced.
-            if getattr(target, "_wrapped", target) is storage:
+            if getattr(target, "_wrapped", target) is storage:  # It may be lazy.
                 return frame
     return None
 

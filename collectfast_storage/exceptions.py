@@ -21,7 +21,7 @@ _ADVICE = {
         "(If a CA of your own issued the certificate, set the option verify, or else "
         "AWS_CA_BUNDLE in the environment, to that CA's file.)"
     ),
-    "Parameter validation failed": "(See the option object_parameters.)",
+    "Parameter valid(?!(?s:.*)bucket name)": "(See the option object_parameters.)",
     # A redirection to nowhere botocore follows as deep as it can.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
         "(It gives no reason. It may be credentials, a missing permission such as "

@@ -335,15 +335,14 @@ class Run:
         if verdict is not Verdict.HELD:
             is_for_headers = verdict is Verdict.HEADERS
             why = self._changed(name, payload) if is_for_headers else verdict.value
-            self.caller.progress.decided(name, why)
             self._withdraw(name)
             size = len(payload.plain or b"")
             is_draft = in_memory and self.post_processing and self.caller.saves_as_is
             if is_draft and 0 < size <= self._room_for_drafts:
                 self._drafts[name] = payload
                 self._room_for_drafts -= size
-            elif not self.caller.dry_run:
-                self._upload(name, payload)
+            else:
+                self._upload(name, payload, why)
         self._has_arrived(name, verdict)
 
     def _changed(self, name: str, payload: Payload) -> str:
@@ -390,7 +389,10 @@ class Run:
 
     # It is uploaded, and remembered.
 
-    def _upload(self, name: str, payload: Payload) -> None:
+    def _upload(self, name: str, payload: Payload, why: str) -> None:
+        self.caller.progress.decided(name, why)
+        if self.caller.dry_run:
+            return
         self._note(self._uploads.done())
         self._note(self._uploads.wait(name))  # Two might arrive in any order.
         self._failed.pop(name, None)
@@ -468,7 +470,7 @@ class Run:
         """Wait for all that was saved; `UploadError` says what did not arrive."""
         for name, payload in list(self._drafts.items()):
             self._withdraw(name)
-            self._upload(name, payload)
+            self._upload(name, payload, self._verdict(name, payload).value)
         self.synchronise()
         if self._failed:
             raise UploadError({name: e for name, (_, e) in self._failed.items()})

@@ -228,6 +228,7 @@ class CollectfastMixin(_Base):
         """The boto3 Bucket; inside of `_save`, a stand-in for it."""
         take = self._collectfast_thread.take
         if take is None:
+            self._collectfast_require_name()
             return super().bucket
         return CapturingBucket(lambda: super(CollectfastMixin, self).bucket, take)
 
@@ -354,17 +355,15 @@ class CollectfastMixin(_Base):
         return key.removeprefix(self._collectfast_prefix)
 
     def _collectfast_bucket(self, native: Any = None) -> Bucket:
-        if not self.bucket_name:
+        self._collectfast_require_name()
+        prefix, config = self._collectfast_prefix, self.transfer_config
+        client, parameters = lambda: self.connection.meta.client, self.object_parameters
+        return Bucket(self.bucket_name, prefix, client, config, native, parameters)
+
+    def _collectfast_require_name(self) -> None:
+        if self._collectfast_options.enabled and not self.bucket_name:
             option = "option bucket_name (setting AWS_STORAGE_BUCKET_NAME)"
             raise misconfigured(option, self.bucket_name, "the name of the bucket")
-        return Bucket(
-            self.bucket_name,
-            self._collectfast_prefix,
-            lambda: self.connection.meta.client,
-            self.transfer_config,
-            native,
-            self.object_parameters,
-        )
 
     def _collectfast_native(self, client: Any) -> Any:
         # Who makes connections of their own knows what these have to have.

@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[1] / ".github" / "messages.md"
 SILENT = (
     r".*when calling.*",
     r".*\(\?i\).*|.*https\?.*|.*\[!-~\].*|status \(.*",
-    r"SSL validation failed|Parameter validation failed|Invalid header value ",
+    r"SSL validation failed|Parameter valid.*|Invalid header value ",
     r"the bucket holds it|a HEAD can tell",
     r"Only a comparison of contents can tell\.|No time is older than that\.",
     r"[…:, ]*(such as …: …)?",

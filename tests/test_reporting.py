@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -20,7 +21,7 @@ from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.reporting import Progress, Report
 from collectfast_storage.signals import collected
 from tests.proxy import refuse
-from tests.site import Site
+from tests.site import MANIFEST, Site
 
 MANAGE = Path(__file__).with_name("manage.py")
 
@@ -191,3 +192,17 @@ def test_bar_of_a_run_that_asks_nothing() -> None:
     bar = Progress(tqdm=tqdm.tqdm)
     bar.advanced(1, 1)
     bar.close()
+
+
+def test_verbosity_2_names_no_draft_of_a_manifest(site: Site) -> None:
+    """But each name that goes up, once: what the bucket has in the end."""
+    site.backend = MANIFEST
+    site.write("a.css", "a { background: url(b.css) }")
+    site.write("b.css", "b { background: url(i.png) }")
+    site.write("i.png", "image")
+    for image in ("image", "another"):
+        site.write("i.png", image)
+        deploy = site.collect("--verbosity", "2")
+        named = re.findall(r"^Uploading '(.*)' ", deploy.output, re.MULTILINE)
+        assert sorted(named) == deploy.put
+    assert "Uploading" not in site.collect("--verbosity", "2").output

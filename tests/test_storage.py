@@ -13,13 +13,15 @@ from typing import Any
 
 import django
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from storages.backends.s3 import S3StaticStorage, S3Storage
 
 import collectfast_storage
 from collectfast_storage import CollectfastS3StaticStorage, CollectfastS3Storage
+from collectfast_storage.exceptions import BucketError
 from tests.servers import Server
-from tests.site import Site
+from tests.site import MANIFEST, STATIC, Site
 
 CONFIGURED = "from django.conf import settings; settings.configure(); "
 
@@ -328,3 +330,24 @@ def test_what_goes_up_is_compressed_in_the_background(site: Site) -> None:
     assert site.bucket.get("a.css")["ContentEncoding"] == "gzip"
     assert len(NotingCompression.threads) == 1
     assert threading.get_ident() not in NotingCompression.threads
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST])
+def test_bucket_without_a_name_is_an_error_that_names_the_option(
+    site: Site, backend: str
+) -> None:
+    """Also where a manifest is read before anything else."""
+    site.backend = backend
+    site.write("a.css", "a")
+    site.options["bucket_name"] = None
+    with pytest.raises(ImproperlyConfigured, match="AWS_STORAGE_BUCKET_NAME"):
+        site.collect()
+
+
+def test_name_that_no_bucket_can_have_is_told_without_a_wrong_hint(site: Site) -> None:
+    """It is no matter of the object's parameters."""
+    site.write("a.css", "a")
+    site.options["bucket_name"] = "my bukket"
+    with pytest.raises(BucketError, match="Invalid bucket name") as caught:
+        site.collect()
+    assert "object_parameters" not in str(caught.value)
