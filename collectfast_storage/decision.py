@@ -51,28 +51,24 @@ UNKNOWN = Remote("", "")
 
 
 def decide(
-    sent: Payload,
-    remote: Remote | None,
-    remembered: Remembered | None,
-    *,
-    ignore_etag: bool = False,
+    sent: Payload, remote: Remote | None, known: Remembered | None, forced: bool = False
 ) -> Verdict:
     """Return the verdict on what would be `sent` where the bucket holds `remote`.
 
     `remote` is `None` if it holds nothing, and may be `UNASKED` or `UNKNOWN`; what is
-    `remembered` is `None` if that is nothing, and may be `DOUBTFUL`. With `ignore_etag`
-    everything goes up. `Verdict.ASK` means that a HEAD, which tells ETag and metadata,
-    can decide.
+    `known` from memory is `None` if that is nothing, and may be `DOUBTFUL`. Where it is
+    `forced` everything goes up. `Verdict.ASK` means that a HEAD, which tells ETag and
+    metadata, can decide.
     """
-    if ignore_etag:
+    if forced:
         return Verdict.FORCED
     if remote is None:
         return Verdict.ABSENT
     # Of what is doubtful, an ETag would tell the content, and not the headers.
-    if remembered is DOUBTFUL or remote is UNKNOWN:
+    if known is DOUBTFUL or remote is UNKNOWN:
         return Verdict.UNCERTAIN
-    if remembered and (remote is UNASKED or remote.etag == remembered.etag != ""):
-        return between(remembered.fingerprint, sent.fingerprint)
+    if known and (remote is UNASKED or remote.etag == known.etag != ""):
+        return between(known.fingerprint, sent.fingerprint)
     # An empty ETag proves nothing.
     if remote.etag and not sent.has_opaque_etag and sent.has_etag(remote.etag):
         return Verdict.HELD

@@ -43,8 +43,9 @@ class BucketError(CollectfastError):
 
     def __init__(self, bucket_name: str, cause: BaseException) -> None:
         self.cause = cause
-        reason = reason_of(cause)
-        super().__init__(f"The bucket {bucket_name!r} cannot be used: {reason}")
+        super().__init__(
+            f"The bucket {bucket_name!r} cannot be used: {reason_of(cause)}"
+        )
 
 
 class DeniedError(BucketError):

@@ -10,6 +10,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 # What an object's metadata call the fingerprint of what was sent.
@@ -42,7 +43,12 @@ def md5_of(chunks: Iterable[bytes]) -> str:
 
 def digest_of(parameters: Mapping[str, object]) -> str:
     """Return a digest of the parameters of a write that does not reveal them."""
-    return hashlib.sha256(_canonical(parameters).encode()).hexdigest()[:32]
+    return _digest_of(_canonical(parameters))
+
+
+@lru_cache(1000)  # Most files have the same ones.
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def normal_etag(header: str | None) -> str:
@@ -68,27 +74,19 @@ def part_sizes(size: int, parts: int, usual: int) -> list[int]:
     return [each for each in sizes if -(-size // each) == parts]
 
 
-class PartHasher:
-    """Hashes a content part by part, as a multipart upload of it would."""
-
-    def __init__(self, part_size: int) -> None:
-        """Prepare for parts of `part_size` bytes, the last one being what is left."""
-        self._part_size = part_size
-        self._parts: list[Any] = []
-        self._room = 0
-
-    def update(self, chunk: bytes) -> None:
-        """Take the next `chunk`, of any size."""
-        view = memoryview(chunk)
-        while view:
-            if not self._room:
-                self._parts.append(new_md5())
-                self._room = self._part_size
-            taken, view = view[: self._room], view[self._room :]
-            self._parts[-1].update(taken)
-            self._room -= len(taken)
-
-    def etag(self) -> str:
-        """Return the ETag of all that was taken."""
-        digests = [part.digest() for part in self._parts]
-        return f"{md5_of(digests)}-{len(digests)}"
+def etags_in_parts(chunks: Iterable[bytes], sizes: Iterable[int]) -> list[str]:
+    """Return the ETags of all `chunks`, uploaded in parts of each of the `sizes`."""
+    parts: dict[int, list[Any]] = {size: [] for size in sizes}
+    end = 0
+    for chunk in chunks:
+        for size, hashes in parts.items():
+            view, at = memoryview(chunk), end
+            while view:
+                if at % size == 0:
+                    hashes.append(new_md5())
+                taken, view = view[: size - at % size], view[size - at % size :]
+                hashes[-1].update(taken)
+                at += len(taken)
+        end += len(chunk)
+    digests = ([each.digest() for each in hashes] for hashes in parts.values())
+    return [f"{md5_of(each)}-{len(each)}" for each in digests]

@@ -60,7 +60,9 @@ class Memory:
 
     def get(self, name: str) -> Remembered | None:
         """Return what is remembered of `name`; `DOUBTFUL` where nobody can know."""
-        entry = _entry_of(name)
+        return self._get(_entry_of(name))
+
+    def _get(self, entry: str) -> Remembered | None:
         if entry in self._pending:
             return self._pending[entry]
         remembered = _parse(self._shard(_number_of(entry)).get(entry))
@@ -75,8 +77,9 @@ class Memory:
 
     def remember(self, name: str, remembered: Remembered | None) -> None:
         """Have `flush` write what is now known of `name`; `None`: nothing."""
-        if self.get(name) != remembered:
-            self._pending[_entry_of(name)] = remembered
+        entry = _entry_of(name)
+        if self._get(entry) != remembered:
+            self._pending[entry] = remembered
 
     def flush(self) -> None:
         """Write what is new, and take back the note of what was under way."""

@@ -36,10 +36,7 @@ class Options:
 
     @classmethod
     def of(cls, storage: object) -> Options:
-        """Read and validate the options that `storage` carries as attributes.
-
-        Raises `ImproperlyConfigured`, naming option, value and remedy.
-        """
+        """Read the options of `storage`; `ImproperlyConfigured` says what to set."""
         names = [field.name for field in fields(cls)]
         values = {name: getattr(storage, f"collectfast_{name}") for name in names}
         for name in ("enabled", "preload", "ignore_etag"):

@@ -40,10 +40,9 @@ class Pace:
         self._answers: deque[float] = deque()  # of the last second
 
     def delay(self, now: float, size: int, requests: int, size_of_all: int) -> float:
-        """Return in how many seconds one of `size` bytes may start.
+        """Return in how many seconds one of `size` bytes may start, beside so many.
 
-        That is for ever while it has to wait for one of those under way: `requests` of
-        `size_of_all` bytes.
+        While it has to wait for one of those, that is for ever.
         """
         crowded = requests >= int(self._window) or size_of_all + size > self._room
         if requests and (crowded or self._is_probing):
@@ -72,10 +71,7 @@ class Pace:
                 self._window = min(self._window + 0.5, self._most)
 
     def throttled(self, now: float, began: float, after: float = 0.0) -> None:
-        """Note that the request was refused for being one too many.
-
-        The server may have said `after` how many seconds to come back.
-        """
+        """Note that a request was one too many; `after` so many seconds one is none."""
         if began >= self._cut_at:  # What started before tells nothing new.
             self._forget(now)
             seconds = min(max(now - self._first, 0.25), 1.0)

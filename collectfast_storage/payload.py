@@ -7,7 +7,7 @@ that bucket keeps its rules, and a subclass's, in force without a copy of any. S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cached_property, partial
 from io import SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
@@ -21,8 +21,8 @@ from storages.utils import ReadBytesWrapper, is_seekable
 from collectfast_storage.fingerprint import (
     SMALLEST_PART,
     Fingerprint,
-    PartHasher,
     digest_of,
+    etags_in_parts,
     md5_of,
     new_md5,
     number_of_parts,
@@ -50,6 +50,7 @@ class Payload:
         self._compress = compress
         self.compresses = compress is not None
         self._is_settled = False
+        self._known_etag: str | None = None
         self._streamed: _Hashed | None = None  # last
         self._copy = _copy_unless_rewindable(file, config.multipart_threshold)
         self._file = file if self._copy is None else self._copy
@@ -87,8 +88,14 @@ class Payload:
         """What decides whether this must go up again."""
         return Fingerprint(self._md5, digest_of(self.parameters))
 
+    def adopt(self, md5: str, etag: str) -> None:
+        """Take as known, and do not read for it, the content's `md5` and an `etag`."""
+        self._md5, self._known_etag = md5, etag
+
     def has_etag(self, etag: str) -> bool:
         """Tell whether `etag` is one of this content, in whatever parts it was sent."""
+        if etag == self._known_etag:
+            return True
         parts = number_of_parts(etag)
         if parts == 0:
             etags = [self.body_md5]
@@ -99,13 +106,14 @@ class Payload:
         else:
             usual, size = self._part_size, self._size_as_sent
             sizes = [usual] if size is None else part_sizes(size, parts, usual)
-            etags = self._etags_in(sizes)
+            etags = etags_in_parts(_chunks(self.stream()), sizes) if sizes else []
         return etag in etags and self.is_as_hashed()
 
     @property
     def multipart_etag(self) -> str:
         """The ETag that S3 gives this in parts, if it follows from the content."""
-        return self._etags_in([self._part_size])[0]
+        sizes = [self._part_size]  # Before it is read: this looks for the file's end.
+        return etags_in_parts(_chunks(self.stream()), sizes)[0]
 
     @cached_property
     def body_md5(self) -> str:
@@ -116,10 +124,7 @@ class Payload:
 
     @property
     def has_opaque_etag(self) -> bool:
-        """Whether the write parameters make for an ETag that says nothing of content.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
-        """
+        """Whether the parameters make for an ETag that says nothing of the content."""
         encryption = str(self.parameters.get("ServerSideEncryption", ""))
         return encryption.startswith("aws:kms") or "SSECustomerKey" in self.parameters
 
@@ -128,10 +133,7 @@ class Payload:
         return self._streamed is None or self._streamed.md5.hexdigest() == self._md5
 
     def settle(self) -> bool:
-        """Let go of file and content, if their MD5s tell each ETag that this may have.
-
-        Return whether they do: of what is large, the ETag may be one of its parts.
-        """
+        """Let go of the content if its MD5s tell all ETags it may have; say so."""
         if self.body is None or len(self.body) >= SMALLEST_PART:
             return False
         self.fingerprint, self.body_md5  # noqa: B018 (worked out by now)
@@ -151,14 +153,6 @@ class Payload:
             plain = BytesIO(self.plain)
         return self._compress(plain) if self._compress else plain
 
-    def _etags_in(self, sizes: Sequence[int]) -> list[str]:
-        """Return the ETags of uploads in parts of each of the `sizes`, in one pass."""
-        hashers = [PartHasher(size) for size in sizes]
-        for chunk in _chunks(self.stream()) if hashers else ():
-            for hasher in hashers:
-                hasher.update(chunk)
-        return [hasher.etag() for hasher in hashers]
-
     @cached_property
     def _md5(self) -> str:
         return md5_of(_chunks(self._rewound()) if self.plain is None else [self.plain])
@@ -176,7 +170,8 @@ class Payload:
 
     def _rewound(self) -> ReadBytesWrapper:
         self._file.seek(0)
-        return ReadBytesWrapper(self._file)
+        is_wrapped = isinstance(self._file, ReadBytesWrapper)
+        return self._file if is_wrapped else ReadBytesWrapper(self._file)
 
     def _less_than_threshold(self, readable: Any) -> bytes | None:
         chunks, size = [], 0
@@ -212,10 +207,10 @@ class CapturingBucket(_StandIn):
 class _CapturingObject(_StandIn):
     def upload_fileobj(
         self,
-        Fileobj: Any,  # noqa: N803 (boto3's names)
-        ExtraArgs: dict[str, Any] | None = None,  # noqa: N803
-        Callback: Callable[[int], None] | None = None,  # noqa: N803
-        Config: TransferConfig | None = None,  # noqa: N803
+        Fileobj: Any,
+        ExtraArgs: Any = None,
+        Callback: Any = None,
+        Config: Any = None,
     ) -> None:
         plain, compress = Fileobj, None
         if isinstance(Fileobj, Compressible):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from io import BytesIO
 from math import inf
 from queue import SimpleQueue
+from time import monotonic
 from types import MappingProxyType
 from typing import IO, Any
 
@@ -71,7 +71,7 @@ class Caller:
     clears = False
     post_processes = True
     sources: Paths = MappingProxyType({})
-    wanted: Collection[str] | None = None  # what will be asked for, if that is known
+    wanted: list[str] | None = None  # what will be asked for, sorted; None: not known
     spared: Collection[str] = ()  # names that clearing leaves alone
     processed: Collection[str] = ()  # sources whose names post-processing will save
     copied_before: Collection[str] = ()  # names that count as copied before this run
@@ -84,10 +84,18 @@ class Caller:
         preload = storage._collectfast_options.preload
         self.ignores_etag: bool = storage._collectfast_options.ignore_etag
         self.storage = storage
+        self._names: dict[str, str] = {}
         self.lists = preload if lists is None else lists
         self.trusts = not self.lists if trusts is None else trusts
         # A site's own may look at its object at once.
         self.saves_as_is = not overridden(type(storage), "save", "_save")
+
+    def name_of(self, name: str) -> str:
+        """Return `name` as a run has it; it is asked for again and again."""
+        if name not in self._names:
+            normal = self.storage._collectfast_name(name)
+            self._names[name] = name if name == normal else normal
+        return self._names[name]
 
     def tell(self, report: Report) -> None:
         """Hear of the end."""
@@ -125,7 +133,7 @@ class Run:
         self._uploads = uploads
         parameters = caller.storage.get_object_parameters
         self._listing = Listing(bucket, parameters, uploads.executor)
-        self._start = time.monotonic()
+        self._start = monotonic()
         self._is_prepared = False
         self._ahead: dict[str, Payload] = {}  # sources that were read and hashed
         self._heads_left, self._has_asked_ahead = float(_SAMPLE), False
@@ -161,22 +169,16 @@ class Run:
         return remote is not None and remote is not UNKNOWN
 
     def modified_time(self, name: str) -> datetime:
-        """Return a time that is the verdict: as new as the source's, or older.
-
-        After `NotImplementedError` the command copies without asking further.
-        """
+        """Return the source's own time if the bucket holds it, or have it copied."""
         self._catch_up()
         source = self.caller.sources.get(name)
-        if source is None or not self.caller.saves_as_is:
+        judges = source is not None and self.caller.saves_as_is
+        if source is None or not judges or self._judge_source(name) is not Verdict.HELD:
+            # The command catches that, and asks no further.
             raise NotImplementedError("Only a comparison of contents can tell.")
         newest = source[0].get_modified_time(source[1])
-        if self._judge_source(name) is Verdict.HELD:
-            self._has_arrived(name, Verdict.HELD)
-            return newest
-        try:
-            return newest - timedelta(days=1)
-        except OverflowError as error:
-            raise NotImplementedError("No time is older than that.") from error
+        self._has_arrived(name, Verdict.HELD)
+        return newest
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
         """Return what is or will be in the bucket, if it is to be had here."""
@@ -208,9 +210,10 @@ class Run:
             return between(coming, payload.fingerprint)
         remembered, forced = self._memory.get(name), self.caller.ignores_etag
         remote = self._remote(name)
-        verdict = decide(payload, remote, remembered, ignore_etag=forced)
+        verdict = decide(payload, remote, remembered, forced)
         if verdict is Verdict.ASK and self._is_worth_a_head(payload):
-            remote = self._listing.head(name)
+            self._listing.ask([name])
+            remote = self._listing[name]
             verdict = decide(payload, remote, remembered)
             if verdict is Verdict.HELD:  # It was worth it, and may be for others.
                 self._heads_left = inf
@@ -281,10 +284,9 @@ class Run:
             return
         with naming(self._bucket.name):
             self._bucket.client  # noqa: B018 (made in this thread)
-        wanted = None if caller.wanted is None else sorted(caller.wanted)
         # Not in a thread of the executor, which has to run what this waits for.
         loader = BoundedExecutor(1)
-        listing = loader.submit(self._listing.load, wanted, caller.clears)
+        listing = loader.submit(self._listing.load, caller.wanted, caller.clears)
         try:
             if caller.saves_as_is:
                 self._read_ahead(listing.done)
@@ -320,11 +322,7 @@ class Run:
     # It is saved, or deleted.
 
     def save(self, name: str, payload: Payload, *, in_memory: bool = False) -> None:
-        """Upload `payload` as `name`, unless the bucket holds it.
-
-        What post-processing has `in_memory` only is a draft: a later pass may delete or
-        replace it, so it waits for the end.
-        """
+        """Upload `payload` as `name`, unless the bucket holds it."""
         self._catch_up()
         self._leaving.discard(name)
         if self.post_processing:
@@ -337,6 +335,7 @@ class Run:
             why = self._changed(name, payload) if is_for_headers else verdict.value
             self._withdraw(name)
             size = len(payload.plain or b"")
+            # A later pass may delete or replace what is in memory only: it waits.
             is_draft = in_memory and self.post_processing and self.caller.saves_as_is
             if is_draft and 0 < size <= self._room_for_drafts:
                 self._drafts[name] = payload
@@ -344,6 +343,25 @@ class Run:
             else:
                 self._upload(name, payload, why)
         self._has_arrived(name, verdict)
+
+    def has_copy(self, name: str, copy: str) -> bool:
+        """Save what was hashed of the source `name` as `copy`, if it is known there."""
+        known, sent = self._memory.get(name), list[Payload]()
+        is_known = name in self._unchanged and copy not in self.caller.sources
+        # The hash in a name is of what Django has read by now.
+        if not known or not is_known or known.fingerprint.md5[:12] not in copy:
+            return False
+        if self.caller.saves_as_is:
+            # What is empty is no match, where it would have to be read after all.
+            capture = self.caller.storage._collectfast_capture
+            capture(copy, BytesIO(), lambda _, payload: sent.append(payload))
+        for payload in sent:
+            payload.adopt(known.fingerprint.md5, known.etag)
+            if self._verdict(copy, payload) is Verdict.HELD:
+                self._leaving.discard(copy)
+                self._has_arrived(copy, Verdict.HELD)
+                return True
+        return False
 
     def _changed(self, name: str, payload: Payload) -> str:
         """Say why `name` goes up; once most do for headers alone, for which."""
@@ -562,15 +580,11 @@ class Run:
 
     def report(self) -> Report:
         """Say what was done so far."""
-        return Report(
-            uploaded=tuple(sorted(self._uploaded)),
-            unchanged=tuple(sorted(self._unchanged - self._uploaded)),
-            deleted=tuple(sorted(self._deleted)),
-            spared=tuple(sorted(self._spared)),
-            bytes=self._bytes,
-            seconds=time.monotonic() - self._start,
-            requests=dict(self._bucket.requests),
-        )
+        unchanged, seconds = self._unchanged - self._uploaded, monotonic() - self._start
+        groups = (self._uploaded, unchanged, self._deleted, self._spared)
+        uploaded, there, deleted, spared = (tuple(sorted(names)) for names in groups)
+        requests = dict(self._bucket.requests)
+        return Report(uploaded, there, deleted, spared, self._bytes, seconds, requests)
 
     def close(self) -> None:
         """End the run: remember what arrived; wait for the rest, if not interrupted."""
@@ -598,7 +612,7 @@ def save_alone(
     with suppress(ClientError):
         if not trusts:
             remote = bucket.head(name, storage.get_object_parameters(name))
-        verdict = decide(payload, remote, remembered, ignore_etag=caller.ignores_etag)
+        verdict = decide(payload, remote, remembered, caller.ignores_etag)
     try:
         if verdict is not Verdict.HELD:
             if remembered is not None:  # Lest this process be killed before it knows.

@@ -41,6 +41,7 @@ class _Thread(threading.local):
 
     def __init__(self, pid: int, lock: threading.Lock, all_runs: WeakSet[Run]) -> None:
         self.pid, self.lock, self.all_runs = pid, lock, all_runs
+        self.session: Any = None  # boto3's
         self.take: Take | None = None  # who gets what `_save` would upload
         self.batch: Run | None = None
         self.runs: dict[FrameType, Run] = {}  # by the `collect` that each is of
@@ -93,16 +94,16 @@ class CollectfastMixin(_Base):
         """Answer as django-storages does; in a run, without asking the bucket."""
         run = self._collectfast_run()
         if run is not None:
-            return run.exists(self._collectfast_name(name, run))
+            return run.exists(run.caller.name_of(name))
         return super().exists(name)
 
     def get_modified_time(self, name: str) -> datetime:
         """Answer as django-storages does; while collecting, with a verdict."""
         run = self._collectfast_run()
         if run is not None and run.caller.collects and not run.post_processing:
-            return run.modified_time(self._collectfast_name(name, run))
+            return run.modified_time(run.caller.name_of(name))
         if run is not None:
-            run.settle(self._collectfast_name(name))
+            run.settle(run.caller.name_of(name))
         with naming(self.bucket_name if run else None):
             return super().get_modified_time(name)
 
@@ -110,7 +111,7 @@ class CollectfastMixin(_Base):
         """Delete as django-storages does; in a run, not before it is safe."""
         run = self._collectfast_current_run()
         if run is not None and run.is_open:
-            run.delete(self._collectfast_name(name))
+            run.delete(run.caller.name_of(name))
             return
         if run is None:  # Or else it is that run which deletes.
             self._collectfast_forget(name)
@@ -119,7 +120,7 @@ class CollectfastMixin(_Base):
     def size(self, name: str) -> int:
         """Answer as django-storages does, when what is under way has arrived."""
         run = self._collectfast_run()
-        file = run.read(self._collectfast_name(name)) if run is not None else None
+        file = run.read(run.caller.name_of(name)) if run is not None else None
         if file is None:
             with naming(self.bucket_name if run else None):
                 return super().size(name)
@@ -172,7 +173,7 @@ class CollectfastMixin(_Base):
         if "w" in mode:
             self._collectfast_forget(name)
         run = run if mode == "rb" else None
-        file = run.read(self._collectfast_name(name)) if run else None
+        file = run.read(run.caller.name_of(name)) if run else None
         if file is not None:
             return File(file, name)
         with naming(self.bucket_name if run else None):
@@ -219,9 +220,16 @@ class CollectfastMixin(_Base):
             config: Any = self.client_config
             threads = self._collectfast_options.threads
             if config.max_pool_connections < threads:
-                config = config.merge(Config(max_pool_connections=threads))
-                self.client_config: Any = config
+                own = Config(max_pool_connections=threads)
+                self.client_config: Any = config.merge(own)
         return super().connection
+
+    def _create_session(self) -> Any:
+        """One a thread: botocore's models are read once, also for unsigned URLs."""
+        here = self._collectfast_here
+        if here.session is None or not self._collectfast_options.enabled:
+            here.session = super()._create_session()
+        return here.session
 
     @property
     def bucket(self) -> Any:
@@ -263,8 +271,8 @@ class CollectfastMixin(_Base):
             return None
         thread = self._collectfast_here
         # What was forked off a command copies in a way of its own.
-        is_fork = self._collectfast_built_in != os.getpid()
-        frame = None if is_fork else collectstatic.collecting_frame(self)
+        is_fork = self._collectfast_built_in != thread.pid
+        frame = None if is_fork else collectstatic.collecting_frame(self, thread.runs)
         run = thread.batch if frame is None else thread.runs.get(frame)
         if thread.runs and run not in thread.runs.values():
             for left in thread.runs.keys() - {*collectstatic.callers()}:
@@ -305,6 +313,8 @@ class CollectfastMixin(_Base):
     def _collectfast_tell(self, name: str, but: Run | None = None) -> None:
         """Tell all open runs `but` one that `name` was written by other means."""
         here = self._collectfast_here
+        if but is not None and len(here.all_runs) == 1:
+            return
         with here.lock:
             runs = [run for run in here.all_runs if run is not but and run.is_open]
         for run in runs:
@@ -347,10 +357,8 @@ class CollectfastMixin(_Base):
     def _collectfast_prefix(self) -> str:
         return str(self._normalize_name(""))
 
-    def _collectfast_name(self, name: str, run: Run | None = None) -> str:
+    def _collectfast_name(self, name: str) -> str:
         """Return `name` as this package has it: normalized, below the location."""
-        if run is not None and name in run.caller.sources:
-            return name  # That of a source is.
         key = str(self._normalize_name(clean_name(name)))
         return key.removeprefix(self._collectfast_prefix)
 

@@ -17,7 +17,7 @@ from collectfast_storage.decision import (
     Verdict,
     decide,
 )
-from collectfast_storage.fingerprint import Fingerprint, PartHasher, normal_etag
+from collectfast_storage.fingerprint import Fingerprint, etags_in_parts, normal_etag
 from collectfast_storage.payload import Payload
 
 MIB = 1024 * 1024
@@ -37,9 +37,8 @@ OTHER_MD5 = "0" * 32
 
 
 def _in_parts() -> str:
-    hasher = PartHasher(5 * MIB)
-    hasher.update(CONTENT)
-    return hasher.etag()
+    [etag] = etags_in_parts([CONTENT], [5 * MIB])
+    return etag
 
 
 # What a server may answer, and whether it proves the content of a file that is not
@@ -167,7 +166,7 @@ def test_without_preload_memory_decides_alone(
 def test_everything_goes_up_that_is_forced(remote: Remote | None, memory: str) -> None:
     """With `collectfast_ignore_etag`, whatever is known."""
     case = Case("the MD5", "none", memory, False)
-    verdict = decide(case.sent, remote, case.remembered, ignore_etag=True)
+    verdict = decide(case.sent, remote, case.remembered, forced=True)
     assert verdict is Verdict.FORCED
 
 

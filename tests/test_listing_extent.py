@@ -156,7 +156,8 @@ def test_metadata_are_asked_for_once() -> None:
     listing.load(["a", "b"])
     listing.ask(["a"])
     for name in ("a", "a", "b", "b"):
-        remote = listing.head(name)
+        listing.ask([name])
+        remote = listing[name]
         assert remote is not None
         assert remote.fingerprint == ""
     assert bucket.heads == ["a", "b"]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,10 +105,7 @@ class Bucket:
         return _page_of(response, read, self.prefix)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
-        """Return what is known of `name`; `None` if there is no such object.
-
-        Of a write's `parameters` it takes what a read needs, as a customer's own key.
-        """
+        """Return what a HEAD tells of `name`, that `parameters` of a write write."""
         answer = self.headers(name, parameters)
         if answer is None:
             return None
@@ -144,10 +141,7 @@ class Bucket:
         self.has_opaque_etags = opaque or bool(self.has_opaque_etags)
 
     def put(self, name: str, payload: Payload) -> Stored:
-        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint.
-
-        What gets such an ETag unforeseen is sent again with it; and never a third time.
-        """
+        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint."""
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -169,7 +163,7 @@ class Bucket:
             if native and error:
                 native.was_mended(error)
         if etag != payload.body_md5 and not (tagged or error):
-            # Or it was damaged, if the server compared no Content-MD5.
+            # Unforeseen; or it was damaged, if the server compared no Content-MD5.
             etag = self._put_small(key, payload, tagged=True)
         if not payload.has_opaque_etag:
             self.learn(opaque=etag != payload.body_md5)
@@ -186,9 +180,8 @@ class Bucket:
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
         with calling(self._count, once=self.sends_once):
-            answer = self.client.put_object(
-                Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
-            )
+            send = partial(self.client.put_object, Bucket=self.name, Key=key, Body=body)
+            answer = send(ContentMD5=md5, **parameters)
         _check_is_answer(answer)
         return normal_etag(answer.get("ETag"))
 
@@ -214,10 +207,7 @@ class Bucket:
         return Stored(payload.multipart_etag, payload.size)
 
     def delete(self, names: Sequence[str]) -> Iterator[tuple[str, object]]:
-        """Delete `names`, many a request or one; yield each and its error or `None`.
-
-        An error that would meet all of them is raised.
-        """
+        """Delete `names`; yield each with its error, if any; raise what meets all."""
         singly = [name for name in names if re.search(_NOT_XML, name)]
         many = sorted({*names}.difference(singly))
         while many and (batch := many[:1000]):

@@ -117,10 +117,7 @@ def is_not_understood(error: Exception) -> bool:
 
 @contextmanager
 def naming(bucket_name: str | None) -> Iterator[None]:
-    """Make a failure in this context a `BucketError` that names the bucket, if given.
-
-    Where it may not be asked, or does not know the question, a `DeniedError`.
-    """
+    """Make a failure here a `BucketError`, or if it may not be asked `DeniedError`."""
     try:
         yield
     except FAILURES as error:

@@ -17,7 +17,6 @@ from collectfast_storage.s3.errors import is_distrust, setback_of
 
 _KINDS = {
     "ListObjects": "LIST",
-    "ListObjectsV2": "LIST",
     "HeadObject": "HEAD",
     "PutObject": "PUT",
     "UploadPart": "PUT",
@@ -55,8 +54,9 @@ def register(client: Any) -> None:
     for event, handler in {
         "request-created.s3": _request_created,
         "needs-retry.s3": _needs_retry,
-        "before-parse.s3.ListObjects": _read_page,
-        "before-parse.s3.ListObjectsV2": _read_page,
+        # With a star it comes before botocore's own, which parse all that is there.
+        "before-parse.*.ListObjects": _read_page,
+        "before-parse.*.ListObjectsV2": _read_page,
     }.items():
         client.meta.events.register(event, handler, unique_id=f"collectfast-{event}")
 
@@ -65,7 +65,7 @@ def _request_created(request: Any, operation_name: str, **_: Any) -> None:
     """Count a request, each attempt; and have it wait for no ``100 Continue``."""
     call = _our_call.get()
     if call is not None:
-        call.add(_KINDS.get(operation_name, operation_name))
+        call.add(_KINDS.get(operation_name.removesuffix("V2"), operation_name))
         if operation_name == "PutObject":
             del request.headers["Expect"]
 

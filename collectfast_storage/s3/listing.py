@@ -2,6 +2,7 @@
 
 import logging
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from typing import Any
@@ -21,10 +22,7 @@ _Parameters = Callable[[str], dict[str, Any]]
 
 
 class Listing:
-    """The objects below the bucket's prefix: what is not listed is asked for by HEAD.
-
-    Raises `BucketError` where the bucket cannot be used.
-    """
+    """The objects below the prefix, listed or asked for; or raises `BucketError`."""
 
     denial: DeniedError | None = None  # why what an object is, is `UNKNOWN`
 
@@ -71,21 +69,15 @@ class Listing:
             self._ask(name)
         return self._remotes.get(name)
 
-    def head(self, name: str) -> Remote | None:
-        """Return what a HEAD of `name` tells of it, its metadata too; asked once."""
-        self.ask([name])
-        return self[name]
-
     def ask(self, names: Iterable[str]) -> None:
-        """Ask for each of `names` with a HEAD, side by side, if that was not done."""
+        """Ask for each of `names`, metadata too, by HEADs side by side; but once."""
         lacks = (n for n in names if _lacks_metadata(self._remotes.get(n, UNASKED)))
         self._ask(*lacks)
 
     def names(self) -> Set[str]:
         """Return the names of all objects; there is no way but to list them."""
         if not self._is_complete:
-            for _ in self._pages():
-                pass
+            deque(self._pages(), maxlen=0)
         return {name for name, remote in self._remotes.items() if remote is not None}
 
     def note(self, name: str, remote: Remote | None) -> None:
