@@ -69,11 +69,11 @@ class _Names(list[str]):
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__(names)
-        self._known = {*self}
+        self._known = dict.fromkeys(self)
 
     def append(self, name: str) -> None:
         super().append(name)
-        self._known.add(name)
+        self._known[name] = None
 
     def __contains__(self, name: object) -> bool:
         if len(self) == len(self._known):  # It was only appended to.

@@ -28,7 +28,7 @@ _GARBAGE += (AttributeError, ImportError, LookupError, TypeError, ValueError)
 
 _Lock = AbstractContextManager[Any]
 _Shard = dict[str, str]
-_Changes = dict[int, dict[str, Remembered | None]]
+_Changes = dict[int, dict[str, str | None]]
 
 
 class Memory:
@@ -55,7 +55,7 @@ class Memory:
         self._own_note = uuid.uuid4().hex
         self._has_begun = self._found_note = False
         self._shards: dict[int, _Shard] = {}
-        self._pending: dict[str, Remembered | None] = {}
+        self._pending: dict[str, str | None] = {}
         self._has_failed = self._has_warned = False
 
     def get(self, name: str) -> Remembered | None:
@@ -64,7 +64,7 @@ class Memory:
 
     def _get(self, entry: str) -> Remembered | None:
         if entry in self._pending:
-            return self._pending[entry]
+            return _parse(self._pending[entry])
         remembered = _parse(self._shard(_number_of(entry)).get(entry))
         return DOUBTFUL if self._found_note else remembered
 
@@ -79,7 +79,7 @@ class Memory:
         """Have `flush` write what is now known of `name`; `None`: nothing."""
         entry = _entry_of(name)
         if self._get(entry) != remembered:
-            self._pending[entry] = remembered
+            self._pending[entry] = _line_of(remembered) if remembered else None
 
     def flush(self) -> None:
         """Write what is new, and take back the note of what was under way."""
@@ -89,8 +89,8 @@ class Memory:
             # With a note, what this run has not seen stays doubtful.
             numbers = range(_SHARDS) if self._found_note else ()
             changes: _Changes = {number: {} for number in numbers}
-            for entry, remembered in self._pending.items():
-                changes.setdefault(_number_of(entry), {})[entry] = remembered
+            for entry, line in self._pending.items():
+                changes.setdefault(_number_of(entry), {})[entry] = line
             self._attempt(lambda cache: self._write(cache, changes))
         self._pending.clear()
 
@@ -104,16 +104,15 @@ class Memory:
             shard, before = self._shards[number], dict(self._shards[number])
             if self._found_note:
                 shard |= dict.fromkeys(shard, _line_of(DOUBTFUL))
-            for entry, remembered in change.items():
+            for entry, line in change.items():
                 shard.pop(entry, None)  # The latest come last.
-                if remembered is None:
+                ours, there = _parse(line), _parse(before.get(entry))
+                if line is None or ours is None:
                     continue
                 # Two that uploaded it: neither knows whose was the last to arrive.
-                there = _parse(before.get(entry))
-                same = there is None or there.fingerprint == remembered.fingerprint
+                same = there is None or there.fingerprint == ours.fingerprint
                 mine = same or before[entry] == known.get(number, {}).get(entry)
-                sure = mine and not overtaken
-                shard[entry] = _line_of(remembered if sure else DOUBTFUL)
+                shard[entry] = line if mine and not overtaken else _line_of(DOUBTFUL)
             _forget_oldest(shard)
             data[self._name.format(number)] = shard
         # What is refused, as too large, must leave nothing old; not every cache tells.

@@ -141,13 +141,14 @@ class Run:
         self._room_for_drafts = _MOST_BYTES_OF_DRAFTS
         self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
         self._last_reason, self._in_a_row = "", 0  # of failures, with no success since
-        self._unchanged: set[str] = set()
-        self._uploaded: set[str] = set()
+        # Dicts of names, as they take a third of what sets do.
+        self._unchanged: dict[str, None] = {}
+        self._uploaded: dict[str, None] = {}
         self._bytes, self._for_headers = 0, 0  # uploaded; and files that go up for them
         self._leaving: set[str] = set()  # to be deleted at the end
         self._deleted: list[str] = []
         self._spared: set[str] = set()
-        self._seen: set[str] = set()  # saved or found there, and not to be cleared
+        self._seen: dict[str, None] = {}  # saved or found there, and not to be cleared
         self._replaced: set[str] = set()  # saved in post-processing
         # What other threads and runs wrote, until this run's own thread takes note.
         self._touched: SimpleQueue[str] = SimpleQueue()
@@ -385,7 +386,7 @@ class Run:
         """Delete `name` at the end, unless it is saved again by then."""
         self._catch_up()
         self._withdraw(name)
-        self._seen.discard(name)
+        self._seen.pop(name, None)
         self._leaving.add(name)
 
     def touched(self, name: str) -> None:
@@ -399,7 +400,7 @@ class Run:
             self._withdraw(name)
             self._failed.pop(name, None)
             self._leaving.discard(name)
-            self._seen.add(name)
+            self._seen[name] = None
             if self.post_processing:
                 self._replaced.add(name)
             self._listing.forget(name)
@@ -434,7 +435,7 @@ class Run:
             if stored is not None:
                 self._listing.note(name, Remote(stored.etag, ""))
                 self._memory.remember(name, Remembered(fingerprint, stored.etag))
-                self._uploaded.add(name)
+                self._uploaded[name] = None
                 self._bytes += stored.size
                 self._in_a_row = 0
             elif error is not None:
@@ -518,9 +519,9 @@ class Run:
         return report
 
     def _has_arrived(self, name: str, verdict: Verdict) -> None:
-        self._seen.add(name)
+        self._seen[name] = None
         if verdict is Verdict.HELD:
-            self._unchanged.add(name)
+            self._unchanged[name] = None
         self.caller.storage._collectfast_tell(name, but=self)
         self.caller.progress.advanced(int(not self.post_processing), self._bytes)
 
@@ -537,7 +538,7 @@ class Run:
         self._prepare()
         # A name with a slash at its end is a folder, to those who believe in them.
         files = {n for n in self._listing.names() if n and not n.endswith("/")}
-        self._spared = files.intersection(self.caller.spared) - self._seen
+        self._spared = files.intersection(self.caller.spared) - self._seen.keys()
         return {name for name in files if self._is_leaving(name)}
 
     def _delete(self, names: Iterable[str]) -> None:
@@ -580,10 +581,10 @@ class Run:
 
     def report(self) -> Report:
         """Say what was done so far."""
-        unchanged, seconds = self._unchanged - self._uploaded, monotonic() - self._start
+        unchanged = self._unchanged.keys() - self._uploaded.keys()
         groups = (self._uploaded, unchanged, self._deleted, self._spared)
         uploaded, there, deleted, spared = (tuple(sorted(names)) for names in groups)
-        requests = dict(self._bucket.requests)
+        seconds, requests = monotonic() - self._start, dict(self._bucket.requests)
         return Report(uploaded, there, deleted, spared, self._bytes, seconds, requests)
 
     def close(self) -> None:
