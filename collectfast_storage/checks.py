@@ -53,7 +53,7 @@ def check_storages(app_configs: object, **kwargs: Any) -> list[checks.CheckMessa
         ours = [*_configured(CollectfastMixin)]
         messages += _predecessor() if ours else ()
         for storage in ours:
-            for check in (_class, _options, _ways, _no_location):
+            for check in (_class, _options, _ways, _shared):
                 with suppress(Exception):
                     messages += check(storage)
     return messages
@@ -178,18 +178,26 @@ def _ways(storage: Configured) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _no_location(storage: Configured) -> Iterator[checks.CheckMessage]:
-    known = storage.known
-    place = {name: known.get(name) for name in ("bucket_name", "endpoint_url")}
-    is_bare = storage.alias == "staticfiles" and known.get("location") == ""
-    lists = storage.is_in_force and known.get("collectfast_preload") is True
-    is_known = place["bucket_name"] and "endpoint_url" in known
-    for other in _configured(S3Storage) if is_bare and lists and is_known else ():
-        if other.alias != storage.alias and place.items() <= other.known.items():
-            yield checks.Warning(
-                f"STORAGES['staticfiles'] and STORAGES[{other.alias!r}] share the "
-                f"bucket {place['bucket_name']!r}, and the former has no location: a "
-                "deploy lists what the latter stores, and --clear is refused.",
-                hint="Set location in the OPTIONS of STORAGES['staticfiles'].",
-                id="collectfast_storage.W003",
-            )
+def _shared(storage: Configured) -> Iterator[checks.CheckMessage]:
+    names = ("bucket_name", "endpoint_url", "location")
+    place = [storage.known[name] for name in names if name in storage.known]
+    lists = storage.is_in_force and storage.known.get("collectfast_preload") is True
+    is_known = storage.alias == "staticfiles" and len(place) == len(names) and place[0]
+    for alias in sharing(*place) if is_known and lists else ():
+        yield checks.Warning(
+            f"STORAGES['staticfiles'] and STORAGES[{alias!r}] share the bucket "
+            f"{place[0]!r}, and the latter's files are below the location of the "
+            "former: a deploy lists them, and --clear is refused.",
+            hint="Set location in the OPTIONS of STORAGES['staticfiles'].",
+            id="collectfast_storage.W003",
+        )
+
+
+def sharing(bucket: str, endpoint: object, location: str) -> Iterator[str]:
+    """Yield which other aliases put their files below the `location` of static ones."""
+    folder = f"{location.strip('/')}/".lstrip("/")
+    for alias, _, known, _ in _configured(S3Storage):
+        place = known.get("bucket_name"), known.get("endpoint_url", "unknown")
+        is_below = f"{known.get('location', '')}/".lstrip("/").startswith(folder)
+        if alias != "staticfiles" and place == (bucket, endpoint) and is_below:
+            yield alias

@@ -93,8 +93,8 @@ class Collectstatic(Caller):
         self._command = command
         command.copied_files = _Names(command.copied_files)
         command.unmodified_files = _Names(command.unmodified_files)
-        if self._command.clear and not storage._collectfast_prefix:
-            raise ClearError(storage.bucket_name)
+        for reason in self._reasons_not_to_clear() if self._command.clear else ():
+            raise ClearError(storage.bucket_name, reason)
         self.dry_run, self.clears = self._command.dry_run, self._command.clear
         self.progress = progress_of(self._command)
         self.post_processes = self._command.post_process
@@ -156,6 +156,15 @@ class Collectstatic(Caller):
         if arrived is not None:
             copied = self._command.copied_files
             copied[:] = [each for each in copied if self.name_of(each) in arrived]
+
+    def _reasons_not_to_clear(self) -> Iterator[str]:
+        from collectfast_storage.checks import sharing
+
+        storage, folder = self.storage, self.storage._collectfast_prefix
+        if not folder:
+            yield "they have no location"
+        for alias in sharing(storage.bucket_name, storage.endpoint_url, folder):
+            yield f"STORAGES[{alias!r}] stores below their location"
 
     def _spared(self) -> Iterator[str]:
         """Yield what clearing leaves alone: a manifest, and the release it names."""

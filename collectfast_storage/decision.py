@@ -56,9 +56,8 @@ def decide(
     """Return the verdict on what would be `sent` where the bucket holds `remote`.
 
     `remote` is `None` if it holds nothing, and may be `UNASKED` or `UNKNOWN`; what is
-    `known` from memory is `None` if that is nothing, and may be `DOUBTFUL`. Where it is
-    `forced` everything goes up. `Verdict.ASK` means that a HEAD, which tells ETag and
-    metadata, can decide.
+    `known` from memory is `None` if that is nothing, and may be `DOUBTFUL`. If `forced`
+    everything goes up. `Verdict.ASK`: a HEAD, which tells ETag and metadata, can tell.
     """
     if forced:
         return Verdict.FORCED

@@ -53,13 +53,12 @@ class DeniedError(BucketError):
 
 
 class ClearError(CollectfastError):
-    """`--clear` would empty a whole bucket."""
+    """`--clear` would delete what others have stored."""
 
-    def __init__(self, bucket_name: str) -> None:
+    def __init__(self, bucket: str, reason: str) -> None:
         super().__init__(
-            f"--clear would delete everything in the bucket {bucket_name!r}, whoever "
-            "put it there: this storage has no location. Set its option location "
-            "(setting AWS_LOCATION) to the folder that holds nothing but static files."
+            f"--clear would delete more than static files of {bucket!r}: {reason}. "
+            "Set their option location (AWS_LOCATION is for all) to one of their own."
         )
 
 

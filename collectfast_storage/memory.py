@@ -34,9 +34,8 @@ _Changes = dict[int, dict[str, str | None]]
 class Memory:
     """What was sent as each name of one place, and the ETag that it got there.
 
-    A process that is killed leaves a note that it was under way, if `begin` was called:
-    then everything is `DOUBTFUL` to the next. After its first failure a cache is asked
-    no more; that is one warning, and a deploy does without it.
+    A killed process leaves a note, if it called `begin`: then all is `DOUBTFUL` to the
+    next. After its first failure, which is one warning, a cache is asked no more.
     """
 
     def __init__(

@@ -40,10 +40,7 @@ class Pace:
         self._answers: deque[float] = deque()  # of the last second
 
     def delay(self, now: float, size: int, requests: int, size_of_all: int) -> float:
-        """Return in how many seconds one of `size` bytes may start, beside so many.
-
-        While it has to wait for one of those, that is for ever.
-        """
+        """Return the seconds until `size` bytes may go beside those; `inf`: unknown."""
         crowded = requests >= int(self._window) or size_of_all + size > self._room
         if requests and (crowded or self._is_probing):
             return inf

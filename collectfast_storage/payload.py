@@ -266,8 +266,7 @@ class _Hashed(RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        # An end is final: django-storages' compression reads on, and is not ready for
-        # a file that grows.
+        # An end is final: django-storages' compression expects no file that grows.
         chunk = b"" if self._ended else self._file.read(len(buffer))
         self._ended = not chunk
         self.md5.update(chunk)

@@ -58,7 +58,6 @@ _ENOUGH_ALIKE = 20
 # Drafts wait in memory up to this; beyond, they go up, which costs an upload.
 _MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
 
-
 # The files that collectstatic copies, by name: their storage, and the path in it.
 Paths = Mapping[str, tuple[Storage, str]]
 

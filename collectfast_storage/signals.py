@@ -1,7 +1,4 @@
-"""What a program can be told of.
-
-https://docs.djangoproject.com/en/stable/topics/signals/
-"""
+"""What is sent: https://docs.djangoproject.com/en/stable/topics/signals/."""
 
 from django.dispatch import Signal
 

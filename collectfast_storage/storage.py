@@ -264,8 +264,7 @@ class CollectfastMixin(_Base):
     def _collectfast_current_run(self) -> Run | None:
         """Return the run that the caller is part of, while it has not ended.
 
-        A collectstatic goes before a batch around it. What an exception has left behind
-        is given up.
+        A collectstatic goes before a batch around it. What an exception left ends.
         """
         if not self._collectfast_enabled:
             return None
@@ -313,8 +312,6 @@ class CollectfastMixin(_Base):
     def _collectfast_tell(self, name: str, but: Run | None = None) -> None:
         """Tell all open runs `but` one that `name` was written by other means."""
         here = self._collectfast_here
-        if but is not None and len(here.all_runs) == 1:
-            return
         with here.lock:
             runs = [run for run in here.all_runs if run is not but and run.is_open]
         for run in runs:

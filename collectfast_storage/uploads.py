@@ -32,8 +32,7 @@ class Governor:
     """Sends requests when their pace allows it, and again what may pass.
 
     What was throttled, or not answered, is sent again as long as anything gets through.
-    When nothing has for as long as botocore's attempts at one file would take, it is
-    given up, and so is all else.
+    When nothing has for as long as botocore would try one file, all is given up.
     """
 
     def __init__(self, pace: Pace, attempts: int) -> None:

@@ -215,14 +215,33 @@ def test_bucket_that_is_shared_without_a_location() -> None:
     assert _check(storages) == [
         checks.Warning(
             "STORAGES['staticfiles'] and STORAGES['default'] share the bucket 'b', and "
-            "the former has no location: a deploy lists what the latter stores, and "
-            "--clear is refused.",
+            "the latter's files are below the location of the former: a deploy lists "
+            "them, and --clear is refused.",
             hint="Set location in the OPTIONS of STORAGES['staticfiles'].",
             id="collectfast_storage.W003",
         )
     ]
     storages["staticfiles"]["OPTIONS"]["location"] = "static"
     assert _check(storages) == []
+
+
+@pytest.mark.parametrize(
+    ("static", "media", "is_below"),
+    [
+        ("aws", "aws", True),
+        ("aws", "aws/", True),
+        ("aws/", "aws/media", True),
+        ("aws/static", "aws", False),
+        ("aws", "aws-media", False),
+        ("static", "media", False),
+    ],
+)
+def test_location_that_is_shared(static: str, media: str, is_below: bool) -> None:
+    """As by one AWS_LOCATION for both."""
+    storages = _shared()
+    storages["staticfiles"]["OPTIONS"]["location"] = static
+    storages["default"]["OPTIONS"]["location"] = media
+    assert _ids(storages) == ["W003"] * is_below
 
 
 def test_buckets_of_one_name_at_two_endpoints() -> None:

@@ -54,6 +54,28 @@ def test_without_a_location_it_refuses(site: Site) -> None:
     assert site.proxy.count() == {}
 
 
+@pytest.mark.parametrize("below", ["", "/media"])
+@pytest.mark.parametrize("arguments", [["--clear"], ["--clear", "--dry-run"]])
+def test_where_another_storage_stores_it_refuses(
+    site: Site, below: str, arguments: list[str]
+) -> None:
+    """One AWS_LOCATION for all: then what users uploaded is nothing to clear."""
+    site.write("a.css", "a")
+    site.bucket.put("media/me.jpg", b"me")
+    static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
+    options = {**site.storage_options, "location": site.bucket.location + below}
+    media = {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}
+    storages = {"default": media, "staticfiles": static}
+    with pytest.raises(CommandError, match=r"STORAGES\['default'\] stores below"):
+        site.collect(*arguments, STORAGES=storages)
+    assert site.bucket.names() == ["media/me.jpg"]
+    site.collect(STORAGES=storages)
+    options["location"] = f"{site.bucket.location}-media"
+    site.collect(*arguments, STORAGES=storages)
+    left = {"media/me.jpg"} if "--dry-run" in arguments else set()
+    assert {*site.bucket.names()} == {"a.css", *left}
+
+
 def test_siblings_of_the_location_are_left_alone(site: Site) -> None:
     """`static-old/` does not lie below `static`."""
     key = f"{site.bucket.location}-old/a.css"

@@ -243,7 +243,7 @@ def test_classes() -> None:
 
     paths = re.findall(r"`(collectfast_storage\.\w+|storages\.[\w.]+)`", readme.TEXT)
     paths = [path for path in paths if not re.search(r"\.[EW]\d+$", path)]
-    assert len({*paths}) == 7
+    assert len({*paths}) == 8
     for path in {*paths}:
         import_string(path)
 

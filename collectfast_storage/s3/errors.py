@@ -107,8 +107,7 @@ def concerns_bucket(error: BaseException) -> bool:
 def is_not_understood(error: Exception) -> bool:
     """Tell whether `error` says that there is no such request, rather than no leave.
 
-    Google's XML API, for one, had no DeleteObjects for long (`InvalidArgument`, then
-    `NotImplemented`), and others want of it a Content-MD5 that boto3 no longer sends.
+    Google's XML API had no DeleteObjects for long; others want a Content-MD5 of it.
     """
     if not isinstance(error, ClientError) or concerns_bucket(error):
         return False

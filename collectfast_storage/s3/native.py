@@ -36,8 +36,7 @@ _VARIABLES = "AWS_(CHECKSUM_A|REQUEST_P|S3_EXPRESS|SERVER_SIDE|SKIP_SIG|SSE|UNSI
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 _NO_BUCKET = ":|--[a-z]+-s3$"
 _PROBE = "/collectfast-probe"
-# The process in which obstore has threads: a fork has none of them, and whoever waits
-# for them waits for ever.
+# Where obstore has threads: a fork has none, and who waits for them waits for ever.
 _threads_in: int | None = None
 
 

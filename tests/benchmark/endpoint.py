@@ -307,14 +307,19 @@ class Connection(asyncio.Protocol):
 
     def _body(self, headers: dict[str, str]) -> bytes | None:
         if headers.get("transfer-encoding") == "chunked":
-            return self._chunked()
-        length = int(headers.get("content-length", 0))
+            body = self._chunked()
+        else:
+            body = self._of_length(int(headers.get("content-length", 0)))
+        # Within HTTP's chunks, if it is sent in any, there are those of aws-chunked.
+        if body is not None and "x-amz-decoded-content-length" in headers:
+            return _dechunked(body)[0]
+        return body
+
+    def _of_length(self, length: int) -> bytes | None:
         if len(self._buffer) < length:
             return None
         body = bytes(self._buffer[:length])
         del self._buffer[:length]
-        if "x-amz-decoded-content-length" in headers:
-            return _dechunked(body)[0]
         return body
 
     def _chunked(self) -> bytes | None:
