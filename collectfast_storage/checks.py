@@ -1,7 +1,6 @@
 """What ``manage.py check`` says of a site's settings.
 
-No storage is built for them, as a manifest would be read from its bucket: where only a
-storage that was built could tell a value, a check says nothing.
+No storage is built, as that reads manifests: what only it could tell, no check says.
 """
 
 from collections.abc import Iterator
@@ -183,21 +182,17 @@ def _shared(storage: Configured) -> Iterator[checks.CheckMessage]:
     place = [storage.known[name] for name in names if name in storage.known]
     lists = storage.is_in_force and storage.known.get("collectfast_preload") is True
     is_known = storage.alias == "staticfiles" and len(place) == len(names) and place[0]
-    for alias in sharing(*place) if is_known and lists else ():
-        yield checks.Warning(
-            f"STORAGES['staticfiles'] and STORAGES[{alias!r}] share the bucket "
-            f"{place[0]!r}, and the latter's files are below the location of the "
-            "former: a deploy lists them, and --clear is refused.",
-            hint="Set location in the OPTIONS of STORAGES['staticfiles'].",
-            id="collectfast_storage.W003",
+    for alias, _, known, _ in _configured(S3Storage) if is_known and lists else ():
+        folder, inner = (
+            f"{each.get('location', '')}/" for each in (storage.known, known)
         )
-
-
-def sharing(bucket: str, endpoint: object, location: str) -> Iterator[str]:
-    """Yield which other aliases put their files below the `location` of static ones."""
-    folder = f"{location.strip('/')}/".lstrip("/")
-    for alias, _, known, _ in _configured(S3Storage):
-        place = known.get("bucket_name"), known.get("endpoint_url", "unknown")
-        is_below = f"{known.get('location', '')}/".lstrip("/").startswith(folder)
-        if alias != "staticfiles" and place == (bucket, endpoint) and is_below:
-            yield alias
+        is_below = inner.lstrip("/").startswith(folder.replace("//", "/").lstrip("/"))
+        there = [known.get("bucket_name"), known.get("endpoint_url", "unknown")]
+        if alias != storage.alias and there == place[:2] and is_below:
+            yield checks.Warning(
+                f"STORAGES['staticfiles'] and STORAGES[{alias!r}] share the bucket "
+                f"{place[0]!r}, and the latter's files are below the location of the "
+                "former: a deploy lists them, and --clear is refused.",
+                hint="Give STORAGES['staticfiles'] a location of its own.",
+                id="collectfast_storage.W003",
+            )

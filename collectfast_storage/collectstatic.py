@@ -1,9 +1,8 @@
 """Django's collectstatic: the command that calls, what it collects, where it ends.
 
 Django tells a storage nothing about who calls it. What sets a collectstatic apart is a
-frame of `Command.collect` on the stack; one activation of it is one run. Django's own
-`post_process` and `save_manifest` do all the work; these stand around them, in whatever
-order a site's class has its bases.
+frame of `Command.collect` on the stack; one activation of it is one run. What stands
+around Django's own methods does so in whatever order a site's class has its bases.
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cached_property, wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
 from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMixin
-from django.core.files.storage import Storage
+from django.core.files.storage import Storage, storages
 
 from collectfast_storage.exceptions import ClearError
 from collectfast_storage.reporting import Report, progress_of
@@ -46,21 +46,17 @@ def callers() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def collecting_frame(storage: object, runs: Collection[Any] = ()) -> FrameType | None:
-    """Return the frame of the `collect` into `storage`, as those of its `runs` are."""
+def collecting_frame(storage: object) -> FrameType | None:
+    """Return the frame of the `collect` that calls, if it collects into `storage`."""
     module = sys.modules.get(_MODULE)
     if module is None:  # In a server no command can be on the stack: nothing to walk.
         return None
     code = getattr(module.Command.collect, "__code__", None)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in callers():
         if frame.f_code is code:
-            if frame in runs:
-                return frame
             target = frame.f_locals["self"].storage
             if getattr(target, "_wrapped", target) is storage:  # It may be lazy.
                 return frame
-        frame = frame.f_back
     return None
 
 
@@ -69,16 +65,18 @@ class _Names(list[str]):
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__(names)
-        self._known = dict.fromkeys(self)
+        self._places = {name: place for place, name in enumerate(self)}
 
     def append(self, name: str) -> None:
+        self._places[name] = len(self)
         super().append(name)
-        self._known[name] = None
 
-    def __contains__(self, name: object) -> bool:
-        if len(self) == len(self._known):  # It was only appended to.
-            return name in self._known
-        return super().__contains__(name)
+    def __contains__(self, name: Any) -> bool:
+        place = self._places.get(name, len(self))
+        if place < len(self) and self[place] == name:
+            return True
+        # It may have been changed in other ways than by appending.
+        return len(self) != len(self._places) and super().__contains__(name)
 
 
 class Collectstatic(Caller):
@@ -89,10 +87,7 @@ class Collectstatic(Caller):
     def __init__(self, storage: Any, frame: FrameType) -> None:
         """Stand for the `collect` in `frame`; or raise `ClearError`, lest all goes."""
         super().__init__(storage)
-        command: Command = frame.f_locals["self"]
-        self._command = command
-        command.copied_files = _Names(command.copied_files)
-        command.unmodified_files = _Names(command.unmodified_files)
+        self._command: Command = frame.f_locals["self"]
         for reason in self._reasons_not_to_clear() if self._command.clear else ():
             raise ClearError(storage.bucket_name, reason)
         self.dry_run, self.clears = self._command.dry_run, self._command.clear
@@ -106,6 +101,11 @@ class Collectstatic(Caller):
             storage._collectfast_published = getattr(storage, "hashed_files", {})
         self._published: Mapping[str, str] = storage._collectfast_published
         self.spared = frozenset(self._spared())
+        # The command's own lists, until `close`.
+        names = ("copied_files", "unmodified_files")
+        self._lists = {name: getattr(self._command, name) for name in names}
+        for name, own in self._lists.items():
+            setattr(self._command, name, _Names(own))
 
     @cached_property
     def sources(self) -> Paths:  # type: ignore[override]
@@ -156,15 +156,18 @@ class Collectstatic(Caller):
         if arrived is not None:
             copied = self._command.copied_files
             copied[:] = [each for each in copied if self.name_of(each) in arrived]
+        for name, own in self._lists.items():
+            own[:] = getattr(self._command, name)
+            setattr(self._command, name, own)
 
     def _reasons_not_to_clear(self) -> Iterator[str]:
-        from collectfast_storage.checks import sharing
-
         storage, folder = self.storage, self.storage._collectfast_prefix
         if not folder:
-            yield "they have no location"
-        for alias in sharing(storage.bucket_name, storage.endpoint_url, folder):
-            yield f"STORAGES[{alias!r}] stores below their location"
+            yield "these have no location"
+        for alias in settings.STORAGES:
+            with suppress(Exception):  # What cannot be built has stored nothing.
+                if _stores_below(storages[alias], storage):
+                    yield f"STORAGES[{alias!r}] stores below their location"
 
     def _spared(self) -> Iterator[str]:
         """Yield what clearing leaves alone: a manifest, and the release it names."""
@@ -175,6 +178,15 @@ class Collectstatic(Caller):
             if getattr(place, "bucket_name", None) == storage.bucket_name:
                 key: str = place._normalize_name(storage.manifest_name)
                 yield key.removeprefix(storage._collectfast_prefix)
+
+
+def _stores_below(other: Any, storage: Any) -> bool:
+    """Tell whether `other` puts files below the location of `storage`."""
+    key, prefix = str(other._normalize_name("")), storage._collectfast_prefix
+    endpoints = {str(each.endpoint_url or "").rstrip("/") for each in (other, storage)}
+    is_there = other.bucket_name == storage.bucket_name and len(endpoints) == 1
+    is_another = type(other) is not type(storage) or key != prefix
+    return is_there and is_another and key.startswith(prefix)
 
 
 def with_barrier(method: Method, name: str) -> Method:

@@ -1,7 +1,6 @@
 """The verdict on one file: whether the bucket holds its content and headers.
 
-Pure; no Django, no boto3. It is a function of what would be sent, what the bucket
-holds, and what is remembered of earlier uploads.
+Pure: a function of what would be sent, what is there, and what is remembered.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ _ADVICE = {
         "AWS_CA_BUNDLE in the environment, to that CA's file.)"
     ),
     "Parameter valid(?!(?s:.*)bucket name)": "(See the option object_parameters.)",
-    # A redirection to nowhere botocore follows as deep as it can.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
         "(It gives no reason. It may be credentials, a missing permission such as "
         "s3:ListBucket or s3:GetObject, the region, the endpoint, or a proxy.)"
@@ -57,8 +56,9 @@ class ClearError(CollectfastError):
 
     def __init__(self, bucket: str, reason: str) -> None:
         super().__init__(
-            f"--clear would delete more than static files of {bucket!r}: {reason}. "
-            "Set their option location (AWS_LOCATION is for all) to one of their own."
+            f"--clear would delete more than static files from the bucket {bucket!r}: "
+            f"{reason}. Set their option location (AWS_LOCATION is that of all) to a "
+            "folder of their own."
         )
 
 

@@ -43,8 +43,8 @@ class Memory:
     ) -> None:
         """Remember in the cache `alias`, for `timeout` seconds, what is at `place`.
 
-        A `timeout` of `None` is for ever. Threads that share `lock` keep each other's
-        entries. All is read at the first question if `whole`, else shard by shard.
+        `None` is for ever. Threads that share `lock` keep each other's entries. All is
+        read at once if `whole`, else shard by shard.
         """
         self._alias, self._timeout = alias, timeout
         self._lock, self._whole = lock, whole
@@ -59,9 +59,7 @@ class Memory:
 
     def get(self, name: str) -> Remembered | None:
         """Return what is remembered of `name`; `DOUBTFUL` where nobody can know."""
-        return self._get(_entry_of(name))
-
-    def _get(self, entry: str) -> Remembered | None:
+        entry = _entry_of(name)
         if entry in self._pending:
             return _parse(self._pending[entry])
         remembered = _parse(self._shard(_number_of(entry)).get(entry))
@@ -76,9 +74,9 @@ class Memory:
 
     def remember(self, name: str, remembered: Remembered | None) -> None:
         """Have `flush` write what is now known of `name`; `None`: nothing."""
-        entry = _entry_of(name)
-        if self._get(entry) != remembered:
-            self._pending[entry] = _line_of(remembered) if remembered else None
+        if self.get(name) != remembered:
+            line = _line_of(remembered) if remembered else None
+            self._pending[_entry_of(name)] = line
 
     def flush(self) -> None:
         """Write what is new, and take back the note of what was under way."""

@@ -16,10 +16,7 @@ _FALSE = {"", "0", "false", "no", "off"}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of one storage, as `OPTIONS` in ``STORAGES`` and as settings.
-
-    The option ``collectfast_cache`` is the setting ``COLLECTFAST_CACHE``, and so on.
-    """
+    """The options: ``collectfast_cache``, or the setting ``COLLECTFAST_CACHE``."""
 
     enabled: bool = True
     cache: str = "default"

@@ -89,13 +89,13 @@ class Payload:
         return Fingerprint(self._md5, digest_of(self.parameters))
 
     def adopt(self, md5: str, etag: str) -> None:
-        """Take as known, and do not read for it, the content's `md5` and an `etag`."""
+        """Take as known, and not read for it, the content's `md5` and its `etag`."""
         self._md5, self._known_etag = md5, etag
 
     def has_etag(self, etag: str) -> bool:
         """Tell whether `etag` is one of this content, in whatever parts it was sent."""
-        if etag == self._known_etag:
-            return True
+        if self._known_etag is not None:
+            return etag == self._known_etag
         parts = number_of_parts(etag)
         if parts == 0:
             etags = [self.body_md5]
@@ -170,8 +170,7 @@ class Payload:
 
     def _rewound(self) -> ReadBytesWrapper:
         self._file.seek(0)
-        is_wrapped = isinstance(self._file, ReadBytesWrapper)
-        return self._file if is_wrapped else ReadBytesWrapper(self._file)
+        return ReadBytesWrapper(self._file)
 
     def _less_than_threshold(self, readable: Any) -> bytes | None:
         chunks, size = [], 0

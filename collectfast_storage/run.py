@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from io import BytesIO
 from math import inf
 from queue import SimpleQueue
@@ -114,8 +114,8 @@ def overridden(cls: type, *names: str) -> type | None:
 class Run:
     """What is asked and done in one thread; failures and deletes wait for `finish`.
 
-    Names are those below the storage's location. Raises `DeniedError` where a free name
-    is needed and must not be asked for, `BucketError` where the bucket cannot be used.
+    Names are those below the location. Raises `BucketError` where the bucket cannot be
+    used, and as such a `DeniedError` where a free name must not be asked for.
     """
 
     def __init__(
@@ -140,8 +140,7 @@ class Run:
         self._room_for_drafts = _MOST_BYTES_OF_DRAFTS
         self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
         self._last_reason, self._in_a_row = "", 0  # of failures, with no success since
-        # Dicts of names, as they take a third of what sets do.
-        self._unchanged: dict[str, None] = {}
+        self._unchanged: dict[str, None] = {}  # Dicts take a third of what sets do.
         self._uploaded: dict[str, None] = {}
         self._bytes, self._for_headers = 0, 0  # uploaded; and files that go up for them
         self._leaving: set[str] = set()  # to be deleted at the end
@@ -169,16 +168,19 @@ class Run:
         return remote is not None and remote is not UNKNOWN
 
     def modified_time(self, name: str) -> datetime:
-        """Return the source's own time if the bucket holds it, or have it copied."""
+        """Return a time that is the verdict; or raise what has the command copy."""
         self._catch_up()
         source = self.caller.sources.get(name)
-        judges = source is not None and self.caller.saves_as_is
-        if source is None or not judges or self._judge_source(name) is not Verdict.HELD:
-            # The command catches that, and asks no further.
+        if source is None or not self.caller.saves_as_is:
             raise NotImplementedError("Only a comparison of contents can tell.")
         newest = source[0].get_modified_time(source[1])
-        self._has_arrived(name, Verdict.HELD)
-        return newest
+        if self._judge_source(name) is Verdict.HELD:
+            self._has_arrived(name, Verdict.HELD)
+            return newest
+        try:
+            return newest - timedelta(days=1)
+        except OverflowError as error:
+            raise NotImplementedError("No time is older than that.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
         """Return what is or will be in the bucket, if it is to be had here."""
@@ -348,13 +350,13 @@ class Run:
         """Save what was hashed of the source `name` as `copy`, if it is known there."""
         known, sent = self._memory.get(name), list[Payload]()
         is_known = name in self._unchanged and copy not in self.caller.sources
-        # The hash in a name is of what Django has read by now.
-        if not known or not is_known or known.fingerprint.md5[:12] not in copy:
+        if known is None or known is DOUBTFUL or not is_known:
             return False
-        if self.caller.saves_as_is:
-            # What is empty is no match, where it would have to be read after all.
+        # The hash in a name is of what Django has read by now.
+        if self.caller.saves_as_is and known.fingerprint.md5[:12] in copy:
             capture = self.caller.storage._collectfast_capture
-            capture(copy, BytesIO(), lambda _, payload: sent.append(payload))
+            with self._open_source(name) as file:
+                capture(copy, file, lambda _, payload: sent.append(payload))
         for payload in sent:
             payload.adopt(known.fingerprint.md5, known.etag)
             if self._verdict(copy, payload) is Verdict.HELD:

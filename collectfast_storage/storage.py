@@ -226,9 +226,11 @@ class CollectfastMixin(_Base):
 
     def _create_session(self) -> Any:
         """One a thread: botocore's models are read once, also for unsigned URLs."""
+        is_own = overridden(type(self), "_create_session")
+        if is_own or not self._collectfast_options.enabled:
+            return super()._create_session()
         here = self._collectfast_here
-        if here.session is None or not self._collectfast_options.enabled:
-            here.session = super()._create_session()
+        here.session = here.session or super()._create_session()
         return here.session
 
     @property
@@ -271,7 +273,7 @@ class CollectfastMixin(_Base):
         thread = self._collectfast_here
         # What was forked off a command copies in a way of its own.
         is_fork = self._collectfast_built_in != thread.pid
-        frame = None if is_fork else collectstatic.collecting_frame(self, thread.runs)
+        frame = None if is_fork else collectstatic.collecting_frame(self)
         run = thread.batch if frame is None else thread.runs.get(frame)
         if thread.runs and run not in thread.runs.values():
             for left in thread.runs.keys() - {*collectstatic.callers()}:
@@ -324,8 +326,6 @@ class CollectfastMixin(_Base):
             memory = self._collectfast_memory()
             memory.remember(self._collectfast_name(name), None)
             memory.flush()
-
-    # What they are made of.
 
     def _collectfast_start(self) -> None:
         self._collectfast_thread = _Thread(os.getpid(), threading.Lock(), WeakSet())

@@ -217,7 +217,7 @@ def test_bucket_that_is_shared_without_a_location() -> None:
             "STORAGES['staticfiles'] and STORAGES['default'] share the bucket 'b', and "
             "the latter's files are below the location of the former: a deploy lists "
             "them, and --clear is refused.",
-            hint="Set location in the OPTIONS of STORAGES['staticfiles'].",
+            hint="Give STORAGES['staticfiles'] a location of its own.",
             id="collectfast_storage.W003",
         )
     ]

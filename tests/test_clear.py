@@ -76,6 +76,36 @@ def test_where_another_storage_stores_it_refuses(
     assert {*site.bucket.names()} == {"a.css", *left}
 
 
+class MediaStorage(S3Storage):
+    """Where it stores, only a storage that was built can tell."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.location += "/media"
+
+
+def test_storage_of_a_sites_own_below_the_location(site: Site) -> None:
+    options = {**site.storage_options, "endpoint_url": f"{site.proxy.endpoint}/"}
+    media = {"BACKEND": f"{__name__}.MediaStorage", "OPTIONS": options}
+    static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
+    site.bucket.put("media/me.jpg", b"me")
+    with pytest.raises(CommandError, match=r"STORAGES\['default'\] stores below"):
+        site.collect("--clear", STORAGES={"default": media, "staticfiles": static})
+    assert site.bucket.names() == ["media/me.jpg"]
+
+
+def test_other_names_of_the_same_storage(site: Site) -> None:
+    """They store nothing else; what cannot be built does not at all."""
+    static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
+    local = {"BACKEND": "django.core.files.storage.FileSystemStorage"}
+    broken = {"BACKEND": "no.such.Storage"}
+    site.bucket.put("left over.css", b"left over")
+    site.write("a.css", "a")
+    storages = {"default": local, "staticfiles": static, "same": static, "no": broken}
+    site.collect("--clear", STORAGES=storages)
+    assert site.bucket.names() == ["a.css"]
+
+
 def test_siblings_of_the_location_are_left_alone(site: Site) -> None:
     """`static-old/` does not lie below `static`."""
     key = f"{site.bucket.location}-old/a.css"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import boto3
 import pytest
 from django.contrib.staticfiles.finders import FileSystemFinder
 from django.contrib.staticfiles.management.commands.collectstatic import Command
@@ -56,14 +58,21 @@ def test_djangos_lists_are_not_searched_for_each_file(
 
 
 class Forgetting(Command):
-    """Takes each name out of its list, and puts it there again."""
+    """Keeps its own list at hand, takes each name out of it, and puts it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = self.copied_files
 
     def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
         super().copy_file(path, prefixed_path, source_storage)
         assert prefixed_path in self.copied_files
         self.copied_files.remove(prefixed_path)
         assert prefixed_path not in self.copied_files
-        self.copied_files.append(prefixed_path)
+        self.copied_files.append("another")
+        assert prefixed_path not in self.copied_files
+        self.copied_files[-1] = prefixed_path
+        assert "another" not in self.copied_files
         assert prefixed_path in self.copied_files
 
 
@@ -71,8 +80,11 @@ def test_lists_that_a_command_of_a_sites_own_changes(site: Site) -> None:
     """They are lists, whatever is done to them."""
     files = site.write_many(5)
     output = io.StringIO()
+    command = Forgetting()
     with site.active():
-        call_command(Forgetting(), "--noinput", stdout=output)
+        call_command(command, "--noinput", stdout=output)
+    assert command.copied_files is command.kept
+    assert sorted(command.kept) == sorted(files)
     assert output.getvalue().strip() == "5 static files copied."
     assert site.bucket.files() == files
 
@@ -138,6 +150,39 @@ def test_source_that_changes_after_it_was_collected(site: Site) -> None:
     assert site.bucket.read(hashed) == b"new"
 
 
+def test_hashed_copy_that_lost_its_content(site: Site) -> None:
+    """Also where it is compressed: what is not read is no empty file."""
+    site.backend = MANIFEST
+    site.options["gzip"] = True
+    site.write("a.svg", "<svg/>")
+    site.collect()
+    with site.storage() as storage:
+        hashed = storage.hashed_files["a.svg"]
+    emptied = gzip.compress(b"", mtime=0)
+    site.bucket.put(hashed, emptied, ContentEncoding="gzip")
+    assert site.collect().put == [hashed]
+    assert gzip.decompress(site.bucket.get(hashed)["Body"].read()) == b"<svg/>"
+
+
+class OfContent(CollectfastS3ManifestStaticStorage):
+    """Looks at a content for what is sent with it."""
+
+    def _get_write_parameters(self, name: str, content: Any = None) -> Any:
+        parameters = super()._get_write_parameters(name, content)
+        content.seek(0)
+        return parameters | {"Metadata": {"first": content.read(1).decode()}}
+
+
+def test_parameters_that_follow_from_the_content(site: Site) -> None:
+    """They are those of the source, for its hashed copy too."""
+    site.backend = f"{__name__}.OfContent"
+    site.write("a.txt", "content")
+    site.collect()
+    deploy = site.collect()
+    assert deploy.put == []
+    assert site.bucket.get(site.manifest()["a.txt"])["Metadata"] == {"first": "c"}
+
+
 class ChangingFinder(FileSystemFinder):
     """Changes a source when all of them are collected, to what it had been once."""
 
@@ -149,25 +194,35 @@ class ChangingFinder(FileSystemFinder):
             self.source.write_text("new")
 
 
-class CountingSessions(CollectfastS3ManifestStaticStorage):
-    """Counts the sessions of boto3 that are asked for, each with models of its own."""
+class OwnSession(CollectfastS3ManifestStaticStorage):
+    """Does something to each session that is made."""
 
-    sessions: ClassVar[set[int]] = set()
+    made: ClassVar[list[Any]] = []
 
     def _create_session(self) -> Any:
         session = super()._create_session()
-        self.sessions.add(id(session))
+        assert session not in self.made
+        self.made.append(session)
         return session
 
 
-def test_unsigned_urls_need_no_other_session(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("backend", "count"), [(MANIFEST, 1), (f"{__name__}.OwnSession", 2)]
+)
+def test_unsigned_urls_need_no_other_session(
+    site: Site, monkeypatch: pytest.MonkeyPatch, backend: str, count: int
+) -> None:
     """Django asks for URLs while it post-processes, which are signed by nobody."""
-    site.backend = f"{__name__}.CountingSessions"
+    sessions = []
+    session_of = boto3.Session
+    monkeypatch.setattr(
+        boto3, "Session", lambda **which: sessions.append(which) or session_of(**which)
+    )
+    site.backend = backend
     site.write("img/pixel.svg", "<svg/>")
     site.write("css/site.css", "a { background: url(../img/pixel.svg) }")
-    CountingSessions.sessions.clear()
     site.collect()
-    assert len(CountingSessions.sessions) == 1
+    assert len(sessions) == count
     with site.storage() as storage:
         url = storage.url("css/site.css")
         assert "X-Amz" not in url

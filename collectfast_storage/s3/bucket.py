@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from functools import cached_property, partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,10 +50,7 @@ class Stored(NamedTuple):
 
 
 class Bucket:
-    """What is below a prefix in a bucket, by names below it; errors are botocore's.
-
-    https://docs.aws.amazon.com/boto3/latest/guide/error-handling.html
-    """
+    """What is below a prefix in a bucket, by names below it; errors are botocore's."""
 
     def __init__(
         self,
@@ -180,8 +177,9 @@ class Bucket:
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
         with calling(self._count, once=self.sends_once):
-            send = partial(self.client.put_object, Bucket=self.name, Key=key, Body=body)
-            answer = send(ContentMD5=md5, **parameters)
+            answer = self.client.put_object(
+                Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
+            )
         _check_is_answer(answer)
         return normal_etag(answer.get("ETag"))
 
