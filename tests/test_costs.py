@@ -170,7 +170,7 @@ class OfContent(CollectfastS3ManifestStaticStorage):
     def _get_write_parameters(self, name: str, content: Any = None) -> Any:
         parameters = super()._get_write_parameters(name, content)
         content.seek(0)
-        return parameters | {"Metadata": {"first": content.read(1).decode()}}
+        return parameters | {"Metadata": {"first": chr(content.read(1)[0])}}
 
 
 def test_parameters_that_follow_from_the_content(site: Site) -> None:
