@@ -207,11 +207,9 @@ class OwnSession(CollectfastS3ManifestStaticStorage):
         return session
 
 
-@pytest.mark.parametrize(
-    ("backend", "count"), [(MANIFEST, 1), (f"{__name__}.OwnSession", 2)]
-)
+@pytest.mark.parametrize("backend", [MANIFEST, f"{__name__}.OwnSession"])
 def test_unsigned_urls_need_no_other_session(
-    site: Site, monkeypatch: pytest.MonkeyPatch, backend: str, count: int
+    site: Site, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     """Django asks for URLs while it post-processes, which are signed by nobody."""
     sessions = []
@@ -222,8 +220,11 @@ def test_unsigned_urls_need_no_other_session(
     site.backend = backend
     site.write("img/pixel.svg", "<svg/>")
     site.write("css/site.css", "a { background: url(../img/pixel.svg) }")
+    OwnSession.made.clear()
     site.collect()
-    assert len(sessions) == count
+    # Who does something to a session gets a new one each time; with obstore a third.
+    assert len(sessions) == (1 if backend == MANIFEST else len(OwnSession.made))
+    assert len(OwnSession.made) in (0, 2, 3)
     with site.storage() as storage:
         url = storage.url("css/site.css")
         assert "X-Amz" not in url
