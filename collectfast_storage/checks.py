@@ -183,10 +183,8 @@ def _shared(storage: Configured) -> Iterator[checks.CheckMessage]:
     lists = storage.is_in_force and storage.known.get("collectfast_preload") is True
     is_known = storage.alias == "staticfiles" and len(place) == len(names) and place[0]
     for alias, _, known, _ in _configured(S3Storage) if is_known and lists else ():
-        folder, inner = (
-            f"{each.get('location', '')}/" for each in (storage.known, known)
-        )
-        is_below = inner.lstrip("/").startswith(folder.replace("//", "/").lstrip("/"))
+        folder = f"{place[2].rstrip('/')}/".lstrip("/")  # empty for the whole bucket
+        is_below = f"{known.get('location', '')}/".startswith(folder)
         there = [known.get("bucket_name"), known.get("endpoint_url", "unknown")]
         if alias != storage.alias and there == place[:2] and is_below:
             yield checks.Warning(

@@ -61,7 +61,7 @@ def collecting_frame(storage: object) -> FrameType | None:
 
 
 class _Names(list[str]):
-    """A list that finds a name at once: of 20,000, Django's took half of the time."""
+    """A list that finds a name at once: of 20,000, that saves a third of the time."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__(names)
@@ -227,7 +227,7 @@ def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> 
 
 
 def _load_manifest(method: Method, storage: Any) -> Any:
-    """Load the manifest; a command does so before `collect`: it too shall say why."""
+    """Load the manifest; in a command, before its `collect`, with a `BucketError`."""
     bucket = getattr(storage.manifest_storage, "bucket_name", None)
     is_called = any(f.f_globals.get("__name__") == _MODULE for f in callers())
     with naming(bucket if is_called and storage._collectfast_enabled else None):

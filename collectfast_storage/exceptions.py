@@ -22,6 +22,7 @@ _ADVICE = {
         "AWS_CA_BUNDLE in the environment, to that CA's file.)"
     ),
     "Parameter valid(?!(?s:.*)bucket name)": "(See the option object_parameters.)",
+    # A redirection to nowhere botocore follows as deep as it can.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
         "(It gives no reason. It may be credentials, a missing permission such as "
         "s3:ListBucket or s3:GetObject, the region, the endpoint, or a proxy.)"
@@ -42,9 +43,8 @@ class BucketError(CollectfastError):
 
     def __init__(self, bucket_name: str, cause: BaseException) -> None:
         self.cause = cause
-        super().__init__(
-            f"The bucket {bucket_name!r} cannot be used: {reason_of(cause)}"
-        )
+        reason = reason_of(cause)
+        super().__init__(f"The bucket {bucket_name!r} cannot be used: {reason}")
 
 
 class DeniedError(BucketError):

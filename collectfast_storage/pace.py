@@ -40,7 +40,7 @@ class Pace:
         self._answers: deque[float] = deque()  # of the last second
 
     def delay(self, now: float, size: int, requests: int, size_of_all: int) -> float:
-        """Return the seconds until `size` bytes may go beside those; `inf`: unknown."""
+        """Return in how many seconds to send; `inf`: when one under way has ended."""
         crowded = requests >= int(self._window) or size_of_all + size > self._room
         if requests and (crowded or self._is_probing):
             return inf
@@ -68,7 +68,7 @@ class Pace:
                 self._window = min(self._window + 0.5, self._most)
 
     def throttled(self, now: float, began: float, after: float = 0.0) -> None:
-        """Note that a request was one too many; `after` so many seconds one is none."""
+        """Note that one was refused as too many, or until `after` so many seconds."""
         if began >= self._cut_at:  # What started before tells nothing new.
             self._forget(now)
             seconds = min(max(now - self._first, 0.25), 1.0)

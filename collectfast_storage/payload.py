@@ -206,10 +206,10 @@ class CapturingBucket(_StandIn):
 class _CapturingObject(_StandIn):
     def upload_fileobj(
         self,
-        Fileobj: Any,
-        ExtraArgs: Any = None,
-        Callback: Any = None,
-        Config: Any = None,
+        Fileobj: Any,  # noqa: N803 (boto3's names)
+        ExtraArgs: dict[str, Any] | None = None,  # noqa: N803
+        Callback: Callable[[int], None] | None = None,  # noqa: N803
+        Config: TransferConfig | None = None,  # noqa: N803
     ) -> None:
         plain, compress = Fileobj, None
         if isinstance(Fileobj, Compressible):
