@@ -18,8 +18,8 @@ from django.core.management import get_commands
 from django.utils.module_loading import import_string
 from storages.backends.s3 import S3Storage
 
+from collectfast_storage.context import overridden
 from collectfast_storage.options import Options
-from collectfast_storage.run import overridden
 from collectfast_storage.storage import CollectfastMixin
 
 # Django's that are seen by no other process, or keep nothing.

@@ -1,8 +1,7 @@
-"""Django's collectstatic: the command that calls, what it collects, where it ends.
+"""Django's collectstatic: the calling command, its sources, and the barriers.
 
-Django tells a storage nothing about who calls it. What sets a collectstatic apart is a
-frame of `Command.collect` on the stack; one activation of it is one run. What stands
-around Django's own methods does so in whatever order a site's class has its bases.
+Django does not tell a storage which code calls it. A collectstatic is recognised by a
+frame of `Command.collect` on the stack; one activation of it is one run.
 """
 
 from __future__ import annotations
@@ -10,21 +9,28 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
-from functools import cached_property, wraps
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
+from itertools import takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
-from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMixin
-from django.core.files.storage import Storage, storages
+from django.contrib.staticfiles.storage import ManifestFilesMixin
+from django.core.exceptions import SuspiciousOperation
+from django.core.files.storage import Storage
 
-from collectfast_storage.exceptions import ClearError
+from collectfast_storage.clearing import (
+    LiveRelease,
+    live_release,
+    may_be_hashed,
+    reasons_not_to_clear,
+)
+from collectfast_storage.context import Destination, Paths, RunContext, overridden
+from collectfast_storage.exceptions import ClearError, printable
+from collectfast_storage.options import Options
 from collectfast_storage.reporting import Report, progress_of
-from collectfast_storage.run import Caller, Paths, Run
-from collectfast_storage.s3.errors import naming
 from collectfast_storage.signals import collected
 
 if TYPE_CHECKING:
@@ -32,10 +38,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("collectfast_storage")
 
-_MODULE = "django.contrib.staticfiles.management.commands.collectstatic"
-
-Method = Callable[..., Any]
-Processed = Iterator[tuple[str, str | None, Any]]
+MODULE = "django.contrib.staticfiles.management.commands.collectstatic"
+# The arguments of the command's methods that copy a file.
+_ARGUMENTS = ("source_storage", "path", "prefixed_path")
+# And of Django's methods that open a source, its storage, path and file.
+_OPENING = {
+    "copy_file": ("source_storage", "path", "source_file"),
+    "_post_process": ("storage", "path", "original_file"),
+}
+_STATICFILES = "django.contrib.staticfiles."
+_COPYING = ("delete_file", "copy_file", "link_file")
 
 
 def callers() -> Iterator[FrameType]:
@@ -46,22 +58,30 @@ def callers() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def collecting_frame(storage: object) -> FrameType | None:
-    """Return the frame of the `collect` that calls, if it collects into `storage`."""
-    module = sys.modules.get(_MODULE)
-    if module is None:  # In a server no command can be on the stack: nothing to walk.
-        return None
-    code = getattr(module.Command.collect, "__code__", None)
-    for frame in callers():
-        if frame.f_code is code:
-            target = frame.f_locals["self"].storage
-            if getattr(target, "_wrapped", target) is storage:  # It may be lazy.
-                return frame
-    return None
+def is_collect(frame: FrameType) -> bool:
+    """Return whether `frame` is of Django's own `collect`, wrapped or not."""
+    is_named = frame.f_code.co_name == "collect"
+    return is_named and frame.f_globals.get("__name__") == MODULE
+
+
+def collecting_frames() -> Iterator[FrameType]:
+    """Yield the frames of the `collect` that calls, and of those that call it."""
+    if MODULE in sys.modules:  # In a server, there is no stack to walk.
+        yield from filter(is_collect, callers())
+
+
+def collects_into(frame: FrameType, storage: object) -> bool:
+    """Return whether the `collect` in `frame` copies files into `storage` just now."""
+    target = frame.f_locals["self"].storage
+    return getattr(target, "_wrapped", target) is storage  # It may be lazy.
+
+
+# The names that runs of a command have lost, by the identity of the storage.
+_lost: WeakKeyDictionary[Any, dict[int, set[str]]] = WeakKeyDictionary()
 
 
 class _Names(list[str]):
-    """A list that finds a name at once: of 20,000, that saves a third of the time."""
+    """A list that finds a name without a search, which Django makes for each name."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__(names)
@@ -75,222 +95,235 @@ class _Names(list[str]):
         place = self._places.get(name, len(self))
         if place < len(self) and self[place] == name:
             return True
-        # It may have been changed in other ways than by appending.
+        # The list may have been changed in other ways than by appending.
         return len(self) != len(self._places) and super().__contains__(name)
 
 
-class Collectstatic(Caller):
-    """A collectstatic: the command, as its options are, and its storage."""
+class _Barrier(int):
+    """The command's option `post_process`, which calls `act` when `collect` reads it.
+
+    `collect` reads it once, when it has copied all files.
+    """
+
+    frame: FrameType
+    act: Callable[[bool], object]
+
+    def __bool__(self) -> bool:
+        if sys._getframe(1) is self.frame:
+            self.act(self != 0)
+        return self != 0
+
+
+class Collectstatic(RunContext):
+    """One activation of `collect`, for one storage that it copies files into."""
 
     collects = True
 
-    def __init__(self, storage: Any, frame: FrameType) -> None:
-        """Stand for the `collect` in `frame`; or raise `ClearError`, lest all goes."""
-        super().__init__(storage)
-        self._command: Command = frame.f_locals["self"]
-        for reason in self._reasons_not_to_clear() if self._command.clear else ():
-            raise ClearError(storage.bucket_name, reason)
-        self.dry_run, self.clears = self._command.dry_run, self._command.clear
-        self.progress = progress_of(self._command)
-        self.post_processes = self._command.post_process
-        # So it asks for that after its last file, whichever that is; until `close`.
-        self._command.post_process = True
-        # The manifest's, until another one takes its place: post-processing that fails
-        # leaves the storage with half of a new one.
-        if storage._collectfast_published is None:
-            storage._collectfast_published = getattr(storage, "hashed_files", {})
-        self._published: Mapping[str, str] = storage._collectfast_published
-        self.spared = frozenset(self._spared())
-        # The command's own lists, until `close`.
+    def __init__(
+        self, storage: Any, destination: Destination, options: Options, frame: FrameType
+    ) -> None:
+        """Describe the `collect` in `frame`; raise `ClearError` if it may not clear."""
+        preload = options.preload
+        super().__init__(destination, options, lists=preload, trusts=not preload)
+        command: Command = frame.f_locals["self"]
+        self._storage, self._command, self._frame = storage, command, frame
+        self.dry_run = command.dry_run
+        # Only the storage that Django begins to clear, if files go to several storages.
+        inner = takewhile(lambda each: each is not frame, callers())
+        asked = [each.f_code.co_name for each in inner]
+        self.clears = command.clear and "clear_dir" in asked
+        for reason in (
+            reasons_not_to_clear(storage, self._prefix) if self.clears else ()
+        ):
+            raise ClearError(destination.bucket_name, reason)
+        self.progress = progress_of(command)
+        self.sources = self._listed()
+        self._hashed_files: Any = getattr(storage, "hashed_files", None)
+        self._published = self._names_in_manifest()
+        if getattr(command, "post_process", False) != 0 and not self.dry_run:
+            same = (name for name, hashed in self._published.items() if name == hashed)
+            self.processed = frozenset(same)
+        self.kept = frozenset(name for name in self._manifest() if name is not None)
+        self._live: LiveRelease | None = None
+        # The command's own lists, until `closed`.
         names = ("copied_files", "unmodified_files")
-        self._lists = {name: getattr(self._command, name) for name in names}
-        for name, own in self._lists.items():
-            setattr(self._command, name, _Names(own))
+        lists = {name: getattr(command, name) for name in names}
+        # Another run of this `collect` may have replaced them already.
+        self._lists = {k: v for k, v in lists.items() if not isinstance(v, _Names)}
+        self._fast = {name: _Names(own) for name, own in self._lists.items()}
+        for name, fast in self._fast.items():
+            setattr(command, name, fast)
 
-    @cached_property
-    def sources(self) -> Paths:  # type: ignore[override]
-        """The files that are collected; of two of a name the first, as in `collect`."""
+    @property
+    def _prefix(self) -> str:
+        return self.destination.prefix
+
+    def _listed(self) -> dict[str, tuple[Storage, str]]:
+        """Return the sources of Django's own finders.
+
+        A finder of a site's own may build its files, and list them only once: `collect`
+        is the one that lists it.
+        """
         found: dict[str, tuple[Storage, str]] = {}
         for finder in get_finders():
-            for path, storage in finder.list(self._command.ignore_patterns):
-                prefix = getattr(storage, "prefix", None) or ""
-                name = os.path.join(prefix, path)  # noqa: PTH118 (as Django)
-                found.setdefault(self.name_of(name), (storage, path))
+            if overridden(type(finder), "list") is None:
+                for path, storage in finder.list(self._command.ignore_patterns):
+                    prefix = getattr(storage, "prefix", None) or ""
+                    name = self.name_of(os.path.join(prefix, path))  # noqa: PTH118 (as Django)
+                    if name is not None:
+                        found.setdefault(name, (storage, path))
         return found
 
     @property
     def wanted(self) -> list[str]:  # type: ignore[override]
         """The names of the sources, and those that post-processing will ask for."""
-        names = {*self.sources, *map(self.name_of, self._published.values())}
-        if issubclass(type(self.storage), ManifestFilesMixin):
-            names.add(self.name_of(self.storage.manifest_name))
+        names = {*self.sources, *self._published.values()}
+        if isinstance(self._storage, ManifestFilesMixin):
+            names.add(self.name_of(self._storage.manifest_name) or "")
         return sorted(names)
 
-    @cached_property
-    def processed(self) -> Collection[str]:  # type: ignore[override]
-        """The sources whose hashed names are their own."""
-        same = {name for name, hashed in self._published.items() if name == hashed}
-        return same if self.post_processes and not self.dry_run else ()
+    def _names_in_manifest(self) -> dict[str, str]:
+        """Return the names in the published manifest, as far as they can be names."""
+        paths, names = getattr(self._storage, "hashed_files", None), {}
+        for name, hashed in paths.items() if isinstance(paths, Mapping) else ():
+            for each in self._possible([hashed]):
+                names[name] = each
+        return names
+
+    def _possible(self, names: Iterable[object]) -> Iterator[str]:
+        """Yield those of `names` that can be names here, as the run has them."""
+        for name in names:
+            with suppress(SuspiciousOperation):
+                relative = self.name_of(name) if isinstance(name, str) else None
+                if relative is not None:
+                    yield relative
 
     @property
-    def copied_before(self) -> Collection[str]:  # type: ignore[override]
-        """What the command will not copy again, as an earlier pass has."""
-        return {self.name_of(name) for name in self._command.copied_files}
+    def lost_before(self) -> Set[str]:
+        """The sources that an earlier run of this command has lost.
 
-    def tell(self, report: Report) -> None:
-        """Log, count and signal what was done."""
+        The command may have counted them as copied, so it does not copy them again.
+        """
+        return _lost.get(self._command, {}).get(id(self._storage), set())
+
+    def source_asked_for(self, name: str) -> tuple[Storage, str] | None:
+        """Return the source of `name`, if `delete_file` calls to compare the two."""
+        is_asked = False
+        for frame in callers():
+            called = frame.f_code.co_name
+            is_asked |= called == "delete_file"
+            if is_asked and called in _COPYING and {*_ARGUMENTS} <= {*frame.f_locals}:
+                storage, path, prefixed = (frame.f_locals[key] for key in _ARGUMENTS)
+                return (storage, path) if self.name_of(prefixed) == name else None
+            if frame is self._frame:
+                break
+        return None
+
+    def is_hashing(self) -> bool:
+        """Return whether Django's `hashed_name` calls."""
+        return any(
+            frame.f_code.co_name == "hashed_name"
+            and frame.f_globals.get("__name__", "").startswith(_STATICFILES)
+            for frame in takewhile(lambda each: each is not self._frame, callers())
+        )
+
+    def reopened(self, content: object) -> Any:
+        """Return the source `content` opened again; `None` if it is not a source."""
+        for frame in takewhile(lambda each: each is not self._frame, callers()):
+            names = _OPENING.get(frame.f_code.co_name)
+            if names and frame.f_globals.get("__name__", "").startswith(_STATICFILES):
+                storage, path, file = map(frame.f_locals.get, names)
+                if file is content and storage is not None:
+                    return storage.open(path)
+        return None
+
+    def collect_sources(self, found: Paths | None = None) -> None:
+        """Take over the files that `collect` has `found`."""
+        found = self._frame.f_locals["found_files"] if found is None else found
+        names = ((self.name_of(name), source) for name, source in found.items())
+        self.sources = {name: source for name, source in names if name is not None}
+
+    def is_target(self) -> bool:
+        """Return whether the command copies files into this storage just now."""
+        return collects_into(self._frame, self._storage)
+
+    def note_live_release(self) -> None:
+        """Find out which release is live, before another one is published."""
+        if self.clears and self._live is None:
+            self._live = live_release(self._storage)
+
+    def sort_out(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
+        """Return the names that clearing deletes, and those that it keeps."""
+        self.note_live_release()
+        live, kept = self._live or LiveRelease(), {*(left_over & self.kept)}
+        kept |= left_over & {*self._possible(live.names)}
+        unknown = live.unknown
+        if not isinstance(self._storage, ManifestFilesMixin) and kept:
+            unknown = "another storage has published a manifest there"
+        if unknown:
+            hashed = {name for name in left_over if may_be_hashed(self._storage, name)}
+            if hashed - kept:
+                text = (
+                    "The live release in the bucket %r is not known (%s), so --clear "
+                    "keeps each file with a hashed name: %d files."
+                )
+                bucket_name = self.destination.bucket_name
+                logger.warning(text, bucket_name, unknown, len(hashed))
+            kept |= hashed | {name for name in left_over if self._may_be_manifest(name)}
+        return left_over - kept, kept
+
+    def _manifest(self) -> Iterator[str | None]:
+        """Yield the manifest's name here, if it is in this bucket."""
+        place: Any = getattr(self._storage, "manifest_storage", self._storage)
+        name = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
+        if getattr(place, "bucket_name", None) == self.destination.bucket_name:
+            yield self.name_of_key(str(place._normalize_name(name)))
+
+    def _may_be_manifest(self, name: str) -> bool:
+        """Return whether `name` may be the manifest of a release with its own name."""
+        own = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
+        return os.path.split(name)[0] == os.path.split(own)[0] and (
+            os.path.splitext(name)[1] == os.path.splitext(own)[1]  # noqa: PTH122
+        )
+
+    def at_barrier(self, act: Callable[[bool], object]) -> None:
+        """Call `act` when all files have been copied."""
+        option = getattr(self._command, "post_process", False)
+        if not isinstance(option, _Barrier) or option.frame is not self._frame:
+            option = _Barrier(bool(option))
+            option.frame, option.act = self._frame, act
+            self._command.post_process = option
+
+    def finished(self, report: Report) -> None:
+        """Log the report, count deleted files, and send the signal."""
         logger.info("%s", report)
         if self.clears:
             verb = "Pretending to delete" if self.dry_run else "Deleting"
             for name in report.deleted:
-                self._command.log(f"{verb} '{name}'", level=1 if self.dry_run else 2)
+                level = 1 if self.dry_run else 2
+                self._command.log(f"{verb} '{printable(name)}'", level=level)
             # Django 6.0 counts them in its summary; older ones do not.
             getattr(self._command, "deleted_files", []).extend(report.deleted)
         if not self.dry_run:
-            self.storage._collectfast_published = None
-            collected.send(type(self.storage), storage=self.storage, report=report)
+            collected.send(type(self._storage), storage=self._storage, report=report)
 
-    def close(self, arrived: Collection[str] | None) -> None:
-        """Leave the command as it was; after a failure, nothing else is copied."""
-        self._command.post_process = self.post_processes
-        if arrived is not None:
-            copied = self._command.copied_files
-            copied[:] = [each for each in copied if self.name_of(each) in arrived]
+    def closed(self, lost: Set[str]) -> None:
+        """Give the command its option and its lists back.
+
+        The files that were `lost` do not count as copied.
+        """
+        command = self._command
+        if not self.is_complete and isinstance(self._storage, ManifestFilesMixin):
+            # Post-processing has replaced them, but not published others.
+            self._storage.hashed_files = self._hashed_files
+        option = getattr(command, "post_process", False)
+        if isinstance(option, _Barrier) and option.frame is self._frame:
+            command.post_process = option != 0
+        if lost:
+            _lost.setdefault(command, {})[id(self._storage)] = {*lost}
+            copied = command.copied_files
+            copied[:] = [each for each in copied if self.name_of(each) not in lost]
         for name, own in self._lists.items():
-            own[:] = getattr(self._command, name)
-            setattr(self._command, name, own)
-
-    def _reasons_not_to_clear(self) -> Iterator[str]:
-        storage, folder = self.storage, self.storage._collectfast_prefix
-        if not folder:
-            yield "these have no location"
-        for alias in settings.STORAGES:
-            with suppress(Exception):  # What cannot be built has stored nothing.
-                if _stores_below(storages[alias], storage):
-                    yield f"STORAGES[{alias!r}] stores below their location"
-
-    def _spared(self) -> Iterator[str]:
-        """Yield what clearing leaves alone: a manifest, and the release it names."""
-        storage = self.storage
-        if self.clears and issubclass(type(storage), ManifestFilesMixin):
-            yield from map(self.name_of, self._published.values())
-            place: Any = storage.manifest_storage
-            if getattr(place, "bucket_name", None) == storage.bucket_name:
-                key: str = place._normalize_name(storage.manifest_name)
-                yield key.removeprefix(storage._collectfast_prefix)
-
-
-def _stores_below(other: Any, storage: Any) -> bool:
-    """Tell whether `other` puts files below the location of `storage`."""
-    key, prefix = str(other._normalize_name("")), storage._collectfast_prefix
-    endpoints = {str(each.endpoint_url or "").rstrip("/") for each in (other, storage)}
-    is_there = other.bucket_name == storage.bucket_name and len(endpoints) == 1
-    is_another = type(other) is not type(storage) or key != prefix
-    return is_there and is_another and key.startswith(prefix)
-
-
-def with_barrier(method: Method, name: str) -> Method:
-    """Return the `method` that Django calls by this `name`, with what stands around."""
-    barrier = _BARRIERS[name]
-
-    @wraps(method)
-    def wrapper(self: Any, *args: Any, **options: Any) -> Any:
-        return barrier(method, self, *args, **options)
-
-    wrapper.has_barrier = True  # type: ignore[attr-defined]
-    return wrapper
-
-
-def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
-    """Post-process; the outermost of a run is the run's barrier."""
-    run = storage._collectfast_run()
-    if run is not None and not run.caller.post_processes:
-        run.post_processing = True  # With --no-post-process that is all.
-        run.finish()
-        return iter(())
-    processed = method(storage, *args, **options)
-    # Only now: one that is no generator has come to an inner barrier by here.
-    run = storage._collectfast_run()
-    if run is None or run.post_processing or not run.caller.collects:
-        return processed
-    paths = args[0] if args else options.get("paths", {})
-    return _to_the_barrier(run, paths, processed)
-
-
-def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
-    """Save the manifest, after all else; fail if something did not arrive."""
-    run = storage._collectfast_run()
-    if run is not None:
-        run.wait()
-    with _batch_of(storage.manifest_storage, storage):
-        return method(storage, *args, **options)
-
-
-def _load_manifest(method: Method, storage: Any) -> Any:
-    """Load the manifest; in a command, before its `collect`, with a `BucketError`."""
-    bucket = getattr(storage.manifest_storage, "bucket_name", None)
-    is_called = any(f.f_globals.get("__name__") == _MODULE for f in callers())
-    with naming(bucket if is_called and storage._collectfast_enabled else None):
-        return method(storage)
-
-
-_BARRIERS: Mapping[str, Method] = {
-    "load_manifest": _load_manifest,
-    "post_process": _post_process,
-    "save_manifest": _save_manifest,
-}
-
-
-def _to_the_barrier(run: Run, paths: Paths, processed: Processed) -> Processed:
-    """Post-process, then finish the run: who gets past this has everything uploaded.
-
-    What is yielded may hold an exception that its caller logs, and goes on; only when
-    this is exhausted, closed or raises is it at its end.
-    https://docs.djangoproject.com/en/stable/ref/contrib/staticfiles/#django.contrib.staticfiles.storage.StaticFilesStorage.post_process
-    """
-    run.post_processing, storage = True, run.caller.storage
-    try:
-        hashes = issubclass(type(storage), HashedFilesMixin)
-        if hashes and _post_processes_as_django(type(storage).__mro__):
-            processed = _with_copies_checked(run, paths, processed)
-        for each in processed or ():
-            if isinstance(each[2], Exception):
-                run.pause()  # Its caller may raise it.
-            yield each
-        run.finish()
-    except GeneratorExit:
-        # By a caller who has enough of it; or else it is garbage, after an exception.
-        if collecting_frame(storage) is not None:  # pragma: no branch
-            run.finish()
-        raise
-    finally:
-        run.close()
-
-
-def _post_processes_as_django(classes: tuple[type, ...]) -> bool:
-    """Tell whether what is yielded means what Django means by it."""
-    own = [vars(each).get("post_process") for each in classes]
-    modules = {getattr(each, "__wrapped__", each).__module__ for each in own if each}
-    return modules <= {HashedFilesMixin.__module__, "collectfast_storage.storage"}
-
-
-def _with_copies_checked(run: Run, paths: Paths, processed: Processed) -> Processed:
-    """Save again, and so compare, what Django did not, as its hashed name exists."""
-    name_of = run.caller.name_of
-    for name, hashed_name, outcome in processed:
-        hashed = name_of(hashed_name or "")
-        is_there = outcome is False and hashed_name is not None
-        if is_there and not run.has_copy(name_of(name), hashed):
-            source, path = paths[name]
-            with source.open(path) as file:
-                run.caller.storage._save(hashed_name, file)
-        yield name, hashed_name, outcome
-
-
-def _batch_of(manifest_storage: Any, storage: Any) -> Any:
-    """Keep a manifest in another bucket from being deleted before it is replaced."""
-    is_ours = getattr(manifest_storage, "_collectfast_enabled", False)
-    if manifest_storage is storage or not is_ours:
-        return nullcontext()
-    # One file is sooner asked for than listed; and it is too dear to trust the cache.
-    return manifest_storage._collectfast_batch(lists=False, trusts=False)
+            if getattr(command, name) is self._fast[name]:
+                own[:] = self._fast[name]
+                setattr(command, name, own)

@@ -7,8 +7,9 @@ from django.core.management.base import CommandError
 
 # Of the files that failed for one reason, so many are named, or else one.
 _NAMED = 10
-# Of a URL: which file it was about; and it may be signed.
+# Of a URL, the path names a file and may be signed, and a user is a secret.
 _PATH = '(https?://[^/ "]+)/[^ "]*'
+_USER = '(?<=://)[^/ "@]*@'
 # What to look at, by what is in an error's text.
 _ADVICE = {
     r"\(AccessControlListNotSupported\)": "(Set the option default_acl to None.)",
@@ -17,7 +18,16 @@ _ADVICE = {
     ),
     r"\(AccessDenied\) when calling the Delete": "(Is s3:DeleteObject permitted?)",
     r"\(AccessDenied\) when calling the List": "(Is s3:ListBucket permitted?)",
-    "SSL validation failed": (
+    "(?i)SSL validation failed.*(wrong.version|unknown.proto|record.layer|http.req)": (
+        "(The server may speak HTTP instead of HTTPS: check endpoint_url.)"
+    ),
+    "(?i)too many open files": (
+        "(Raise the limit of open files, or lower the option collectfast_threads.)"
+    ),
+    r"\(NoSuchKey\) when calling the List": (
+        "(Is the bucket's name also in the host of endpoint_url? Remove it there.)"
+    ),
+    "SSL validation failed.*(?i:certificate|hostname|no such file)": (
         "(If a CA of your own issued the certificate, set the option verify, or else "
         "AWS_CA_BUNDLE in the environment, to that CA's file.)"
     ),
@@ -76,9 +86,10 @@ class FilesError(CollectfastError):
         lines[0] += ":" if tried_all else "; the rest was not tried:"
         for reason, alike in names.items():
             if len(alike) <= _NAMED:
-                lines += [f"  {name}: {reason}" for name in alike]
+                lines += [f"  {printable(name)}: {reason}" for name in alike]
             else:
-                lines.append(f"  {_counted(len(alike))}, such as {alike[0]}: {reason}")
+                example = printable(alike[0])
+                lines.append(f"  {_counted(len(alike))}, such as {example}: {reason}")
         super().__init__("\n".join(lines))
 
 
@@ -98,11 +109,28 @@ def reason_of(failure: object) -> str:
     """Return the text of `failure`, without secrets, and with what may help."""
     # http.client quotes the header that it refuses to send, such as a signature with an
     # access key in it that ends with a line break.
-    text, refused, _ = str(failure).partition("Invalid header value ")
+    text, refused, _ = _text_of(failure).partition("Invalid header value ")
     remedy = "Invalid header value: is there a line break in the credentials?"
-    text = re.sub(_PATH, r"\1/…", text)
+    text = re.sub(_PATH, r"\1/…", re.sub(_USER, "", text))
+    text = printable(text.replace("\n", " "))
     advice = [each for words, each in _ADVICE.items() if re.search(words, text)]
     return f"{text}{remedy}" if refused else " ".join([text, *advice])
+
+
+def _text_of(failure: object) -> str:
+    """Return the text of `failure`, or a reason that botocore does not show."""
+    # https://github.com/boto/botocore/blob/develop/botocore/exceptions.py
+    hidden = str(getattr(failure, "kwargs", {}).get("error", ""))
+    is_limit = re.search("(?i)too many open files", hidden)
+    return is_limit[0] if is_limit else str(failure)
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters escaped, as Python escapes them."""
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(escaped)
 
 
 def _counted(files: int) -> str:

@@ -1,25 +1,27 @@
-"""What is known of a content: fingerprints and ETags.
+"""Fingerprints of contents and headers, and the ETags that S3 derives from contents.
 
-The ETag of an object that was uploaded in one request and not encrypted with KMS or a
-customer's key is the MD5 of its content:
+The ETag of an object that was uploaded in one request, and is not encrypted with KMS or
+a customer's key, is the MD5 of its content:
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
-That of a multipart upload is the MD5 of its parts' MD5s, a dash, and their number:
+The ETag of a multipart upload is the MD5 of the MD5s of its parts, a dash, and the
+number of parts:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# What an object's metadata call the fingerprint of what was sent.
+# The name of the fingerprint in an object's metadata.
 FINGERPRINT = "collectfast-fingerprint"
 _canonical = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 class Fingerprint(NamedTuple):
-    """What decides whether a file must go up again: its content and its headers."""
+    """An upload's content and headers, which decide whether it must be repeated."""
 
     md5: str  # of the content before compression
     headers: str  # digest of the parameters of the write
@@ -29,7 +31,7 @@ class Fingerprint(NamedTuple):
 
 
 def new_md5() -> Any:
-    """Return an MD5 that FIPS machines allow, as it protects nothing."""
+    """Return an MD5 that FIPS machines allow, because it is not used for security."""
     return hashlib.md5(usedforsecurity=False)
 
 
@@ -41,12 +43,25 @@ def md5_of(chunks: Iterable[bytes]) -> str:
     return str(md5.hexdigest())
 
 
+def md5_and_etag_of(chunks: Iterable[bytes], part_size: int) -> tuple[str, str]:
+    """Return the MD5 of all `chunks`, and their ETag in parts of `part_size` bytes."""
+    md5 = new_md5()
+
+    def hashed() -> Iterator[bytes]:
+        for chunk in chunks:
+            md5.update(chunk)
+            yield chunk
+
+    [etag] = etags_in_parts(hashed(), [part_size])
+    return str(md5.hexdigest()), etag
+
+
 def digest_of(parameters: Mapping[str, object]) -> str:
     """Return a digest of the parameters of a write that does not reveal them."""
     return _digest_of(_canonical(parameters))
 
 
-@lru_cache(1000)  # Most files have the same ones.
+@lru_cache(1000)  # Most files have the same parameters.
 def _digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -56,20 +71,25 @@ def normal_etag(header: str | None) -> str:
     return (header or "").strip().removeprefix("W/").strip('"').lower()
 
 
-# Of boto3 and the AWS CLI (8), rclone (5), s5cmd (50), and what people set them to.
+def looks_like_md5(etag: str) -> bool:
+    """Return whether `etag` has the form of an MD5, of one request's content."""
+    return re.fullmatch("[0-9a-f]{32}", etag) is not None
+
+
+# Part sizes of boto3 and the AWS CLI (8), rclone (5), s5cmd (50), and common settings.
 _PART_SIZES = [each * 1024 * 1024 for each in (5, 8, 10, 15, 16, 25, 32, 50, 64, 100)]
 _PART_SIZES += [each * 1024 * 1024 for each in (128, 200, 256, 500, 512, 1024)]
 SMALLEST_PART = _PART_SIZES[0]
 
 
 def number_of_parts(etag: str) -> int:
-    """Return how many parts an object with this `etag` came in; 0: in one piece."""
+    """Return the number of parts in `etag`, or 0 if it is not of a multipart upload."""
     _, _, number = etag.rpartition("-")
     return int(number) if "-" in etag and number.isdecimal() else 0
 
 
 def part_sizes(size: int, parts: int, usual: int) -> list[int]:
-    """Return of which sizes, the `usual` one first, `parts` can be that make `size`."""
+    """Return the part sizes, `usual` first, that divide `size` bytes into `parts`."""
     sizes = dict.fromkeys([usual, *_PART_SIZES])
     return [each for each in sizes if -(-size // each) == parts]
 

@@ -1,18 +1,17 @@
-"""What one save would send: caught from django-storages, read once, hashed.
+"""The upload that one save would make: captured from django-storages, read and hashed.
 
-`S3Storage._save` ends in ``self.bucket.Object(key).upload_fileobj(…)``: standing in for
-that bucket keeps its rules, and a subclass's, in force without a copy of any. Should a
-`_save` upload in another way, it just uploads.
+`S3Storage._save` ends in ``self.bucket.Object(key).upload_fileobj(…)``. A stand-in for
+that bucket captures the arguments, so the rules of django-storages and of a subclass
+stay in force without a copy of any. A `_save` that uploads in another way just uploads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from io import SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from boto3.s3.transfer import TransferConfig
 from s3transfer.utils import ChunksizeAdjuster
@@ -23,6 +22,7 @@ from collectfast_storage.fingerprint import (
     Fingerprint,
     digest_of,
     etags_in_parts,
+    md5_and_etag_of,
     md5_of,
     new_md5,
     number_of_parts,
@@ -30,12 +30,14 @@ from collectfast_storage.fingerprint import (
 )
 
 _CHUNK_SIZE = 256 * 1024
+_CHANGED = "the file changed while it was read"
 
 
 class Payload:
-    """One file as one `save` would send it.
+    """The content and the parameters of one upload.
 
-    What fits into one request is read once, to send what was hashed; more is streamed.
+    A content that fits into one request is read once, so exactly the bytes that were
+    hashed are sent. A larger content is read twice: to hash it, and to upload it.
     """
 
     def __init__(
@@ -43,37 +45,42 @@ class Payload:
         file: Any,  # text or binary
         parameters: dict[str, Any],  # of S3's write
         config: TransferConfig,
-        compress: Callable[[Any], Any] | None = None,  # makes a readable of one
+        compress: Callable[[Any], Any] | None = None,  # returns a compressed readable
     ) -> None:
         self.parameters = parameters
-        self._config = config
+        self.config = config
         self._compress = compress
         self.compresses = compress is not None
-        self._is_settled = False
+        self._is_released = self.is_reopened = False
         self._known_etag: str | None = None
-        self._streamed: _Hashed | None = None  # last
-        self._copy = _copy_unless_rewindable(file, config.multipart_threshold)
-        self._file = file if self._copy is None else self._copy
+        self._last: _Hashed | None = None  # the reader of the last stream
+        self._own = _copy_unless_rewindable(file, config.multipart_threshold)
+        self._file = file if self._own is None else self._own
 
-    def close(self) -> None:
-        """Throw away what this made of the file; the file itself stays open."""
-        if self._copy is not None:
-            self._copy.close()
+    def close(self, *, uploaded: bool = False) -> None:
+        """Close the files that this object opened; the given file stays open.
+
+        A file that was opened again is closed when it is `uploaded`.
+        """
+        if self._own is not None and (uploaded or not self.is_reopened):
+            self._own.close()
 
     @cached_property
     def plain(self) -> bytes | None:
-        """The file before compression; `None` where it must be streamed."""
+        """The content before compression; `None` if it must be streamed."""
+        if self._length >= self.config.multipart_threshold:
+            return None
         plain = self._less_than_threshold(self._rewound())
         if plain is not None:
-            self._file = None  # Held for long, it would hold its content twice.
+            self._file = None  # An in-memory file would hold the content twice.
         return plain
 
     @cached_property
     def body(self) -> bytes | None:
-        """All that is to be sent; `None` where it must be streamed."""
-        if self._compress is None:
+        """The bytes to send; `None` if they must be streamed."""
+        if self._compress is None or self.plain is None:
             return self.plain
-        return self._less_than_threshold(self.stream())
+        return self._less_than_threshold(self._stream(None))
 
     @cached_property
     def size(self) -> int:
@@ -81,92 +88,137 @@ class Payload:
         for held in (self.body, self.plain):
             if held is not None:
                 return len(held)
-        return int(self._file.seek(0, SEEK_END))
+        return self._length
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """What decides whether this must go up again."""
+        """The fingerprint of content and parameters."""
         return Fingerprint(self._md5, digest_of(self.parameters))
 
     def adopt(self, md5: str, etag: str) -> None:
-        """Take as known, and not read for it, the content's `md5` and its `etag`."""
+        """Take the content's `md5` and `etag` from an earlier upload, unread."""
         self._md5, self._known_etag = md5, etag
 
     def has_etag(self, etag: str) -> bool:
-        """Tell whether `etag` is one of this content, in whatever parts it was sent."""
+        """Return whether `etag` is that of this content, in any usual part size."""
         if self._known_etag is not None:
             return etag == self._known_etag
         parts = number_of_parts(etag)
         if parts == 0:
-            etags = [self.body_md5]
-        elif parts == 1:
-            etags = [f"{md5_of([bytes.fromhex(self.body_md5)])}-1"]
-        elif self._is_settled:
+            return etag == self.body_md5 and self.is_as_hashed()
+        if parts == 1:
+            return etag == f"{md5_of([bytes.fromhex(self.body_md5)])}-1"
+        if self._is_released:
             return False
-        else:
-            usual, size = self._part_size, self._size_as_sent
-            sizes = [usual] if size is None else part_sizes(size, parts, usual)
-            etags = etags_in_parts(_chunks(self.stream()), sizes) if sizes else []
+        if self.plain is None and not self.compresses and etag == self._hashes[1]:
+            return True
+        size = None if self.body is None and self.compresses else self.size
+        usual = self._part_size
+        sizes = [usual] if size is None else part_sizes(size, parts, usual)
+        if not sizes:
+            return False
+        etags = etags_in_parts(_chunks(self._stream(None)), sizes)
         return etag in etags and self.is_as_hashed()
-
-    @property
-    def multipart_etag(self) -> str:
-        """The ETag that S3 gives this in parts, if it follows from the content."""
-        sizes = [self._part_size]  # Before it is read: this looks for the file's end.
-        return etags_in_parts(_chunks(self.stream()), sizes)[0]
 
     @cached_property
     def body_md5(self) -> str:
-        """The MD5 of all that is to be sent, in hexadecimal."""
+        """The MD5 of the bytes to send, in hexadecimal."""
         if self._compress is None:
             return self._md5
-        return md5_of([self.body] if self.body is not None else _chunks(self.stream()))
+        if self.body is not None:
+            return md5_of([self.body])
+        md5 = md5_of(_chunks(self._stream(None)))
+        if self._last is not None:  # The plain content has been read on the way.
+            self._md5 = self._last.md5.hexdigest()
+        return md5
 
     @property
     def has_opaque_etag(self) -> bool:
-        """Whether the parameters make for an ETag that says nothing of the content."""
-        encryption = str(self.parameters.get("ServerSideEncryption", ""))
-        return encryption.startswith("aws:kms") or "SSECustomerKey" in self.parameters
+        """Whether the parameters ask for an encryption that makes the ETag opaque."""
+        return has_opaque_etag(self.parameters)
 
     def is_as_hashed(self) -> bool:
-        """Tell whether what was last streamed is what the fingerprint tells of."""
-        return self._streamed is None or self._streamed.md5.hexdigest() == self._md5
+        """Return whether the last stream had the content that was hashed."""
+        return self._last is None or self._last.md5.hexdigest() == self._md5
 
-    def settle(self) -> bool:
-        """Let go of the content if its MD5s tell all ETags it may have; say so."""
+    def release_content(self) -> bool:
+        """Free the content if its MD5s give all ETags that it may have, and say so."""
         if self.body is None or len(self.body) >= SMALLEST_PART:
             return False
-        self.fingerprint, self.body_md5  # noqa: B018 (worked out by now)
-        self.__dict__.pop("plain", None)
-        self.__dict__.pop("body", None)
+        # These have to be computed first: they need the content.
+        _ = self.fingerprint, self.body_md5, self.size
+        del self.plain, self.body
         self._file = None
-        self._is_settled = True
+        self._is_released = True
         return True
 
-    def stream(self) -> Any:
-        """Return a readable of all that is to be sent, from its beginning."""
-        plain: Any
-        if self.plain is None:
-            self._streamed = _Hashed(self._rewound())
-            plain = BufferedReader(self._streamed, _CHUNK_SIZE)
+    def readable(self) -> Any:
+        """Return a file-like object of the bytes to send, from their beginning."""
+        if self.plain is not None:
+            readable: Any = BytesIO(self.plain)
         else:
-            plain = BytesIO(self.plain)
-        return self._compress(plain) if self._compress else plain
+            readable = self._rewound()
+            # https://github.com/boto/s3transfer/issues/80: it closes the given file.
+            readable.close = lambda: None
+        return self._compress(readable) if self._compress else readable
+
+    def read_from(self, file: Any) -> None:
+        """Read from `file`, the same file opened again, so its owner may close it."""
+        self.close()
+        self._own = self._file = file
+        self.is_reopened = True
+
+    def take_hashes(self, other: Payload) -> None:
+        """Take over the hashes of a payload of the same file, so as not to read it."""
+        for name in ("_md5", "_hashes", "body_md5"):
+            if name in vars(other):
+                vars(self)[name] = vars(other)[name]
+
+    def upload_stream(self, check: Callable[[], object]) -> _Stream:
+        """Return a stream for an upload, which raises if the file has changed.
+
+        It calls `check` before each read; an exception ends the upload.
+        """
+        stream: Any = self._stream(self._md5, check)
+        size = None if self.compresses else self._length
+        return _Stream(stream, size, self._part_size, self.config.multipart_threshold)
 
     @cached_property
     def _md5(self) -> str:
-        return md5_of(_chunks(self._rewound()) if self.plain is None else [self.plain])
+        if self.plain is not None:
+            return md5_of([self.plain])
+        return md5_of(_chunks(self._rewound())) if self.compresses else self._hashes[0]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        # Of an uncompressed stream: its MD5, and its ETag in parts of the usual size.
+        return md5_and_etag_of(_chunks(self._rewound()), self._part_size)
+
+    @cached_property
+    def _length(self) -> int:
+        self._file.seek(0, SEEK_END)  # A file's own `seek` may return nothing.
+        return int(self._file.tell())
 
     @property
     def _part_size(self) -> int:
-        # As s3transfer chooses it: larger for more than 10,000 parts, if it can tell.
+        # As s3transfer chooses it: larger for more than 10,000 parts, if it knows the
+        # size. The size of a stream that is being compressed shows at its end.
+        size = None if self.body is None and self.compresses else self.size
         adjust = ChunksizeAdjuster().adjust_chunksize
-        return int(adjust(self._config.multipart_chunksize, self._size_as_sent))
+        return int(adjust(self.config.multipart_chunksize, size))
 
-    @property
-    def _size_as_sent(self) -> int | None:
-        # That of a stream being compressed shows at its end.
-        return None if self.body is None and self._compress else self.size
+    def _stream(self, expected: str | None, check: Any = None) -> Any:
+        """Return a readable of the bytes to send, from their beginning.
+
+        It raises if the MD5 of the plain content is not as `expected`.
+        """
+        plain: Any
+        if self.plain is None:
+            self._last = _Hashed(self._rewound(), self._length, expected, check)
+            plain = BufferedReader(self._last, _CHUNK_SIZE)
+        else:
+            plain = BytesIO(self.plain)
+        return self._compress(plain) if self._compress else plain
 
     def _rewound(self) -> ReadBytesWrapper:
         self._file.seek(0)
@@ -177,33 +229,87 @@ class Payload:
         for chunk in _chunks(readable):
             chunks.append(chunk)
             size += len(chunk)
-            if size >= self._config.multipart_threshold:
+            if size >= self.config.multipart_threshold:
                 return None
         return b"".join(chunks)
 
 
-Take = Callable[[str, Payload], object]
+def has_opaque_etag(parameters: Mapping[str, Any]) -> bool:
+    """Return whether a write with `parameters` gives an ETag that is not an MD5."""
+    encryption = str(parameters.get("ServerSideEncryption", ""))
+    return encryption.startswith("aws:kms") or "SSECustomerKey" in parameters
 
 
-class _StandIn:
-    def __init__(self, connect: Callable[[], Any], take: Callable[..., object]) -> None:
+class Capture(NamedTuple):
+    """The arguments of one `upload_fileobj`, which was captured."""
+
+    key: str
+    file: Any
+    parameters: dict[str, Any]
+    callback: Callable[[int], None] | None
+    config: TransferConfig | None
+
+    def payload(self) -> Payload:
+        """Return the payload; its `close` is the caller's business."""
+        config, parameters = self.config or TransferConfig(), self.parameters
+        if isinstance(self.file, Compressible):
+            file, compress = self.file.plain, self.file.compress
+            return Payload(file, parameters, config, compress)
+        return Payload(self.file, parameters, config)
+
+    def is_text(self) -> bool:
+        """Return whether the file is a text file, of which s3transfer may cut bytes.
+
+        It takes the number of characters for that of bytes:
+        https://github.com/boto/s3transfer/blob/develop/s3transfer/utils.py
+        """
+        file = self.file.plain if isinstance(self.file, Compressible) else self.file
+        return isinstance(getattr(file, "file", file).read(0), str)
+
+    def content(self) -> Any:
+        """Return the file as django-storages would hand it to boto3."""
+        if isinstance(self.file, Compressible):
+            return self.file.compress(self.file.plain)
+        return self.file
+
+    def report(self, payload: Payload) -> None:
+        """Report to the caller that all bytes are done."""
+        if self.callback is not None:
+            self.callback(payload.size)
+
+
+Take = Callable[[Capture], object]
+
+
+class StandIn:
+    """Stands for an object of boto3's, which is looked up at each access."""
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        """Stand for the object that `connect` returns."""
         self._connect = connect
-        self._take = take
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connect(), name)
 
 
-class CapturingBucket(_StandIn):
-    """Hands uploads to a `Take`, all else to the boto3 Bucket it stands in for."""
+class CapturingBucket(StandIn):
+    """A boto3 Bucket whose uploads are handed to a `Take`."""
+
+    def __init__(self, connect: Callable[[], Any], take: Take) -> None:
+        """Stand for the bucket that `connect` returns."""
+        super().__init__(connect)
+        self._take = take
 
     def Object(self, key: str) -> _CapturingObject:  # noqa: N802 (boto3's name)
         """Return a stand-in for the object `key`."""
-        connect, take = self._connect, partial(self._take, key)
-        return _CapturingObject(lambda: connect().Object(key), take)
+        return _CapturingObject(lambda: self._connect().Object(key), self._take, key)
 
 
-class _CapturingObject(_StandIn):
+class _CapturingObject(StandIn):
+    def __init__(self, connect: Callable[[], Any], take: Take, key: str) -> None:
+        super().__init__(connect)
+        self._take, self._key = take, key
+
     def upload_fileobj(
         self,
         Fileobj: Any,  # noqa: N803 (boto3's names)
@@ -211,18 +317,11 @@ class _CapturingObject(_StandIn):
         Callback: Callable[[int], None] | None = None,  # noqa: N803
         Config: TransferConfig | None = None,  # noqa: N803
     ) -> None:
-        plain, compress = Fileobj, None
-        if isinstance(Fileobj, Compressible):
-            plain, compress = Fileobj.plain, Fileobj.compress
-        config = Config or TransferConfig()
-        with closing(Payload(plain, ExtraArgs or {}, config, compress)) as payload:
-            self._take(payload)
-            if Callback is not None:
-                Callback(payload.size)
+        self._take(Capture(self._key, Fileobj, ExtraArgs or {}, Callback, Config))
 
 
 class Compressible:
-    """A content that would be compressed, if it had to be sent."""
+    """A content that is compressed only if it is sent."""
 
     def __init__(self, plain: Any, compress: Callable[[Any], Any]) -> None:
         self.plain = plain
@@ -233,7 +332,7 @@ class Compressible:
         return self.compress(self.plain)
 
     def read(self, *size: int) -> Any:
-        """Compress after all, for whoever wants to see what comes of it."""
+        """Read the compressed content, as a subclass may do."""
         return self._compressed.read(*size)
 
     def close(self) -> None:
@@ -242,12 +341,16 @@ class Compressible:
 
 
 class _Hashed(RawIOBase):
-    """Hashes what is read of a file, from its last rewinding on."""
+    """A reader that hashes a file from its last rewinding on."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(
+        self, file: Any, length: int, expected: str | None, check: Any
+    ) -> None:
         super().__init__()
-        self._file = file
+        self._file, self._length = file, length
+        self._expected, self._check = expected, check
         self._ended = False
+        self._read = 0
         self.md5 = new_md5()
 
     def readable(self) -> bool:
@@ -260,25 +363,72 @@ class _Hashed(RawIOBase):
         if whence == SEEK_SET:
             self._ended = False
         if (offset, whence) == (0, SEEK_SET):
-            self.md5 = new_md5()
+            self.md5, self._read = new_md5(), 0
         self._file.seek(offset, whence)
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
+        if self._check is not None:
+            self._check()
         # An end is final: django-storages' compression expects no file that grows.
         chunk = b"" if self._ended else self._file.read(len(buffer))
         self._ended = not chunk
         self.md5.update(chunk)
+        self._read += len(chunk)
+        # An upload that is complete cannot be taken back, so this raises before the
+        # last part is sent. A multipart upload is aborted then.
+        is_all = self._ended or self._read >= self._length
+        if is_all and self._expected not in (None, self.md5.hexdigest()):
+            raise OSError(_CHANGED)
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
 
+class _Stream:
+    """A stream for s3transfer; `etag` is known when it has been read to its end."""
+
+    def __init__(
+        self, readable: Any, size: int | None, part_size: int, threshold: int
+    ) -> None:
+        self.size = size  # in bytes, if it is known
+        self._readable, self._part_size = readable, part_size
+        self._threshold = threshold
+        self._parts: list[Any] = []
+        self._read = 0
+        # https://github.com/boto/s3transfer/issues/80: it closes files of its caller.
+        self.close = lambda: None
+
+    def seekable(self) -> bool:
+        """Return that it is not, so that s3transfer reads to the end in one go."""
+        return False
+
+    def read(self, *size: int) -> bytes:
+        chunk: bytes = self._readable.read(*size)
+        view = memoryview(chunk)
+        while view:
+            at = self._read % self._part_size
+            if at == 0:
+                self._parts.append(new_md5())
+            self._parts[-1].update(view[: self._part_size - at])
+            self._read += len(view[: self._part_size - at])
+            view = view[self._part_size - at :]
+        return chunk
+
+    @property
+    def etag(self) -> str:
+        """The ETag that S3 gives this, in one request or in parts of the usual size."""
+        if self._read < self._threshold:
+            return md5_of([]) if not self._parts else str(self._parts[0].hexdigest())
+        digests = [each.digest() for each in self._parts]
+        return f"{md5_of(digests)}-{len(digests)}"
+
+
 def _copy_unless_rewindable(file: Any, memory: int) -> IO[bytes] | None:
     """Return a binary, seekable copy of `file`, unless it is both itself."""
-    if is_seekable(file):
+    if is_seekable(file) and hasattr(file, "tell"):
         file.seek(0)
         inner = file.file if isinstance(file, ReadBytesWrapper) else file
-        # A text file's positions say nothing of its size in bytes.
+        # The positions in a text file do not give its size in bytes.
         if not isinstance(inner.read(0), str):
             return None
     copy: IO[bytes] = SpooledTemporaryFile(max_size=memory)  # noqa: SIM115

@@ -1,33 +1,27 @@
-"""What a run tells: what it did, and what it shows while it goes on."""
+"""The report of a run, and the output while it goes on."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from botocore.utils import parse_to_aware_datetime
-
-from collectfast_storage.fingerprint import FINGERPRINT
+from collectfast_storage.exceptions import printable
 
 if TYPE_CHECKING:
     from django.contrib.staticfiles.management.commands.collectstatic import Command
 
-# What a HEAD tells of an object as it was sent, or tells not as it is not there.
-_HEADERS = {"CacheControl", "ContentType", "Expires", "WebsiteRedirectLocation"}
-_HEADERS |= {f"Content{kind}" for kind in ("Disposition", "Encoding", "Language")}
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did.
+    """The results of a run.
 
-    `uploaded`, `unchanged` (they were there), `deleted`, `spared` by clearing: names.
-    `bytes` were uploaded, in `seconds` from the first save to the end; `requests` says
-    how many of each kind (``LIST``, …) were sent, those that were sent again included.
+    `uploaded`, `unchanged` (not uploaded again), `deleted`, and `spared` by ``--clear``
+    are names. `bytes` were uploaded, in `seconds` from the first save to the end.
+    `requests` has the number of requests of each kind (``LIST``, …), with retries.
     """
 
     uploaded: tuple[str, ...] = ()
@@ -50,10 +44,26 @@ class Report:
         )
 
 
-class Batch:
-    """What ``with storage.batch() as batch:`` gives; `report` is there after it."""
+class Tally:
+    """Counts the results of a run, from its beginning."""
 
-    report = Report()
+    def __init__(self) -> None:
+        # Dicts take a third of the memory of sets, and keep the order.
+        self.uploaded: dict[str, None] = {}
+        self.unchanged: dict[str, None] = {}
+        self.deleted: list[str] = []
+        self.spared: set[str] = set()
+        self.bytes = 0
+        self._start = monotonic()
+
+    def report(self, requests: Mapping[str, int]) -> Report:
+        """Return the results so far, and the `requests` that they took."""
+        unchanged = self.unchanged.keys() - self.uploaded.keys()
+        groups = (self.uploaded, unchanged, self.deleted, self.spared)
+        uploaded, there, deleted, spared = (tuple(sorted(names)) for names in groups)
+        seconds = monotonic() - self._start
+        counts = dict(requests)
+        return Report(uploaded, there, deleted, spared, self.bytes, seconds, counts)
 
 
 class Progress:
@@ -71,7 +81,8 @@ class Progress:
     def decided(self, name: str, reason: str) -> None:
         """Show why the file `name` is uploaded."""
         if self._command is not None:
-            self._command.log(f"Uploading '{name}' ({reason})", level=2)
+            text = f"Uploading '{printable(name)}' ({printable(reason)})"
+            self._command.log(text, level=2)
 
     def advanced(self, files: int, uploaded: int) -> None:
         """Show that so many `files` more are done, and bytes `uploaded` in all."""
@@ -96,21 +107,3 @@ def progress_of(command: Command) -> Progress:
 
         return Progress(tqdm=tqdm)
     return Progress()
-
-
-def difference(there: Mapping[str, Any], sent: Mapping[str, Any]) -> str:
-    """Say which headers of an object are not those `sent`; empty if no HEAD tells."""
-    before, after = _flat(there), _flat(sent)
-    metadata = {n for n in before.keys() | after.keys() if n.startswith("Metadata ")}
-    names = sorted(_HEADERS | metadata | (before.keys() & after.keys()))
-    pairs = [(name, before.get(name), after.get(name)) for name in names]
-    return ", ".join(f"{n} was {b}, and is {a}" for n, b, a in pairs if a != b)
-
-
-def _flat(headers: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value or None for name, value in headers.items()}
-    with suppress(KeyError, ValueError):  # A time in any form.
-        flat["Expires"] = parse_to_aware_datetime(headers["Expires"])
-    metadata = {k.lower(): v for k, v in (flat.pop("Metadata", None) or {}).items()}
-    metadata.pop(FINGERPRINT, None)
-    return flat | {f"Metadata {k}": v for k, v in metadata.items()}

@@ -1,181 +1,216 @@
-"""One run, a collectstatic's or a program's batch, from the first question to the end.
+"""One run, of a collectstatic or of a program's batch, from its first call to its end.
 
-What happens to a file reads from top to bottom: it is asked about, judged, saved,
-uploaded, and remembered; at the end come deletes, and the report.
+The methods of `Run` are in the order in which a file meets them: the command asks for
+it, saves it, and it is uploaded. At the end objects are deleted, and there is a report.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from io import BytesIO
-from math import inf
-from queue import SimpleQueue
-from time import monotonic
-from types import MappingProxyType
 from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files import File
 from django.core.files.storage import Storage
 
+from collectfast_storage.comparison import Comparison
+from collectfast_storage.context import RunContext
 from collectfast_storage.decision import (
     DOUBTFUL,
-    UNASKED,
     UNKNOWN,
     Remembered,
     Remote,
     Verdict,
     between,
-    decide,
 )
 from collectfast_storage.exceptions import (
     BucketError,
+    CollectfastError,
     DeleteError,
     UploadError,
     reason_of,
 )
 from collectfast_storage.fingerprint import Fingerprint
-from collectfast_storage.memory import Memory
 from collectfast_storage.payload import Payload
-from collectfast_storage.reporting import Progress, Report, difference
+from collectfast_storage.reporting import Report, Tally
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import concerns_bucket, naming
-from collectfast_storage.s3.listing import Listing
-from collectfast_storage.uploads import BoundedExecutor, Outcome, Uploads
+from collectfast_storage.s3.errors import concerns_bucket, concerns_one_file, naming
+from collectfast_storage.upload_cache import UploadCache
+from collectfast_storage.uploads import Outcome, Uploads
 
 logger = logging.getLogger("collectfast_storage")
 
-# So many objects are asked for their metadata, in case their ETags are opaque; where
-# one of them is, so are all that an ETag cannot decide.
-_SAMPLE = 8
-# After so many failures of one reason, and nothing else, all others would fail too.
+# After this number of failures with one reason, and nothing else, all other uploads
+# would fail too.
 _ENOUGH_ALIKE = 20
-# Drafts wait in memory up to this; beyond, they go up, which costs an upload.
+# Drafts wait in memory up to this size. Others are uploaded, and perhaps replaced.
 _MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
-
-# The files that collectstatic copies, by name: their storage, and the path in it.
-Paths = Mapping[str, tuple[Storage, str]]
-
-
-class Caller:
-    """Who a run is for, and what it is to do; here, a program's batch."""
-
-    collects = False
-    dry_run = False
-    clears = False
-    post_processes = True
-    sources: Paths = MappingProxyType({})
-    wanted: list[str] | None = None  # what will be asked for, sorted; None: not known
-    spared: Collection[str] = ()  # names that clearing leaves alone
-    processed: Collection[str] = ()  # sources whose names post-processing will save
-    copied_before: Collection[str] = ()  # names that count as copied before this run
-    progress = Progress()
-
-    def __init__(
-        self, storage: Any, *, lists: bool | None = None, trusts: bool | None = None
-    ) -> None:
-        """Stand for a program, which `lists` the bucket ahead, or `trusts` memory."""
-        preload = storage._collectfast_options.preload
-        self.ignores_etag: bool = storage._collectfast_options.ignore_etag
-        self.storage = storage
-        self._names: dict[str, str] = {}
-        self.lists = preload if lists is None else lists
-        self.trusts = not self.lists if trusts is None else trusts
-        # A site's own may look at its object at once.
-        self.saves_as_is = not overridden(type(storage), "save", "_save")
-
-    def name_of(self, name: str) -> str:
-        """Return `name` as a run has it; it is asked for again and again."""
-        if name not in self._names:
-            normal = self.storage._collectfast_name(name)
-            self._names[name] = name if name == normal else normal
-        return self._names[name]
-
-    def tell(self, report: Report) -> None:
-        """Hear of the end."""
-
-    def close(self, arrived: Collection[str] | None) -> None:
-        """Hear that the run is over; if it failed at its end, what had `arrived`."""
+# Uploads wait for a mark in the cache in groups, which grow from this size.
+_FIRST_MARKS = 8
 
 
-def overridden(cls: type, *names: str) -> type | None:
-    """Return which class of a site's own, from `cls` up, has one of the `names`."""
-    libraries = ("builtins", "django.", "storages.", "collectfast_storage.")
-    having = (each for each in cls.__mro__ if {*names} & vars(each).keys())
-    own = (each for each in having if not each.__module__.startswith(libraries))
-    return next(own, None)
+class Waiting:
+    """Payloads that wait in memory for their upload, by name."""
+
+    def __init__(self) -> None:
+        self._payloads: dict[str, Payload] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def get(self, name: str) -> Payload | None:
+        """Return the payload that waits as `name`."""
+        return self._payloads.get(name)
+
+    def add(self, name: str, payload: Payload) -> bool:
+        """Let `payload` wait as `name`, if there is room for its content."""
+        size = len(payload.plain or b"")
+        if not 0 < size <= _MOST_BYTES_OF_DRAFTS - self._bytes:
+            return False
+        self._payloads[name] = payload
+        self._bytes += size
+        return True
+
+    def pop(self, name: str) -> Payload | None:
+        """Remove and return the payload that waits as `name`."""
+        payload = self._payloads.pop(name, None)
+        self._bytes -= len(payload.plain or b"") if payload else 0
+        return payload
+
+    def pop_all(self) -> dict[str, Payload]:
+        """Remove and return all payloads."""
+        payloads, self._payloads, self._bytes = self._payloads, {}, 0
+        return payloads
+
+
+class Failures:
+    """Uploads of a run that failed, by name."""
+
+    def __init__(self, bucket_name: str) -> None:
+        self._bucket_name = bucket_name
+        self._errors: dict[str, tuple[Fingerprint, Exception]] = {}
+        self._last_reason, self._alike = "", 0  # since the last upload that succeeded
+        self.end: CollectfastError | None = None  # the error that ended the run
+
+    def add(self, name: str, fingerprint: Fingerprint, error: Exception) -> bool:
+        """Note the `error` of `name`; return whether it would meet all other files."""
+        self._errors[name] = fingerprint, error
+        reason = reason_of(error)
+        self._alike = self._alike + 1 if reason == self._last_reason else 1
+        self._last_reason = reason
+        if concerns_bucket(error):
+            self.end = BucketError(self._bucket_name, error)
+        elif self._alike >= _ENOUGH_ALIKE and not concerns_one_file(error):
+            self.end = UploadError(self.errors, tried_all=False)
+        return self.end is not None
+
+    def succeeded(self) -> None:
+        """Note that an upload succeeded."""
+        self._alike = 0
+
+    def forget(self, name: str) -> None:
+        """Forget the failure of `name`, which is uploaded again."""
+        self._errors.pop(name, None)
+
+    def fingerprint(self, name: str) -> Fingerprint | None:
+        """Return the fingerprint that could not be uploaded as `name`."""
+        return self._errors[name][0] if name in self._errors else None
+
+    @property
+    def errors(self) -> dict[str, Exception]:
+        """The errors, by name."""
+        return {name: error for name, (_, error) in self._errors.items()}
+
+    def raise_for(self, name: str) -> None:
+        """Raise `UploadError` if `name` could not be uploaded."""
+        if name in self._errors:
+            error = self._errors[name][1]
+            raise UploadError({name: error}) from error
+
+    def raise_end(self) -> None:
+        """Raise the error that ended the run, if there is one."""
+        if self.end is not None:
+            raise self.end
+
+    def raise_any(self) -> None:
+        """Raise an error that names all failures, if there are any."""
+        self.raise_end()
+        if self._errors:
+            raise UploadError(self.errors)
 
 
 class Run:
-    """What is asked and done in one thread; failures and deletes wait for `finish`.
+    """Calls of one thread, whose uploads run in the background until `finish`.
 
-    Names are those below the location. Raises `BucketError` where the bucket cannot be
-    used, and as such a `DeniedError` where a free name must not be asked for.
+    Names are relative to the location. Methods raise `BucketError` if the bucket cannot
+    be used, and `DeniedError` if it refuses to say whether a name is free.
     """
 
     def __init__(
-        self, caller: Caller, bucket: Bucket, memory: Memory, uploads: Uploads
+        self, context: RunContext, bucket: Bucket, cache: UploadCache, uploads: Uploads
     ) -> None:
-        """Open the run for `caller`; nothing is asked of anyone yet."""
-        self.caller = caller
+        """Open the run of `context`; no request is sent yet."""
+        self.context = context
         self.post_processing = False
-        self.is_open = True  # It answers; or else django-storages does.
-        self.is_closed = self._is_complete = False
-        self._pid = os.getpid()
-        self._bucket = bucket
-        self._memory = memory
-        self._uploads = uploads
-        parameters = caller.storage.get_object_parameters
-        self._listing = Listing(bucket, parameters, uploads.executor)
-        self._start = monotonic()
-        self._is_prepared = False
-        self._ahead: dict[str, Payload] = {}  # sources that were read and hashed
-        self._heads_left, self._has_asked_ahead = float(_SAMPLE), False
-        self._drafts: dict[str, Payload] = {}
-        self._room_for_drafts = _MOST_BYTES_OF_DRAFTS
-        self._failed: dict[str, tuple[Fingerprint, Exception]] = {}
-        self._last_reason, self._in_a_row = "", 0  # of failures, with no success since
-        self._unchanged: dict[str, None] = {}  # Dicts take a third of what sets do.
-        self._uploaded: dict[str, None] = {}
-        self._bytes, self._for_headers = 0, 0  # uploaded; and files that go up for them
-        self._leaving: set[str] = set()  # to be deleted at the end
-        self._deleted: list[str] = []
-        self._spared: set[str] = set()
-        self._seen: dict[str, None] = {}  # saved or found there, and not to be cleared
-        self._replaced: set[str] = set()  # saved in post-processing
-        # What other threads and runs wrote, until this run's own thread takes note.
-        self._touched: SimpleQueue[str] = SimpleQueue()
+        self.is_open = True  # Otherwise the storage answers as django-storages does.
+        self.is_closed = False
+        self._owner = os.getpid(), threading.get_ident()
+        self._bucket, self._cache, self._uploads = bucket, cache, uploads
+        self._seen: dict[str, None] = {}  # saved or found by this run
+        self._comparison = Comparison(
+            context, bucket, cache, uploads.executor, self._seen
+        )
+        self._failures = Failures(bucket.name)
+        self._drafts = Waiting()
+        self._unmarked = Waiting()  # uploads that may make a cache entry wrong
+        self._tally = Tally()
+        # Names to be deleted at the end; or not, if collectstatic only overwrites them.
+        self._deletes: dict[str, bool] = {}
+        self._replaced: set[str] = set()  # sources saved again in post-processing
+        if context.collects:
+            bucket.watch(self._before_other_request)
 
-    # A file is asked about.
+    # The command asks for a file.
 
     def exists(self, name: str) -> bool:
-        """Tell whether the bucket will have `name`, after what was done so far."""
-        self._catch_up()
-        # Of the location as a whole: `--clear` has nothing to do before the end.
-        if not name or self._is_leaving(name):
+        """Return whether the bucket will have `name`, after all calls so far."""
+        if self.is_gone(name):
             return False
-        if self._coming(name):
+        if self._pending_fingerprint(name):
             return True
-        remote, denial = self._remote(name), self._listing.denial
-        # Saving overwrites what may be there, or else a name is chosen for being free.
-        if remote is UNKNOWN and denial and not self.caller.storage.file_overwrite:
+        remote = self._comparison.remote(name)
+        denial = self._comparison.listing.denial
+        # Saving overwrites an object that may be there, or chooses a name that is free.
+        if remote is UNKNOWN and denial and not self.context.destination.overwrites:
             raise denial
         return remote is not None and remote is not UNKNOWN
 
-    def modified_time(self, name: str) -> datetime:
-        """Return a time that is the verdict; or raise what has the command copy."""
-        self._catch_up()
-        source = self.caller.sources.get(name)
-        if source is None or not self.caller.saves_as_is:
-            raise NotImplementedError("Only a comparison of contents can tell.")
-        newest = source[0].get_modified_time(source[1])
-        if self._judge_source(name) is Verdict.HELD:
-            self._has_arrived(name, Verdict.HELD)
+    def modified_time(self, name: str, source: tuple[Storage, str]) -> datetime:
+        """Return a time that makes collectstatic skip or copy the `source` of `name`.
+
+        Raises NotImplementedError to force a copy.
+        """
+        if not self.context.destination.saves_as_is:
+            raise NotImplementedError("A subclass saves files in its own way.")
+        storage, path = source
+        newest = storage.get_modified_time(path)
+        pending = self._pending_fingerprint(name)
+        verdict: Verdict | None
+        if pending is None:
+            verdict = self._comparison.of_source(name, source)
+        else:
+            verdict = self.context.capture_source(
+                name, source, lambda payload: between(pending, payload.fingerprint)
+            )
+        if verdict is Verdict.UNCHANGED:
+            self._has_arrived(name, verdict)
             return newest
         try:
             return newest - timedelta(days=1)
@@ -183,448 +218,379 @@ class Run:
             raise NotImplementedError("No time is older than that.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
-        """Return what is or will be in the bucket, if it is to be had here."""
-        self._catch_up()
-        if name in self._drafts:
-            return BytesIO(self._drafts[name].plain or b"")
-        if self._is_leaving(name):
-            raise FileNotFoundError(f"File does not exist: {name}")
-        is_source = self.caller.saves_as_is and name not in self._replaced
-        if self.post_processing and is_source and name in self.caller.sources:
-            return self._open_source(name)
-        self.settle(name)
+        """Return the content of `name` if it is on this machine.
+
+        Otherwise make sure that the bucket has it, and return `None`.
+        """
+        draft = self._drafts.get(name)
+        if draft is not None:
+            return BytesIO(draft.plain or b"")
+        self.check_exists(name)
+        source, destination = self.context.sources.get(name), self.context.destination
+        is_as_saved = destination.saves_as_is and name not in self._replaced
+        if self.post_processing and is_as_saved and source is not None:
+            storage, path = source
+            return storage.open(path)
+        self.wait_for(name)
         return None
 
-    # It is judged.
+    def check_exists(self, name: str) -> None:
+        """Raise FileNotFoundError if `name` was deleted."""
+        if self.is_gone(name):
+            key = f"{self.context.destination.prefix}{name}"
+            raise FileNotFoundError(f"File does not exist: {key}")
 
-    def _judge_source(self, name: str) -> Verdict:
-        ahead = self._ahead.pop(name, None)
-        if ahead is not None:
-            return self._verdict(name, ahead)
-        verdicts: list[Verdict] = []
-        self._capture(name, lambda *what: verdicts.append(self._verdict(*what)))
-        return verdicts[0] if len(verdicts) == 1 else Verdict.UNCERTAIN
+    def asked_by_django(self) -> str | None:
+        """Return the bucket's name if Django's own post-processing calls."""
+        is_hashing = self.post_processing and self.context.is_hashing()
+        return self.context.destination.bucket_name if is_hashing else None
 
-    def _verdict(self, name: str, payload: Payload) -> Verdict:
-        """Return whether the bucket has `payload` as `name`, or will have it."""
-        coming = self._coming(name)
-        if coming is not None:
-            return between(coming, payload.fingerprint)
-        remembered, forced = self._memory.get(name), self.caller.ignores_etag
-        remote = self._remote(name)
-        verdict = decide(payload, remote, remembered, forced)
-        if verdict is Verdict.ASK and self._is_worth_a_head(payload):
-            self._listing.ask([name])
-            remote = self._listing[name]
-            verdict = decide(payload, remote, remembered)
-            if verdict is Verdict.HELD:  # It was worth it, and may be for others.
-                self._heads_left = inf
-        if verdict is Verdict.HELD and remote is not None and remote is not UNASKED:
-            remembered = Remembered(payload.fingerprint, remote.etag)
-            self._memory.remember(name, remembered)
-        if remembered and remembered.etag == remembered.fingerprint.md5:
-            self._bucket.learn(opaque=False)
-        return Verdict.CONTENT if verdict is Verdict.ASK else verdict
+    def listed(self, folder: str, directories: list[str]) -> list[str]:
+        """Return those of the `directories` of `folder` that have a file."""
+        if not self._deletes and not self.context.clears:
+            return directories
+        names = self._comparison.listing.names() | self._seen.keys()
+        left = [name for name in names if not self.is_gone(name)]
+        prefixes = {each: f"{folder}{each}/" for each in directories}
+        return [d for d, p in prefixes.items() if any(n.startswith(p) for n in left)]
 
-    def _remote(self, name: str) -> Remote | None:
-        """Return what the bucket holds as `name`; `UNASKED` where memory will do."""
-        self._prepare()
-        remembered = self._memory.get(name) if self.caller.trusts else None
-        if remembered is not None and remembered is not DOUBTFUL:
-            return UNASKED
-        return self._listing[name]
+    def is_gone(self, name: str) -> bool:
+        """Return whether `name` was deleted, or is left over in a run that clears."""
+        if name in self._deletes:
+            return True
+        context = self.context
+        names = (self._seen, context.sources, context.kept)
+        if not context.clears or any(name in each for each in names):
+            return False
+        return context.source_asked_for(name) is None
 
-    def _is_worth_a_head(self, payload: Payload) -> bool:
-        """Tell whether metadata may decide where an ETag cannot."""
-        if self.caller.collects and self.caller.lists and not self._has_asked_ahead:
-            self._has_asked_ahead = True
-            self._ask_ahead(everything=payload.has_opaque_etag)
-        self._heads_left -= 1
-        is_opaque = payload.has_opaque_etag or self._bucket.has_opaque_etags
-        return bool(is_opaque) or self._heads_left >= 0
+    # A file is saved, or deleted.
 
-    def _ask_ahead(self, *, everything: bool) -> None:
-        """Ask, side by side, for a few that no ETag can decide; or for all of them."""
-        self._read_ahead(lambda: False)
-        undecided = self._judged(self._ahead, Verdict.ASK)
-        sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
-        self._heads_left -= len(sample)
-        listed = [self._listing[name] for name in sample]
-        self._listing.ask(sample)
-        held = self._judged(sample, Verdict.HELD)
-        is_much = len(undecided) >= _SAMPLE and not held
-        if is_much and all(map(self._is_told_otherwise, sample, listed)):
-            self._bucket.learn(opaque=True)
-            text = "The ETags of the bucket %r tell nothing: %d files go up again."
-            logger.warning(text, self._bucket.name, len(undecided))
-        if everything or held or self._bucket.has_opaque_etags:
-            self._heads_left = inf
-            hashed = {*(self.caller.wanted or ())} - self.caller.sources.keys()
-            unknown = sorted(name for name in hashed if not self._memory.get(name))
-            self._listing.ask([*undecided, *unknown])
+    def save(
+        self,
+        name: str,
+        payload: Payload,
+        *,
+        in_memory: bool = False,
+        reopen: Callable[[], Any] = lambda: None,
+    ) -> None:
+        """Upload `payload` as `name`, unless the bucket has it.
 
-    def _judged(self, names: Iterable[str], verdict: Verdict) -> list[str]:
-        """Return which of `names`, of sources read ahead, get this `verdict`."""
-        sent, there, known = self._ahead, self._listing, self._memory.get
-        return [n for n in names if decide(sent[n], there[n], known(n)) is verdict]
-
-    def _is_told_otherwise(self, name: str, listed: Remote | None) -> bool:
-        """Tell whether HEAD differs from LIST, or both from the upload's answer."""
-        sent, remembered = self._ahead[name].fingerprint, self._memory.get(name)
-        is_known = remembered is not None and remembered.fingerprint == sent
-        asked = self._listing[name]
-        return is_known or (asked and asked.etag) != (listed and listed.etag)
-
-    def _prepare(self) -> None:
-        """List the bucket, and read sources while it answers."""
-        if self._is_prepared:
-            return
-        self._is_prepared = True
-        caller = self.caller
-        caller.progress.start(len(caller.sources))
-        if not caller.lists:
-            return
-        with naming(self._bucket.name):
-            self._bucket.client  # noqa: B018 (made in this thread)
-        # Not in a thread of the executor, which has to run what this waits for.
-        loader = BoundedExecutor(1)
-        listing = loader.submit(self._listing.load, caller.wanted, caller.clears)
-        try:
-            if caller.saves_as_is:
-                self._read_ahead(listing.done)
-            listing.result()
-        finally:
-            loader.shutdown(wait=False)
-
-    def _read_ahead(self, is_enough: Callable[[], bool]) -> None:
-        """Read and hash sources; of what was read only the hashes are kept."""
-        for name in self.caller.sources:
-            if is_enough():
-                return
-            if name not in self._ahead and name not in self._seen:
-                with suppress(OSError):  # The command will meet it, and name it.
-                    self._capture(name, self._keep)
-
-    def _keep(self, name: str, payload: Payload) -> None:
-        # What is remembered need not be compressed to be compared.
-        remembered = payload.compresses and self._memory.get(name)
-        if payload.plain is not None and not remembered and payload.settle():
-            self._ahead[name] = payload
-
-    def _capture(self, name: str, take: Callable[[str, Payload], object]) -> None:
-        """Call `take` with the source `name`, and what saving it would send."""
-        capture = self.caller.storage._collectfast_capture
-        with self._open_source(name) as file:
-            capture(name, file, lambda _, payload: take(name, payload))
-
-    def _open_source(self, name: str) -> File[bytes]:
-        storage, path = self.caller.sources[name]
-        return storage.open(path)
-
-    # It is saved, or deleted.
-
-    def save(self, name: str, payload: Payload, *, in_memory: bool = False) -> None:
-        """Upload `payload` as `name`, unless the bucket holds it."""
-        self._catch_up()
-        self._leaving.discard(name)
+        If it is large, `reopen` opens its file again, for an upload in the background.
+        """
+        self._deletes.pop(name, None)
+        self._drafts.pop(name)
+        if payload.plain is None and self.context.destination.saves_as_is:
+            file = reopen()
+            if file is not None:
+                self._comparison.take_hashes(name, payload)
+                payload.read_from(file)
+        verdict = self._verdict(name, payload)
+        if verdict is not Verdict.UNCHANGED:
+            # A later pass of post-processing may delete or replace a file that exists
+            # in memory only. And it saves a processed file over some of the sources.
+            is_source = not self.post_processing
+            is_draft = name in self.context.processed if is_source else in_memory
+            as_is = self.context.destination.saves_as_is
+            if not (is_draft and as_is and self._drafts.add(name, payload)):
+                self._upload(name, payload, verdict)
         if self.post_processing:
             self._replaced.add(name)
-        elif name in self.caller.processed:
-            return  # That puts another content in its place.
-        verdict = self._verdict(name, payload)
-        if verdict is not Verdict.HELD:
-            is_for_headers = verdict is Verdict.HEADERS
-            why = self._changed(name, payload) if is_for_headers else verdict.value
-            self._withdraw(name)
-            size = len(payload.plain or b"")
-            # A later pass may delete or replace what is in memory only: it waits.
-            is_draft = in_memory and self.post_processing and self.caller.saves_as_is
-            if is_draft and 0 < size <= self._room_for_drafts:
-                self._drafts[name] = payload
-                self._room_for_drafts -= size
-            else:
-                self._upload(name, payload, why)
         self._has_arrived(name, verdict)
 
     def has_copy(self, name: str, copy: str) -> bool:
-        """Save what was hashed of the source `name` as `copy`, if it is known there."""
-        known, sent = self._memory.get(name), list[Payload]()
-        is_known = name in self._unchanged and copy not in self.caller.sources
+        """Return whether the bucket has the unchanged source `name` as `copy`, too."""
+        known, context = self._cache.get(name), self.context
+        is_known = name in self._tally.unchanged and copy not in context.sources
         if known is None or known is DOUBTFUL or not is_known:
             return False
-        # The hash in a name is of what Django has read by now.
-        if self.caller.saves_as_is and known.fingerprint.md5[:12] in copy:
-            capture = self.caller.storage._collectfast_capture
-            with self._open_source(name) as file:
-                capture(copy, file, lambda _, payload: sent.append(payload))
-        for payload in sent:
+        # The hash in the copy's name is of the content that Django has read.
+        if (
+            not context.destination.saves_as_is
+            or known.fingerprint.md5[:12] not in copy
+        ):
+            return False
+
+        def judge(payload: Payload) -> Verdict:
             payload.adopt(known.fingerprint.md5, known.etag)
-            if self._verdict(copy, payload) is Verdict.HELD:
-                self._leaving.discard(copy)
-                self._has_arrived(copy, Verdict.HELD)
-                return True
-        return False
+            return self._verdict(copy, payload)
 
-    def _changed(self, name: str, payload: Payload) -> str:
-        """Say why `name` goes up; once most do for headers alone, for which."""
-        files, self._for_headers = len(self.caller.sources), self._for_headers + 1
-        if self._for_headers != files // 2 + 1 or not files:
-            return Verdict.HEADERS.value
-        changed, sent = "which, a HEAD does not tell", payload.parameters
-        with suppress(BucketError), naming(self._bucket.name):
-            headers = self._uploads.executor.submit(self._bucket.headers, name, sent)
-            changed = difference(headers.result() or {}, sent) or changed
-        text = "Most files go up to the bucket %r for headers alone; of %r, %s."
-        logger.warning(text, self._bucket.name, name, changed)
-        return f"{Verdict.HEADERS.value}: {changed}"
-
-    def _withdraw(self, name: str) -> None:
-        """Forget the draft of `name`, if there is one."""
-        if draft := self._drafts.pop(name, None):
-            self._room_for_drafts += len(draft.plain or b"")
+        verdict = context.capture_source(copy, context.sources[name], judge)
+        if verdict is Verdict.UNCHANGED:
+            self._deletes.pop(copy, None)
+            self._has_arrived(copy, verdict)
+        return verdict is Verdict.UNCHANGED
 
     def delete(self, name: str) -> None:
-        """Delete `name` at the end, unless it is saved again by then."""
-        self._catch_up()
-        self._withdraw(name)
+        """Delete `name` at the end, unless it is saved again."""
+        self._drafts.pop(name)
         self._seen.pop(name, None)
-        self._leaving.add(name)
+        self._deletes[name] = self.context.source_asked_for(name) is None
 
-    def touched(self, name: str) -> None:
-        """Take note, from any thread, that `name` was written by other means."""
-        self._touched.put(name)
+    def before_write(self, name: str) -> None:
+        """Prepare for a write of `name` by other means."""
+        self.wait_for(name)
+        if name in self._deletes:
+            self._delete([name])
+        self.written(name)
 
-    def _catch_up(self) -> None:
-        """Let what was written by other means stay, and ask for it when it matters."""
-        while not self._touched.empty():
-            name = self._touched.get()
-            self._withdraw(name)
-            self._failed.pop(name, None)
-            self._leaving.discard(name)
-            self._seen[name] = None
-            if self.post_processing:
-                self._replaced.add(name)
-            self._listing.forget(name)
-            self._memory.remember(name, None)
+    def written(self, name: str) -> None:
+        """Note that this thread writes `name` by other means."""
+        self._drafts.pop(name)
+        self._deletes.pop(name, None)
+        self._failures.forget(name)
+        self._seen[name] = None
+        if self.post_processing:
+            self._replaced.add(name)
+        self._comparison.listing.forget(name)
+        self._cache.remember(name, DOUBTFUL)
 
-    # It is uploaded, and remembered.
+    # A file is uploaded.
 
-    def _upload(self, name: str, payload: Payload, why: str) -> None:
-        self.caller.progress.decided(name, why)
-        if self.caller.dry_run:
+    def _verdict(self, name: str, payload: Payload) -> Verdict:
+        """Return whether the bucket has `payload` as `name`, or will have it."""
+        pending = self._pending_fingerprint(name)
+        if pending is not None:
+            return between(pending, payload.fingerprint)
+        return self._comparison.verdict(name, payload)
+
+    def _pending_fingerprint(self, name: str) -> Fingerprint | None:
+        """Return the fingerprint of an upload of `name` that has not arrived."""
+        waiting = self._drafts.get(name) or self._unmarked.get(name)
+        if waiting is not None:
+            return waiting.fingerprint
+        failed = self._failures.fingerprint(name)
+        return failed or self._uploads.pending_fingerprint(name)
+
+    def _upload(self, name: str, payload: Payload, verdict: Verdict) -> None:
+        context = self.context
+        reason = self._comparison.reason(name, payload, verdict)
+        context.progress.decided(name, reason)
+        if context.dry_run:
             return
         self._note(self._uploads.done())
-        self._note(self._uploads.wait(name))  # Two might arrive in any order.
-        self._failed.pop(name, None)
-        before, headers = self._memory.get(name), payload.fingerprint.headers
-        # An ETag that changes tells that memory is old; headers change none.
-        if before and (self.caller.trusts or before.fingerprint.headers != headers):
-            self._memory.begin()
-        if before:  # Until it is known what became of it.
-            self._memory.remember(name, DOUBTFUL)
-        # The first tells what ETags are like, lest more go twice; a stream closes soon.
-        waits = payload.plain is None or self._bucket.has_opaque_etags is None
+        self._wait(name)  # Two uploads of one name might arrive in any order.
+        self._failures.forget(name)
+        known, headers = self._cache.get(name), payload.fingerprint.headers
+        # An object's ETag shows that an entry is out of date, but not if only headers
+        # have changed.
+        is_risky = known is not None and (
+            context.trusts or known.fingerprint.headers != headers
+        )
+        if is_risky and self._unmarked.add(name, payload):
+            if len(self._unmarked) >= max(_FIRST_MARKS, len(self._tally.uploaded)):
+                self._send_unmarked()
+        else:
+            if is_risky:
+                self._cache.mark({name: payload.fingerprint})
+            self._send(name, payload)
+        if not context.destination.saves_as_is:
+            self.wait_for(name)
+
+    def _send(self, name: str, payload: Payload) -> None:
+        waits = payload.plain is None and not payload.is_reopened
+        # An error of the file, which is read now, is not one of the bucket.
+        _ = payload.fingerprint
         with naming(self._bucket.name):
             self._uploads.submit(name, payload)
-        if not self.caller.saves_as_is:
-            self.settle(name)
-        elif waits:
-            self._note(self._uploads.wait(name))
+        # The caller closes the file of a stream. And the first upload shows whether
+        # ETags are MD5s: others would have to be repeated with a fingerprint.
+        is_first = payload.plain is not None and self._bucket.has_opaque_etags is None
+        if waits or is_first:
+            self._wait(name)
+
+    def _send_unmarked(self) -> None:
+        """Mark the uploads that may make cache entries wrong, and send them."""
+        waiting = self._unmarked.pop_all()
+        if waiting:
+            self._cache.mark({name: each.fingerprint for name, each in waiting.items()})
+        for name, payload in waiting.items():
+            self._send(name, payload)
 
     def _note(self, outcomes: Iterable[Outcome]) -> None:
+        listing, tally = self._comparison.listing, self._tally
         for name, fingerprint, stored, error in outcomes:
             if stored is not None:
-                self._listing.note(name, Remote(stored.etag, ""))
-                self._memory.remember(name, Remembered(fingerprint, stored.etag))
-                self._uploaded[name] = None
-                self._bytes += stored.size
-                self._in_a_row = 0
+                listing.note(name, Remote(stored.etag, ""))
+                self._cache.remember(name, Remembered(fingerprint, stored.etag))
+                tally.uploaded[name] = None
+                tally.bytes += stored.size
+                self._failures.succeeded()
             elif error is not None:
                 # It may have arrived all the same.
-                self._listing.forget(name)
-                self._memory.remember(name, DOUBTFUL)
-                self._failed[name] = fingerprint, error
-                if not self.is_closed:
-                    self._stop_if_hopeless(error)
+                listing.forget(name)
+                self._cache.remember(name, DOUBTFUL)
+                if self._failures.add(name, fingerprint, error) and self.is_open:
+                    self._uploads.executor.governor.stop(error)
+                    self.close()
+                    self._failures.raise_any()
 
-    def _stop_if_hopeless(self, error: Exception) -> None:
-        """Try no more, and raise, where all else would fail of the same `error`."""
-        reason = reason_of(error)
-        self._in_a_row = self._in_a_row + 1 if reason == self._last_reason else 1
-        self._last_reason = reason
-        if concerns_bucket(error):
-            hopeless: Exception = BucketError(self._bucket.name, error)
-        elif self._in_a_row >= _ENOUGH_ALIKE:
-            failed = {name: error for name, (_, error) in self._failed.items()}
-            hopeless = UploadError(failed, tried_all=False)
-        else:
-            return
-        self._uploads.executor.governor.stop(error)
-        self._memory.flush()
-        raise hopeless from error
+    def _wait(self, *names: str) -> None:
+        """Wait for the uploads of `names`, or of all, and note their outcomes."""
+        if not names or any(map(self._unmarked.get, names)):
+            self._send_unmarked()
+        self._note(self._uploads.wait(*names))
 
-    def _coming(self, name: str) -> Fingerprint | None:
-        """Return the fingerprint of what is not known to have arrived as `name`."""
-        if name in self._drafts:
-            return self._drafts[name].fingerprint
-        failed = self._failed.get(name)
-        return failed[0] if failed else self._uploads.coming(name)
+    def wait_for(self, name: str) -> None:
+        """Wait until `name` has arrived; raise `UploadError` if it could not."""
+        draft = self._drafts.pop(name)
+        if draft is not None:
+            self._upload(name, draft, self._verdict(name, draft))
+        self._wait(name)
+        self._failures.raise_for(name)
 
-    def settle(self, name: str) -> None:
-        """Wait until what was saved as `name` is there; `UploadError` if it is not."""
-        self._note(self._uploads.wait(name))
-        if name in self._failed:
-            _, error = self._failed[name]
-            raise UploadError({name: error}) from error
+    def wait_pending(self) -> None:
+        """Send all that waits, and wait for all uploads; failures are noted only."""
+        for name, payload in self._drafts.pop_all().items():
+            self._upload(name, payload, self._verdict(name, payload))
+        self._wait()
 
-    def synchronise(self) -> None:
-        """Wait for all that is under way; what failed is for the end to say."""
-        self._note(self._uploads.wait())
+    def wait_or_raise(self) -> None:
+        """Wait for all uploads; raise an error that names all that failed."""
+        self.wait_pending()
+        self._failures.raise_any()
 
-    def pause(self) -> None:
-        """Wait, and remember: this run may be left here, and end as garbage."""
-        self.synchronise()
-        self._memory.flush()
+    def checkpoint(self) -> None:
+        """Wait, and write to the cache: the caller may go on in any way."""
+        self._wait()
+        self._cache.flush()
 
-    def wait(self) -> None:
-        """Wait for all that was saved; `UploadError` says what did not arrive."""
-        for name, payload in list(self._drafts.items()):
-            self._withdraw(name)
-            self._upload(name, payload, self._verdict(name, payload).value)
-        self.synchronise()
-        if self._failed:
-            raise UploadError({name: e for name, (_, e) in self._failed.items()})
+    def _before_other_request(self) -> None:
+        """Let a request of the site's own, in this thread, find all that was saved."""
+        if self.is_open and self._is_here() and not self.context.dry_run:
+            self.wait_pending()
+
+    def _is_here(self) -> bool:
+        return self._owner == (os.getpid(), threading.get_ident())
 
     # The end.
 
     def finish(self) -> Report:
-        """Wait for all that was saved, then delete what is left to delete; report."""
-        if self._pid != os.getpid():  # In a fork: this is its parent's.
+        """Wait for all uploads, then delete, and report."""
+        if self._owner[0] != os.getpid():  # A fork has no part in its parent's run.
             return self.report()
         try:
-            self._catch_up()
-            if not self.caller.dry_run:
-                # An earlier pass of the same command copied, and may have lost, those.
-                for name in self.caller.copied_before:
-                    if name in self.caller.sources and name not in self._seen:
-                        self._capture(name, self.save)
-                self.wait()
-                self._catch_up()
-            leaving = {n for n in self._leaving if self._remote(n) is not None}
-            self._delete(leaving | self._left_over())
-            self._is_complete = True
+            self._failures.raise_end()
+            if not self.context.dry_run:
+                # An earlier pass of the same command copied these, and may have failed.
+                for name in self.context.lost_before:
+                    if name in self.context.sources and name not in self._seen:
+                        source = self.context.sources[name]
+                        save = partial(self.save, name)
+                        self.context.capture_source(name, source, save)
+                self.wait_or_raise()
+            self._delete(self._deletes_at_end())
+            self._cache.complete()
+            self.context.is_complete = True
+        except (KeyboardInterrupt, SystemExit):
+            self.close(patiently=False)
+            raise
         finally:
             self.close()
         report = self.report()
-        self.caller.tell(report)
+        self.context.finished(report)
         return report
 
-    def _has_arrived(self, name: str, verdict: Verdict) -> None:
-        self._seen[name] = None
-        if verdict is Verdict.HELD:
-            self._unchanged[name] = None
-        self.caller.storage._collectfast_tell(name, but=self)
-        self.caller.progress.advanced(int(not self.post_processing), self._bytes)
-
-    def _is_leaving(self, name: str) -> bool:
-        """Tell whether `name` was deleted, or is left over in a run that clears."""
-        stays = (self._seen, self.caller.sources, self.caller.spared)
-        left_over = self.caller.clears and not any(name in names for names in stays)
-        return left_over or name in self._leaving
-
-    def _left_over(self) -> set[str]:
-        """Return the names of all that is there and left over."""
-        if not self.caller.clears:
-            return set()
-        self._prepare()
-        # A name with a slash at its end is a folder, to those who believe in them.
-        files = {n for n in self._listing.names() if n and not n.endswith("/")}
-        self._spared = files.intersection(self.caller.spared) - self._seen.keys()
-        return {name for name in files if self._is_leaving(name)}
+    def _deletes_at_end(self) -> set[str]:
+        remote = self._comparison.remote
+        names = (name for name, is_final in self._deletes.items() if is_final)
+        deletes = {name for name in names if remote(name) is not None}
+        if self.context.clears:
+            self._comparison.prepare()
+            # A name with a slash at its end stands for a folder in some tools.
+            listed = self._comparison.listing.names()
+            files = {name for name in listed if name and not name.endswith("/")}
+            left_over = files - self._seen.keys() - self.context.sources.keys()
+            if self.context.destination.has_own_delete:
+                # It would delete another object, whose name is a normal form of this.
+                left_over = set(filter(self.context.is_normal, left_over))
+            deleted, self._tally.spared = map(set, self.context.sort_out(left_over))
+            deletes |= deleted
+        return deletes
 
     def _delete(self, names: Iterable[str]) -> None:
-        """Delete `names`; `DeleteError` names those that could not be."""
+        """Delete `names`; `DeleteError` names those that could not be deleted."""
         names = sorted(names)
-        if self.caller.dry_run:
-            self._deleted += names
+        if self.context.dry_run:
+            self._tally.deleted += names
             return
-        for name in names:
-            if self._memory.get(name):  # Until it is known what became of it.
-                self._memory.remember(name, DOUBTFUL)
-                if self.caller.trusts:
-                    self._memory.begin()
+        known = [name for name in names if self._cache.get(name)]
+        if known and self.context.trusts:
+            self._cache.mark(dict.fromkeys(known))
+        for name in known:  # in case the outcome is never known
+            self._cache.remember(name, DOUBTFUL)
         failures = {}
         for name, error in self._deletions(names):
             if error is not None:
                 failures[name] = error
                 continue
-            self._listing.note(name, None)
-            self._deleted.append(name)
+            self._comparison.listing.note(name, None)
+            self._tally.deleted.append(name)
         if failures:
             raise DeleteError(failures)
 
     def _deletions(self, names: list[str]) -> Iterator[tuple[str, object]]:
         """Delete, and yield each name with its error, if any."""
-        storage = self.caller.storage
-        if not overridden(type(storage), "delete"):
+        destination = self.context.destination
+        if not destination.has_own_delete:
             with naming(self._bucket.name):
                 yield from self._bucket.delete(names)
             return
-        # A site's own takes one by one, and asks the bucket what it likes meanwhile.
-        self.is_open = False
-        for name in names:
-            try:
-                storage.delete(name)
-            except (BotoCoreError, ClientError) as error:
-                yield name, error
-            else:
-                yield name, None
+        # A subclass's `delete` takes one name, and may ask the bucket for anything.
+        was_open, self.is_open = self.is_open, False
+        try:
+            for name in names:
+                try:
+                    destination.delete(name)
+                except (BotoCoreError, ClientError) as error:
+                    yield name, error
+                else:
+                    yield name, None
+        finally:
+            self.is_open = was_open
 
     def report(self) -> Report:
-        """Say what was done so far."""
-        unchanged = self._unchanged.keys() - self._uploaded.keys()
-        groups = (self._uploaded, unchanged, self._deleted, self._spared)
-        uploaded, there, deleted, spared = (tuple(sorted(names)) for names in groups)
-        seconds, requests = monotonic() - self._start, dict(self._bucket.requests)
-        return Report(uploaded, there, deleted, spared, self._bytes, seconds, requests)
+        """Return the results so far."""
+        return self._tally.report(self._bucket.log.counts)
 
-    def close(self) -> None:
-        """End the run: remember what arrived; wait for the rest, if not interrupted."""
-        if self.is_closed or self._pid != os.getpid():
+    def leave_behind(self) -> None:
+        """End a run whose caller has left it: all that was saved is still uploaded.
+
+        Failures are logged, because there is no caller that could be told.
+        """
+        if self.is_closed or self._owner[0] != os.getpid():
+            return
+        # Post-processing would have put other contents in the place of these.
+        for name in self.context.processed - self._replaced:
+            self._drafts.pop(name)
+        try:
+            self.wait_or_raise()
+        except CollectfastError as error:
+            logger.error("%s", error)
+        except (KeyboardInterrupt, SystemExit):
+            self.close(patiently=False)
+            raise
+        finally:
+            self.close()
+
+    def close(self, *, patiently: bool = True) -> None:
+        """Cancel uploads that wait, and `patiently` wait for the others."""
+        if self.is_closed or self._owner[0] != os.getpid():
             return
         self.is_open, self.is_closed = False, True
-        self.caller.progress.close()
-        patiently = isinstance(sys.exception(), Exception | None)
+        self.context.progress.close()
+        self._bucket.close()
         self._note(self._uploads.close(patiently=patiently))
-        failed = self.post_processing and not self._is_complete
-        self.caller.close(self._uploaded | self._unchanged if failed else None)
-        if not self.caller.dry_run:
-            self._memory.flush()
+        if self.context.dry_run:
+            self.context.closed(frozenset())
+        else:
+            arrived = self._tally.uploaded.keys() | self._tally.unchanged.keys()
+            self.context.closed(self._seen.keys() - arrived)
+            self._cache.flush()
 
-
-def save_alone(
-    caller: Caller, bucket: Bucket, memory: Memory, name: str, payload: Payload
-) -> None:
-    """Save outside of any run: one file, at once, with boto3's errors as they are."""
-    storage, remembered = caller.storage, memory.get(name)
-    trusts = caller.trusts and remembered is not None and remembered is not DOUBTFUL
-    remote: Remote | None = UNASKED
-    verdict = Verdict.UNCERTAIN
-    # The answer to a HEAD has no words; that to the upload will have them.
-    with suppress(ClientError):
-        if not trusts:
-            remote = bucket.head(name, storage.get_object_parameters(name))
-        verdict = decide(payload, remote, remembered, caller.ignores_etag)
-    try:
-        if verdict is not Verdict.HELD:
-            if remembered is not None:  # Lest this process be killed before it knows.
-                memory.remember(name, DOUBTFUL)
-                memory.flush()
-            remote = Remote(bucket.put(name, payload).etag)
-        if remote is not None and remote is not UNASKED:
-            memory.remember(name, Remembered(payload.fingerprint, remote.etag))
-    except BaseException:
-        memory.remember(name, DOUBTFUL)
-        raise
-    finally:
-        memory.flush()
+    def _has_arrived(self, name: str, verdict: Verdict) -> None:
+        self._seen[name] = None
+        if verdict is Verdict.UNCHANGED:
+            self._tally.unchanged[name] = None
+        progress = self.context.progress
+        progress.advanced(int(not self.post_processing), self._tally.bytes)

@@ -1,377 +1,372 @@
-"""The storages: what each of Django's questions is answered with."""
+"""The storage classes: the methods that Django, and programs, call."""
+
+from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from io import SEEK_END
 from types import FrameType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from botocore.config import Config
+from django.conf import settings
 from django.core.files import File
 from django.core.files.base import ContentFile
 from django.utils.deconstruct import deconstructible
 from storages.backends.s3 import S3ManifestStaticStorage, S3StaticStorage, S3Storage
 from storages.utils import clean_name, lookup_env
 
-from collectfast_storage import collectstatic
-from collectfast_storage.memory import Memory
+from collectfast_storage import runs
+from collectfast_storage.batch import Batch
+from collectfast_storage.collectstatic import Collectstatic
+from collectfast_storage.context import Destination, RunContext, overridden
 from collectfast_storage.options import Options, misconfigured
-from collectfast_storage.payload import CapturingBucket, Compressible, Payload, Take
-from collectfast_storage.reporting import Batch
-from collectfast_storage.run import Caller, Run, overridden, save_alone
+from collectfast_storage.payload import Capture, CapturingBucket, Compressible, Take
+from collectfast_storage.program import save_unless_unchanged
+from collectfast_storage.run import Run
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import naming
+from collectfast_storage.s3.errors import naming, not_found
+from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor, Uploads
 
-# What it is put before; untyped, as all of django-storages.
+# The class that the mixin is put before; untyped, as all of django-storages.
 _Base: Any = object
 
 logger = logging.getLogger("collectfast_storage")
 _IMPORTED_IN = os.getpid()
+_PREDECESSORS = ("collectfast", "collectfasta")
 
 
 class _Thread(threading.local):
-    """What a thread is in the middle of with a storage, and what all of them share."""
+    """The state of a call that this thread is in the middle of, and its sessions."""
 
-    def __init__(self, pid: int, lock: threading.Lock, all_runs: WeakSet[Run]) -> None:
-        self.pid, self.lock, self.all_runs = pid, lock, all_runs
-        self.session: Any = None  # boto3's
-        self.take: Take | None = None  # who gets what `_save` would upload
-        self.batch: Run | None = None
-        self.runs: dict[FrameType, Run] = {}  # by the `collect` that each is of
+    def __init__(self) -> None:
+        self.taking: tuple[object, Take] | None = None  # a storage, and its `Take`
+        self.unsigned: object = None  # the storage that connects for unsigned URLs
+        # The last boto3 session of each storage.
+        self.sessions: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+_thread = _Thread()
 
 
 class CollectfastMixin(_Base):
-    """Makes a django-storages S3 storage upload only what its bucket does not hold.
+    """Makes a django-storages S3 storage upload only files that the bucket lacks.
 
-    To be put before it: ``class Mine(CollectfastMixin, TheirS3Storage)``. The options
-    are those of `collectfast_storage.options.Options`, each with the prefix
-    ``collectfast_``. Raises `ImproperlyConfigured` for one that is not valid.
+    Put it before the storage: ``class Mine(CollectfastMixin, TheirS3Storage)``. The
+    options are the fields of `collectfast_storage.options.Options`, with the prefix
+    ``collectfast_``. Raises `ImproperlyConfigured` for an option that is not valid.
     """
 
-    # Whether an upload outside of runs has shown that the bucket's ETags are opaque.
-    _collectfast_opaque: bool | None = None
-    # Which hashed names the bucket's manifest has, as far as a run found out.
-    _collectfast_published: Mapping[str, str] | None = None
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Make sure of the barriers: no method need call its parent's."""
+        """Add the barriers, whether or not a method calls its parent's."""
         super().__init_subclass__(**kwargs)
         for name in ("load_manifest", "post_process", "save_manifest"):
             method = getattr(cls, name, None)
             if method is not None and not hasattr(method, "has_barrier"):
-                setattr(cls, name, collectstatic.with_barrier(method, name))
+                setattr(cls, name, runs.with_barrier(method, name))
 
     def __init__(self, **settings: Any) -> None:
-        """Take the options of django-storages' class and this one's."""
-        self._collectfast_start()
+        """Take the options of the django-storages class, and those of this one."""
+        self._collectfast_pid = os.getpid()
         super().__init__(**settings)
-        self._collectfast_options  # noqa: B018 (validates)
+        if self._collectfast_options.enabled:
+            _warn_of_predecessors()
 
     def get_default_settings(self) -> dict[str, Any]:
         """Add this class's options to those of django-storages."""
         return super().get_default_settings() | Options.defaults()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process."""
-        state: dict[str, Any] = super().__getstate__()
-        return {k: v for k, v in state.items() if k != "_collectfast_thread"}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start with no run, in whatever process this is."""
+        """Restore the storage, in whatever process this is."""
         super().__setstate__(state)
-        self._collectfast_start()
+        self._collectfast_pid = os.getpid()
 
-    # What Django asks.
+    # The methods that Django calls.
 
     def exists(self, name: str) -> bool:
-        """Answer as django-storages does; in a run, without asking the bucket."""
-        run = self._collectfast_run()
-        if run is not None:
-            return run.exists(run.caller.name_of(name))
-        return super().exists(name)
+        """Return whether `name` exists; in a run, without a request."""
+        found = self._collectfast_find(name)
+        if found is None:
+            return super().exists(name)
+        run, name_in_run = found
+        return run.exists(name_in_run)
 
     def get_modified_time(self, name: str) -> datetime:
-        """Answer as django-storages does; while collecting, with a verdict."""
-        run = self._collectfast_run()
-        if run is not None and run.caller.collects and not run.post_processing:
-            return run.modified_time(run.caller.name_of(name))
-        if run is not None:
-            run.settle(run.caller.name_of(name))
-        with naming(self.bucket_name if run else None):
-            return super().get_modified_time(name)
+        """Return the object's time; for collectstatic, one that carries the verdict."""
+        found = self._collectfast_find(name)
+        if found is not None:
+            run, name_in_run = found
+            source = run.context.source_asked_for(name_in_run)
+            if source is not None:
+                return run.modified_time(name_in_run, source)
+            if run.is_gone(name_in_run):
+                raise not_found("HeadObject")
+            run.wait_for(name_in_run)
+        return super().get_modified_time(name)
 
     def delete(self, name: str) -> None:
-        """Delete as django-storages does; in a run, not before it is safe."""
-        run = self._collectfast_current_run()
-        if run is not None and run.is_open:
-            run.delete(run.caller.name_of(name))
+        """Delete `name`; in a run, at its end."""
+        found = self._collectfast_find(name)
+        if found is not None:
+            run, name_in_run = found
+            run.delete(name_in_run)
             return
-        if run is None:  # Or else it is that run which deletes.
-            self._collectfast_forget(name)
-        super().delete(name)
+        with self._collectfast_invalidated(name):
+            super().delete(name)
 
     def size(self, name: str) -> int:
-        """Answer as django-storages does, when what is under way has arrived."""
-        run = self._collectfast_run()
-        file = run.read(run.caller.name_of(name)) if run is not None else None
-        if file is None:
-            with naming(self.bucket_name if run else None):
-                return super().size(name)
-        with file:
-            return file.seek(0, SEEK_END)
+        """Return the size in bytes, after uploads that are under way."""
+        found = self._collectfast_find(name)
+        if found is not None:
+            run, name_in_run = found
+            file = run.read(name_in_run)
+            if file is not None:
+                with file:
+                    return file.seek(0, SEEK_END)
+        return super().size(name)
 
     def listdir(self, name: str) -> tuple[list[str], list[str]]:
-        """Answer as django-storages does, when what is under way has arrived."""
-        run = self._collectfast_run()
-        if run is not None:
-            run.synchronise()
-        with naming(self.bucket_name if run else None):
-            return super().listdir(name)
+        """Return the folders and files in a folder, after uploads under way."""
+        directories, files = super().listdir(name)
+        found = self._collectfast_find(name)
+        if found is not None:
+            run, folder = found
+            prefix = f"{folder.rstrip('/')}/" if folder.strip("/") else ""
+            directories = run.listed(prefix, directories)
+            files = [each for each in files if not run.is_gone(f"{prefix}{each}")]
+        return directories, files
 
     def _save(self, name: str, content: Any) -> str:
-        """Save as django-storages does, but do not upload what the bucket holds."""
+        """Save as django-storages does, but do not upload what the bucket has."""
         if not self._collectfast_enabled:
             return super()._save(name, content)
         run = self._collectfast_run()
-        taken = []
+        if run is None and not self.file_overwrite:
+            with self._collectfast_invalidated(name):
+                return super()._save(name, content)  # The name is free.
+        in_memory, has_taken = isinstance(content, ContentFile), []
 
-        def take(key: str, payload: Payload) -> None:
-            taken.append(key.removeprefix(self._collectfast_prefix))
-            if run is None:
-                bucket = self._collectfast_bucket()
-                bucket.has_opaque_etags = self._collectfast_opaque
-                memory = self._collectfast_memory()
-                save_alone(Caller(self), bucket, memory, taken[-1], payload)
-                # It knows from now on: no other has to be sent twice.
-                self._collectfast_opaque = bucket.has_opaque_etags
-            else:
-                # What exists in memory only, a later pass may supersede.
-                run.save(taken[-1], payload, in_memory=isinstance(content, ContentFile))
+        def take(capture: Capture) -> None:
+            has_taken.append(True)
+            name_in_run = run.context.name_of_key(capture.key) if run else None
+            if run is None or name_in_run is None:
+                with self._collectfast_invalidated(name):
+                    save_unless_unchanged(capture, self.bucket)
+                return
+            payload = capture.payload()
+            try:
+                reopen = partial(run.context.reopened, content)
+                run.save(name_in_run, payload, in_memory=in_memory, reopen=reopen)
+                capture.report(payload)
+            finally:
+                payload.close()
 
         try:
             saved = self._collectfast_capture(name, content, take)
         except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
             if run is not None:
-                run.close()
+                run.close(patiently=False)
             raise
-        if self._collectfast_name(saved) not in taken:  # It was uploaded otherwise.
-            self._collectfast_forget(saved)
-        elif run is None:
-            self._collectfast_tell(saved)
+        if run is not None and not has_taken:  # A subclass uploaded it in its own way.
+            name_in_run = run.context.name_of(saved)
+            if name_in_run is not None:
+                run.written(name_in_run)
         return saved
 
     def _open(self, name: str, mode: str = "rb") -> Any:
-        """Open as django-storages does; in a run, rather what is to be had locally."""
-        run = self._collectfast_run()
-        if "w" in mode:
-            self._collectfast_forget(name)
-        run = run if mode == "rb" else None
-        file = run.read(run.caller.name_of(name)) if run else None
-        if file is not None:
-            return File(file, name)
-        with naming(self.bucket_name if run else None):
-            opened = super()._open(name, mode)
-            try:
-                if run is not None:
-                    opened.open()  # Or else it would be asked for when it is read.
-            except BaseException:
-                opened.close()
-                raise
+        """Open as django-storages does; in a run, sources are read from the disk."""
+        found = self._collectfast_find(name)
+        if found is not None:
+            run, name_in_run = found
+            if "w" in mode:
+                run.before_write(name_in_run)
+            else:
+                file = run.read(name_in_run) if mode == "rb" else None
+                if file is not None:
+                    return File(file, name)
+                run.check_exists(name_in_run)
+                run.wait_for(name_in_run)
+                with naming(run.asked_by_django()):
+                    return super()._open(name, mode)
+        opened = super()._open(name, mode)
+        if "w" in mode and not self._collectfast_options.preload:
+            self._collectfast_invalidate(name)
+            opened.close = self._collectfast_closing(name, opened.close)
         return opened
 
-    @contextmanager
-    def batch(self, *, preload: bool | None = None) -> Generator[Batch]:
-        """Save and delete many files as a collectstatic does.
+    def _collectfast_closing(self, name: str, close: Callable[[], None]) -> Any:
+        def close_and_invalidate() -> None:
+            with self._collectfast_invalidated(name):
+                close()
 
-        Inside of the block, and in its thread, the bucket is listed once (if `preload`,
-        which is the option ``collectfast_preload`` by default), uploads run in the
-        background, and deletes wait for its end. There, `UploadError` or `DeleteError`
-        names each file that failed; after an exception in the block nothing is deleted.
-        A batch in a batch, or in a collectstatic, is part of it.
+        return close_and_invalidate
+
+    @contextmanager
+    def batch(self, *, preload: bool | None = None) -> Iterator[Batch]:
+        """Save and delete many files, as a collectstatic does: ``batch.save(…)``.
+
+        The bucket is listed once if `preload`, which is the option
+        ``collectfast_preload`` by default. Uploads run in the background, and deletes
+        wait for the end of the block. There, `UploadError` or `DeleteError` names each
+        file that failed. After an exception in the block nothing is deleted.
         """
-        outer = self._collectfast_run()
-        if self._collectfast_enabled and outer is None:
-            with self._collectfast_batch(lists=preload) as batch:
-                yield batch
-        else:
-            batch = Batch()
+        run = None
+        if self._collectfast_enabled:
+            options, destination = self._collectfast_options, self._collectfast_target()
+            lists = options.preload if preload is None else preload
+            context = RunContext(destination, options, lists=lists, trusts=False)
+            run = self._collectfast_open_run(context, alias=None)
+        batch = Batch(self, run, self._collectfast_invalidate)
+        with batch.carried_out():
             yield batch
-            batch.report = outer.report() if outer is not None else batch.report
 
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
-        """Post-process as the base does, if it does; a collectstatic ends here."""
+        """Post-process as the parent class does, if it does; a run ends here."""
         if hasattr(super(), "post_process"):
             yield from super().post_process(*args, **options)
 
-    # What django-storages asks in `_save`; see `payload`.
+    # The parts of django-storages that `_save` uses; see `payload`.
 
     @property
     def connection(self) -> Any:
         """The boto3 resource, with as many connections as there are threads."""
         if self._collectfast_options.enabled:
-            self._collectfast_here  # noqa: B018 (connections are no fork's)
+            self._collectfast_leave_parent()
             config: Any = self.client_config
             threads = self._collectfast_options.threads
             if config.max_pool_connections < threads:
                 own = Config(max_pool_connections=threads)
-                self.client_config: Any = config.merge(own)
+                with suppress(
+                    AttributeError, TypeError
+                ):  # A subclass's property is kept.
+                    self.client_config: Any = config.merge(own)
         return super().connection
 
+    @property
+    def unsigned_connection(self) -> Any:
+        """The boto3 resource for URLs, which shares the session of `connection`.
+
+        A session reads the models of all services again. Nothing is signed here, so the
+        credentials of the session do not matter.
+        """
+        own = overridden(type(self), "_create_session")
+        if own or not self._collectfast_options.enabled:
+            return super().unsigned_connection
+        outer, _thread.unsigned = _thread.unsigned, self
+        try:
+            return super().unsigned_connection
+        finally:
+            _thread.unsigned = outer
+
     def _create_session(self) -> Any:
-        """One a thread: botocore's models are read once, also for unsigned URLs."""
-        is_own = overridden(type(self), "_create_session")
-        if is_own or not self._collectfast_options.enabled:
-            return super()._create_session()
-        here = self._collectfast_here
-        here.session = here.session or super()._create_session()
-        return here.session
+        if _thread.unsigned is self and self in _thread.sessions:
+            return _thread.sessions[self]
+        _thread.sessions[self] = session = super()._create_session()
+        return session
 
     @property
     def bucket(self) -> Any:
-        """The boto3 Bucket; inside of `_save`, a stand-in for it."""
-        take = self._collectfast_thread.take
-        if take is None:
-            self._collectfast_require_name()
-            return super().bucket
-        return CapturingBucket(lambda: super(CollectfastMixin, self).bucket, take)
+        """The boto3 Bucket; inside of `_save`, a stand-in that captures the upload."""
+        taking = _thread.taking
+        if taking is not None and taking[0] is self:
+            return CapturingBucket(self._collectfast_real_bucket, taking[1])
+        return self._collectfast_real_bucket()
 
     def _compress_content(self, content: Any) -> Any:
         compress = super()._compress_content
-        is_taken = self._collectfast_thread.take is not None
+        is_taken = _thread.taking is not None and _thread.taking[0] is self
         return Compressible(content, compress) if is_taken else compress(content)
 
     def _collectfast_capture(self, name: str, content: Any, take: Take) -> str:
-        """Save as django-storages does, but hand to `take` what it would upload."""
-        thread = self._collectfast_here
-        outer, thread.take = thread.take, take
+        """Save as django-storages does, but hand the upload to `take`."""
+
+        def take_outside(capture: Capture) -> None:
+            # Other uploads of `take`, or of the methods that it calls, are real.
+            outer, _thread.taking = _thread.taking, None
+            try:
+                take(capture)
+            finally:
+                _thread.taking = outer
+
+        outer, _thread.taking = _thread.taking, (self, take_outside)
         try:
             return super()._save(name, content)
         finally:
-            thread.take = outer
+            _thread.taking = outer
+
+    def _collectfast_real_bucket(self) -> Any:
+        self._collectfast_require_name()
+        self._collectfast_leave_parent()
+        bucket = super().bucket
+        # A subclass may compute the name, and django-storages keeps the first bucket.
+        if bucket.name != self.bucket_name:
+            return self.connection.Bucket(self.bucket_name)
+        return bucket
+
+    def _collectfast_leave_parent(self) -> None:
+        """In a fork, leave the connections to the parent process."""
+        if self._collectfast_pid != os.getpid():
+            state: Any = self.__getstate__()
+            self.__setstate__(state)
 
     # Runs.
 
     def _collectfast_run(self) -> Run | None:
-        """Return the run that answers the caller, opened by its first call."""
-        run = self._collectfast_current_run()
-        return run if run is not None and run.is_open else None
-
-    def _collectfast_current_run(self) -> Run | None:
-        """Return the run that the caller is part of, while it has not ended.
-
-        A collectstatic goes before a batch around it. What an exception left ends.
-        """
+        """Return the run that answers the caller; `None`: django-storages answers."""
         if not self._collectfast_enabled:
             return None
-        thread = self._collectfast_here
-        # What was forked off a command copies in a way of its own.
-        is_fork = self._collectfast_built_in != thread.pid
-        frame = None if is_fork else collectstatic.collecting_frame(self)
-        run = thread.batch if frame is None else thread.runs.get(frame)
-        if thread.runs and run not in thread.runs.values():
-            for left in thread.runs.keys() - {*collectstatic.callers()}:
-                thread.runs.pop(left).close()
-        if frame is not None and run is None:
-            if thread.batch is not None:
-                thread.batch.synchronise()
-            run = self._collectfast_open(collectstatic.Collectstatic(self, frame))
-            thread.runs[frame] = run
-        return None if run is None or run.is_closed else run
+        return runs.current_run(self, self._collectfast_open)
 
-    def _collectfast_open(self, caller: Caller) -> Run:
-        bucket = self._collectfast_bucket(native=self._collectfast_native)
-        threads = self._collectfast_options.threads
-        uploads = Uploads(bucket, BoundedExecutor(threads, self.client_config))
-        memory = self._collectfast_memory(whole=True)
-        run = Run(caller, bucket, memory, uploads)
-        thread = self._collectfast_here
-        with thread.lock:
-            thread.all_runs.add(run)
-        return run
+    def _collectfast_find(self, name: str) -> tuple[Run, str] | None:
+        """Return the run that answers the caller, and `name` as the run has it."""
+        run = self._collectfast_run()
+        name_in_run = run.context.name_of(name) if run is not None else None
+        return None if run is None or name_in_run is None else (run, name_in_run)
 
-    @contextmanager
-    def _collectfast_batch(
-        self, lists: bool | None = None, trusts: bool | None = None
-    ) -> Generator[Batch]:
-        batch, thread = Batch(), self._collectfast_here
-        run = self._collectfast_open(Caller(self, lists=lists, trusts=trusts))
-        thread.batch = run
-        try:
-            yield batch
-            batch.report = run.finish()
-            logger.info("%s", batch.report)
-        finally:
-            thread.batch = None
-            run.close()
+    def _collectfast_open(self, frame: FrameType) -> tuple[Run, Collectstatic]:
+        """Open the run of the collectstatic in `frame`."""
+        options, destination = self._collectfast_options, self._collectfast_target()
+        context = Collectstatic(self, destination, options, frame)
+        return self._collectfast_open_run(context, options.cache), context
 
-    def _collectfast_tell(self, name: str, but: Run | None = None) -> None:
-        """Tell all open runs `but` one that `name` was written by other means."""
-        here = self._collectfast_here
-        with here.lock:
-            runs = [run for run in here.all_runs if run is not but and run.is_open]
-        for run in runs:
-            run.touched(self._collectfast_name(name))
+    def _collectfast_open_run(self, context: RunContext, alias: str | None) -> Run:
+        options, config = self._collectfast_options, self.client_config
+        bucket = Bucket(
+            context.destination.bucket_name,
+            context.destination.prefix,
+            lambda: self.connection.meta.client,
+            self._collectfast_native,
+            self.object_parameters,
+        )
+        cache = self._collectfast_cache(alias, trusted=context.trusts)
+        uploads = Uploads(bucket, BoundedExecutor(options.threads, config))
+        return Run(context, bucket, cache, uploads)
 
-    def _collectfast_forget(self, name: str) -> None:
-        """Have nobody believe that what is remembered of `name` is still there."""
-        if self._collectfast_enabled:
-            self._collectfast_tell(name)
-            memory = self._collectfast_memory()
-            memory.remember(self._collectfast_name(name), None)
-            memory.flush()
-
-    def _collectfast_start(self) -> None:
-        self._collectfast_thread = _Thread(os.getpid(), threading.Lock(), WeakSet())
-        self._collectfast_built_in = os.getpid()
-
-    @property
-    def _collectfast_here(self) -> _Thread:
-        """What is this thread's; a fork leaves its parent what is that's own."""
-        if self._collectfast_thread.pid != os.getpid():
-            built_in = self._collectfast_built_in
-            self.__setstate__(self.__getstate__())
-            self._collectfast_built_in = built_in
-        return self._collectfast_thread
-
-    @cached_property
-    def _collectfast_options(self) -> Options:
-        return Options.of(self)
-
-    @cached_property
-    def _collectfast_enabled(self) -> bool:
-        """Whether this is in force: not with a `bucket` that is a site's own."""
-        is_own = overridden(type(self), "bucket")
-        return self._collectfast_options.enabled and not is_own
-
-    @cached_property
-    def _collectfast_prefix(self) -> str:
-        return str(self._normalize_name(""))
-
-    def _collectfast_name(self, name: str) -> str:
-        """Return `name` as this package has it: normalized, below the location."""
-        key = str(self._normalize_name(clean_name(name)))
-        return key.removeprefix(self._collectfast_prefix)
-
-    def _collectfast_bucket(self, native: Any = None) -> Bucket:
+    def _collectfast_target(self) -> Destination:
+        """Read the values that a run keeps, and that may change between runs."""
         self._collectfast_require_name()
-        prefix, config = self._collectfast_prefix, self.transfer_config
-        client, parameters = lambda: self.connection.meta.client, self.object_parameters
-        return Bucket(self.bucket_name, prefix, client, config, native, parameters)
-
-    def _collectfast_require_name(self) -> None:
-        if self._collectfast_options.enabled and not self.bucket_name:
-            option = "option bucket_name (setting AWS_STORAGE_BUCKET_NAME)"
-            raise misconfigured(option, self.bucket_name, "the name of the bucket")
+        cls = type(self)
+        return Destination(
+            bucket_name=self.bucket_name,
+            prefix=str(self._normalize_name("")),
+            overwrites=self.file_overwrite,
+            saves_as_is=not overridden(cls, "save", "_save"),
+            has_own_delete=overridden(cls, "delete") is not None,
+            key_of=self._collectfast_key,
+            parameters_of=self.get_object_parameters,
+            capture=self._collectfast_capture,
+            delete=self.delete,
+        )
 
     def _collectfast_native(self, client: Any) -> Any:
-        # Who makes connections of their own knows what these have to have.
+        # A subclass that makes its own connections may need them as they are.
         is_own = overridden(type(self), "connection")
         if is_own or not self._collectfast_options.threads:
             return None
@@ -385,15 +380,67 @@ class CollectfastMixin(_Base):
             is_forked=os.getpid() != _IMPORTED_IN,
         )
 
-    def _collectfast_memory(self, *, whole: bool = False) -> Memory:
+    # Names, and the cache.
+
+    @cached_property
+    def _collectfast_options(self) -> Options:
+        return Options.of(self)
+
+    @cached_property
+    def _collectfast_enabled(self) -> bool:
+        """Whether this class has an effect: not if a subclass has its own `bucket`."""
+        is_own = overridden(type(self), "bucket")
+        return self._collectfast_options.enabled and not is_own
+
+    def _collectfast_key(self, name: str) -> str:
+        return str(self._normalize_name(clean_name(name)))
+
+    def _collectfast_require_name(self) -> None:
+        if self._collectfast_options.enabled and not self.bucket_name:
+            option = "option bucket_name (setting AWS_STORAGE_BUCKET_NAME)"
+            raise misconfigured(option, self.bucket_name, "the name of the bucket")
+
+    def _collectfast_cache(self, alias: str | None, *, trusted: bool) -> UploadCache:
         options = self._collectfast_options
-        # What tells this place from all others that share its cache.
+        # These distinguish this place from all others that share the cache.
         named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
         endpoint = self.endpoint_url or lookup_env(named)
         place = f"{endpoint} {self.session_profile} {self.bucket_name} "
-        place += self._collectfast_prefix
-        lock = self._collectfast_here.lock
-        return Memory(options.cache, options.cache_timeout, place, lock, whole)
+        place += str(self._normalize_name(""))
+        return UploadCache(alias, options.cache_timeout, place, trusted=trusted)
+
+    def _collectfast_invalidate(self, name: str) -> None:
+        """Invalidate the cache entry of `name`, if collectstatic trusts the cache."""
+        options = self._collectfast_options
+        if self._collectfast_enabled and not options.preload:
+            key, prefix = self._collectfast_key(name), str(self._normalize_name(""))
+            cache = self._collectfast_cache(options.cache, trusted=True)
+            cache.invalidate(key.removeprefix(prefix))
+
+    @contextmanager
+    def _collectfast_invalidated(self, name: str) -> Iterator[None]:
+        """Invalidate the cache entry of `name` before and after this context."""
+        self._collectfast_invalidate(name)
+        try:
+            yield
+        finally:
+            self._collectfast_invalidate(name)
+
+
+def _warn_of_predecessors() -> None:
+    """Warn once of an app whose own collectstatic command replaces Django's."""
+    apps = [app.partition(".")[0] for app in settings.INSTALLED_APPS]
+    for app in _PREDECESSORS:
+        if app in apps and app not in _warned_of:
+            _warned_of.add(app)
+            text = (
+                "%r is in INSTALLED_APPS, and its collectstatic command replaces "
+                "Django's. Remove it: this storage is made for Django's own command."
+            )
+            logger.warning(text, app)
+
+
+_warned_of: set[str] = set()
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")

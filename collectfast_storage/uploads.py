@@ -1,14 +1,17 @@
 """Uploads in the background: under way, arrived, or failed."""
 
+import atexit
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, wait
 from contextlib import suppress
 from functools import partial
 from math import inf
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 from botocore.config import Config
 
@@ -23,6 +26,11 @@ _Work = tuple[Future[Any], Callable[[], Any]]
 
 # Enough that no thread is ever without work; more would only take memory.
 _WAITING_PER_THREAD = 8
+# Seconds after which an idle thread ends. A later call starts a new one.
+_LONGEST_IDLE = 1.0
+# Of the bytes that may be under way, each stream takes a third: s3transfer reads up to
+# ten parts of a stream ahead.
+_STREAM_SIZE = MOST_BYTES // 3
 # The longest that botocore waits before an attempt, in seconds:
 # https://docs.aws.amazon.com/boto3/latest/guide/retries.html
 _LONGEST_BACKOFF = 20
@@ -69,6 +77,11 @@ class Governor:
             if not (setback.throttled or setback.timed_out):  # Others may go on.
                 self._over.wait(min(2**failures, _LONGEST_BACKOFF) / 20)
 
+    def check(self) -> None:
+        """Raise if `stop` was called."""
+        if self._over.is_set():
+            raise self._given_up or CancelledError
+
     def stop(self, error: Exception | None = None) -> None:
         """Send no more; what was not sent fails of the `error`, if there is one."""
         self._given_up = self._given_up or error
@@ -89,7 +102,8 @@ class Governor:
                     self._hopeless_at = min(self._hopeless_at, now + self._patience)
                     return now
                 self._changed.wait(None if delay == inf else delay)
-        raise self._given_up or CancelledError
+        self.check()
+        raise CancelledError
 
     def _end(self, size: int, began: float, setback: Setback | None) -> None:
         with self._changed:
@@ -109,85 +123,142 @@ class Governor:
 
 
 class BoundedExecutor(Executor):
-    """Runs what is submitted in threads, at a pace, and with bounds on what waits."""
+    """A thread pool whose requests are paced, and whose waiting work is bounded.
+
+    Its threads are daemons, because an interrupted deploy need not wait for a server's
+    answer. They end when they have been idle for a second.
+    """
 
     def __init__(
         self, threads: int, config: Any = None, most_bytes: int = MOST_BYTES
     ) -> None:
-        """Run up to `threads` at once, on up to `most_bytes`; 0: in the caller's.
+        """Run up to `threads` calls at a time, on up to `most_bytes` of contents.
 
-        The `config` is botocore's: how long it waits for an answer, and how often.
+        With 0 threads, calls run in the caller's thread. The `config` is botocore's: it
+        limits the wait for an answer, and the number of attempts.
         """
         config = config or Config()
         attempts = (config.retries or {}).get("total_max_attempts", 3)
         pace = Pace(threads, config.read_timeout or 60, most_bytes)
         self.governor = Governor(pace, attempts)
-        self._work: SimpleQueue[_Work | None] = SimpleQueue()
-        self.threads = threads
-        self._started: list[threading.Thread] = []
-        self._idle = threading.Semaphore(0)
+        self._most_threads = threads
+        self._threads: set[threading.Thread] = set()
+        self._work: deque[_Work] = deque()
+        self._idle = 0
+        self._is_shut_down = False
         self._places = max(threads, 1) * _WAITING_PER_THREAD
         self._room = self._most_bytes = most_bytes
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._has_work = threading.Condition(self._lock)
+        self._has_room = threading.Condition(self._lock)  # or a thread has ended
+        _executors.add(self)
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        """Run ``fn(*args, **kwargs)``, and return what becomes of it."""
+        """Run ``fn(*args, **kwargs)``, and return its future."""
         return self.submit_sized(0, partial(fn, *args, **kwargs))
 
-    def submit_sized(self, size: int, fn: Callable[..., _T], *args: Any) -> Future[_T]:
-        """Submit ``fn(*args)`` once there is room for its `size` bytes."""
-        size = min(size, self._most_bytes)  # What is larger goes alone.
-        with self._changed:
-            self._changed.wait_for(lambda: self._places and self._room >= size)
+    def submit_sized(
+        self, size: int, fn: Callable[..., _T], *args: Any, is_paced: bool = True
+    ) -> Future[_T]:
+        """Submit ``fn(*args)`` when there is room for its `size` bytes.
+
+        The size of a call that is not paced does not delay other requests.
+        """
+        size = min(size, self._most_bytes)  # A larger content is the only one.
+        with self._lock:
+            self._has_room.wait_for(lambda: self._places and self._room >= size)
             self._places -= 1
             self._room -= size
         future: Future[_T] = Future()
         future.add_done_callback(lambda _: self._release(size))
-        call = partial(self.governor.send, size, partial(fn, *args))
-        if not self.threads:
+        paced = size if is_paced else 0
+        call = partial(self.governor.send, paced, partial(fn, *args))
+        if not self._enqueue((future, call)):
             _run(future, call)
-            with suppress(Exception):  # But not an interrupt: it is the caller's.
+            with suppress(Exception):  # An interrupt is raised, as in any call.
                 future.result()
-            return future
-        self._work.put((future, call))
-        if len(self._started) < self.threads and not self._idle.acquire(False):
-            # A daemon: who interrupts a deploy need not wait for a server's answer.
-            thread = threading.Thread(target=self._serve, daemon=True)
-            self._started.append(thread)
-            thread.start()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Run no more than what was submitted, or with `cancel_futures` has begun."""
-        with suppress(Empty):
-            while cancel_futures:
-                work = self._work.get_nowait()
-                if work is not None:
-                    work[0].cancel()
+        """Run only submitted calls, or with `cancel_futures` those that have begun."""
+        with self._lock:
+            self._is_shut_down = True
+            left = [*self._work] if cancel_futures else []
+            if cancel_futures:
+                self._work.clear()
+            self._has_work.notify_all()
+            threads = [*self._threads]
+        for future, _ in left:
+            future.cancel()
         if cancel_futures:
             self.governor.stop()
-        for _ in self._started:
-            self._work.put(None)
-        for thread in self._started if wait else ():
+        for thread in threads if wait else ():
             thread.join()
 
-    def _serve(self) -> None:
-        while True:
+    def drain(self) -> None:
+        """Wait until all submitted calls have ended."""
+        with self._lock:
+            threads, work = self._threads, self._work
+            self._has_room.wait_for(lambda: not work and self._idle == len(threads))
+
+    def _enqueue(self, work: _Work) -> bool:
+        """Hand `work` to a thread; return whether there is one."""
+        with self._lock:
+            if self._most_threads:
+                self._work.append(work)
+                self._has_work.notify()
+                if self._idle < len(self._work):
+                    self._start_thread()
+                if self._threads:
+                    return True
+                self._work.clear()
+            return False
+
+    def _start_thread(self) -> None:
+        if len(self._threads) < self._most_threads:
+            thread = threading.Thread(target=self._serve, daemon=True)
             try:
-                work = self._work.get_nowait()
-            except Empty:
-                self._idle.release()
-                work = self._work.get()
-            if work is None:
-                return
+                thread.start()
+            except RuntimeError:  # A container may limit the number of threads.
+                self._most_threads = len(self._threads)
+            else:
+                self._threads.add(thread)
+
+    def _serve(self) -> None:
+        while work := self._next():
             _run(*work)
-            del work  # It holds a content, and the next one may be long in coming.
+            del work  # It holds a content, and the next work may be long in coming.
+
+    def _next(self) -> _Work | None:
+        """Wait for work; return `None` if this thread is to end."""
+        with self._lock:
+            if not self._work and not self._is_shut_down:
+                self._idle += 1
+                self._has_room.notify_all()
+                self._has_work.wait(_LONGEST_IDLE)
+                self._idle -= 1
+            if self._work:
+                return self._work.popleft()
+            self._threads.discard(threading.current_thread())
+            self._has_room.notify_all()
+            return None
 
     def _release(self, size: int) -> None:
-        with self._changed:
+        with self._lock:
             self._places += 1
             self._room += size
-            self._changed.notify()
+            self._has_room.notify_all()
+
+
+_executors: WeakSet[BoundedExecutor] = WeakSet()
+
+
+@atexit.register
+def _drain() -> None:
+    """Wait for uploads that are still to be sent, unless the process is interrupted."""
+    if not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+        for executor in list(_executors):
+            executor.drain()
 
 
 class Outcome(NamedTuple):
@@ -200,7 +271,7 @@ class Outcome(NamedTuple):
 
 
 class Uploads:
-    """Sends payloads to a bucket, and tells what became of them when it is asked."""
+    """Uploads to a bucket that are under way, by name."""
 
     def __init__(self, bucket: Bucket, executor: BoundedExecutor) -> None:
         """Send to `bucket` in the threads of `executor`, which `close` ends."""
@@ -209,16 +280,22 @@ class Uploads:
         bucket.sends_once = True
         self._under_way: dict[str, tuple[Fingerprint, Future[Stored]]] = {}
 
-    def coming(self, name: str) -> Fingerprint | None:
-        """Return the fingerprint of what is under way as `name`."""
+    def pending_fingerprint(self, name: str) -> Fingerprint | None:
+        """Return the fingerprint that is being uploaded as `name`."""
         return self._under_way[name][0] if name in self._under_way else None
 
     def submit(self, name: str, payload: Payload) -> None:
-        """Send `payload` as `name`, once there is room; its file must stay open."""
-        self._bucket.native  # noqa: B018 (made in this thread)
-        fingerprint = payload.fingerprint  # Before another thread reads the file.
-        size = len(payload.plain or b"")
-        future = self.executor.submit_sized(size, self._bucket.put, name, payload)
+        """Send `payload` as `name`, when there is room; its file must stay open."""
+        self._bucket.connect()  # in this thread, whose client it is
+        fingerprint = payload.fingerprint  # Another thread will read the file.
+        is_stream = payload.plain is None
+        size = _STREAM_SIZE if is_stream else len(payload.plain or b"")
+        put, check = self._bucket.put, self.executor.governor.check
+        future = self.executor.submit_sized(
+            size, put, name, payload, check, is_paced=not is_stream
+        )
+        if payload.is_reopened:
+            future.add_done_callback(lambda _: payload.close(uploaded=True))
         self._under_way[name] = fingerprint, future
 
     def done(self) -> Iterator[Outcome]:

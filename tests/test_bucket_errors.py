@@ -5,15 +5,18 @@ Outside of one, the exceptions are those of django-storages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from django.core.files.base import ContentFile
 from django.core.management.base import CommandError
 from storages.backends.s3 import S3ManifestStaticStorage
 
+from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.exceptions import BucketError, DeleteError, FilesError
 from tests.proxy import Fault, Handler, Request
 from tests.site import STATIC, Site
@@ -222,21 +225,78 @@ def test_object_that_post_processing_cannot_read(deployed: Site, kind: str) -> N
     assert b"only-there." in site.bucket.read(site.manifest()["c.css"])
 
 
-@pytest.mark.parametrize("asked", ["open", "size", "listdir", "get_modified_time"])
+ASKED = pytest.mark.parametrize(
+    "asked", ["open", "size", "listdir", "get_modified_time"]
+)
+
+
+def _fault_for(asked: str) -> Fault:
+    return harming("LIST" if asked == "listdir" else "HEAD", ANSWERS["400"])
+
+
+@ASKED
 def test_what_a_program_asks(deployed: Site, asked: str) -> None:
-    """In a batch it is a `BucketError`; outside, what django-storages raises."""
+    """A program gets the exceptions of django-storages, also in the block of a batch.
+
+    Only a batch's own failures are `BucketError`s.
+    """
     deployed.bucket.put("a.css", b"a")
-    fault = harming("HEAD", ANSWERS["400"])
     with deployed.storage() as storage:
         ask = getattr(storage, asked)
-        deployed.proxy.fault = fault
-        if asked == "listdir":
-            deployed.proxy.fault = harming("LIST", ANSWERS["400"])
+        deployed.proxy.fault = _fault_for(asked)
         with pytest.raises(ClientError):
             ask("a.css")
-        in_words = pytest.raises(BucketError, match="credentials")
-        with in_words, storage.batch(preload=False):
+        with storage.batch(preload=False), pytest.raises(ClientError):
             ask("a.css")
+        deployed.proxy.fault = harming("HEAD", ANSWERS["400"])
+        in_words = pytest.raises(BucketError, match="credentials")
+        with in_words, storage.batch(preload=False) as batch:
+            batch.save("a.css", ContentFile(b"b"))
+
+
+class Asking(CollectfastS3StaticStorage):
+    """A site's own storage that uses the bucket while it post-processes."""
+
+    asks: ClassVar[Callable[[Any], Any]] = staticmethod(bool)
+    catches: ClassVar[bool] = True
+    caught: ClassVar[list[Exception]] = []
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        try:
+            type(self).asks(self)
+        except Exception as error:
+            self.caught.append(error)
+            if not self.catches:
+                raise
+        yield from super().post_process(*args, **options)
+
+
+@ASKED
+@pytest.mark.parametrize("catches", [True, False])
+def test_what_a_sites_own_code_asks_in_a_collectstatic(
+    deployed: Site, monkeypatch: pytest.MonkeyPatch, asked: str, catches: bool
+) -> None:
+    """A site's own code gets the exceptions of django-storages, and may catch them.
+
+    An exception that leaves `post_process` is a `BucketError`.
+    """
+    deployed.backend = f"{__name__}.Asking"
+    deployed.bucket.put("other.css", b"a")
+
+    def ask(storage: Any) -> None:
+        deployed.proxy.fault = _fault_for(asked)
+        try:
+            getattr(storage, asked)("" if asked == "listdir" else "other.css")
+        finally:
+            deployed.proxy.fault = None
+
+    monkeypatch.setattr(Asking, "asks", staticmethod(ask))
+    monkeypatch.setattr(Asking, "catches", catches)
+    monkeypatch.setattr(Asking, "caught", [])
+    fails = pytest.raises(BucketError, match="credentials")
+    with nullcontext() if catches else fails:
+        deployed.collect()
+    assert [type(error) for error in Asking.caught] == [ClientError]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,7 +8,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from django.test import override_settings
 from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.decision import Remembered
 from collectfast_storage.fingerprint import Fingerprint
-from collectfast_storage.memory import Memory
+from collectfast_storage.upload_cache import UploadCache
 from tests.caches import Cache, database, files, local_memory, memcached, redis
 from tests.proxy import Handler, Request
 from tests.site import Site
@@ -224,20 +223,20 @@ def test_entries_of_other_types_are_never_believed(
     assert site.collect().requests == {}
 
 
-@pytest.mark.parametrize("version", [0, 2])
+@pytest.mark.parametrize("version", [1, 3])
 def test_entries_of_another_version_of_this_package_are_not_read(
     site: Site, version: int
 ) -> None:
-    """What another version means by its entries is not for this one to guess."""
+    """Entries of another version may have another meaning, so they are ignored."""
     contents = site.write_many(12)
     site.options["collectfast_preload"] = False
     site.collect()
     with site.active():
         found = entries(str(site.root))
-        assert all(name.startswith("collectfast_storage:1:") for name in found)
+        assert all(name.startswith("collectfast_storage:2:") for name in found)
         caches["default"].clear()
         caches["default"].set_many(
-            {name.replace(":1:", f":{version}:", 1): s for name, s in found.items()}
+            {name.replace(":2:", f":{version}:", 1): s for name, s in found.items()}
         )
     site.bucket.clear()
     assert site.collect().requests == {"HEAD": 12, "PUT": 12}
@@ -252,11 +251,11 @@ def remembered(number: int) -> Remembered:
 def test_shards_are_never_too_large_for_memcached(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """60,000 long names are remembered."""
+    """All of 60,000 entries with long names are kept."""
     keys = [f"{number}/{'long' * 150}.css" for number in range(60_000)]
 
-    def fresh() -> Memory:
-        return Memory("default", None, "endpoint bucket", threading.Lock(), whole=True)
+    def fresh() -> UploadCache:
+        return UploadCache("default", None, "endpoint bucket", trusted=False)
 
     with memcached() as server, override_settings(**server.settings):
         cache = fresh()
@@ -391,12 +390,20 @@ def test_own_delete_with_a_cache_that_is_down_is_one_warning(
     assert len(caplog.records) == 1
 
 
-def test_save_of_a_program_is_one_warning_a_file(
-    site: Site, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("preload", [True, False])
+def test_program_saves_while_the_cache_is_down(
+    site: Site, preload: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Outside of a deploy each save stands for itself, and it succeeds."""
+    """A program's saves and deletes succeed, and nothing is logged with a preload.
+
+    With `preload=False` they invalidate cache entries. Each failure is a warning.
+    """
+    site.options["collectfast_preload"] = preload
+    site.bucket.put("c.css", b"content")
     with site.storage() as storage, override_settings(**spoilt(site, Down)):
         for name in ("a.css", "b.css"):
             storage.save(name, ContentFile(b"content"))
+        storage.delete("c.css")
     assert site.bucket.names() == ["a.css", "b.css"]
-    assert len(caplog.records) == 2
+    assert all(WARNING in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == (0 if preload else 6)

@@ -26,7 +26,7 @@ from collectfast_storage import (
     CollectfastS3StaticStorage,
 )
 from collectfast_storage.checks import check_storages
-from collectfast_storage.run import overridden
+from collectfast_storage.context import overridden
 
 STATIC = "collectfast_storage.CollectfastS3StaticStorage"
 MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"

@@ -94,14 +94,26 @@ def test_storage_of_a_sites_own_below_the_location(site: Site) -> None:
     assert site.bucket.names() == ["media/me.jpg"]
 
 
-def test_other_names_of_the_same_storage(site: Site) -> None:
-    """They store nothing else; what cannot be built does not at all."""
+@pytest.mark.parametrize("arguments", [["--clear"], ["--clear", "--dry-run"]])
+@pytest.mark.parametrize("other", ["same", "broken"])
+def test_other_names_of_the_same_storage(
+    site: Site, arguments: list[str], other: str
+) -> None:
+    """Another alias of the same place may be used for other files, so it is refused.
+
+    An alias that cannot be loaded may store there too. A local folder does not.
+    """
     static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
     local = {"BACKEND": "django.core.files.storage.FileSystemStorage"}
     broken = {"BACKEND": "no.such.Storage"}
     site.bucket.put("left over.css", b"left over")
     site.write("a.css", "a")
-    storages = {"default": local, "staticfiles": static, "same": static, "no": broken}
+    storages = {"default": local, "staticfiles": static}
+    refused = {**storages, "other": static if other == "same" else broken}
+    reason = "stores below" if other == "same" else r"cannot be built \(ModuleNotFound"
+    with pytest.raises(CommandError, match=rf"STORAGES\['other'\] {reason}"):
+        site.collect(*arguments, STORAGES=refused)
+    assert site.bucket.names() == ["left over.css"]
     site.collect("--clear", STORAGES=storages)
     assert site.bucket.names() == ["a.css"]
 
@@ -494,8 +506,14 @@ class LocalManifest(CollectfastS3ManifestStaticStorage):
         super().__init__(manifest_storage=storage, **settings)
 
 
-def test_manifest_that_is_kept_elsewhere(site: Site) -> None:
-    """It is no business of the bucket's; and what it names stays for one release."""
+def test_manifest_that_is_kept_elsewhere(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A manifest on this machine does not say which release is live.
+
+    Therefore every hashed name stays, other left over files are deleted, and a warning
+    says so.
+    """
     site.backend = f"{__name__}.LocalManifest"
     site.options["manifest_location"] = str(site.root / "manifest")
     site.write("a.txt", "a")
@@ -505,9 +523,15 @@ def test_manifest_that_is_kept_elsewhere(site: Site) -> None:
     site.write("b.txt", "b")
     site.collect("--clear")
     [hashed] = [name for name in before if name != "a.txt"]
-    assert hashed in site.bucket.names()
-    site.collect("--clear")
-    assert len(site.bucket.names()) == 2
+    for _ in range(2):
+        caplog.clear()
+        site.collect("--clear")
+        left = site.bucket.names()
+        assert hashed in left
+        assert "a.txt" not in left
+        assert len(left) == 3
+        [warning] = caplog.messages
+        assert "hashed name" in warning
     assert (site.root / "manifest" / "staticfiles.json").exists()
 
 

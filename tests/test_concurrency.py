@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import random
 import re
@@ -18,8 +19,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.contrib.staticfiles.management.commands.collectstatic import Command
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.files.base import ContentFile
+from django.core.management import call_command
 
 from collectfast_storage import CollectfastS3StaticStorage
 from tests.bucket import BucketView
@@ -241,8 +244,8 @@ def _all_at_once(calls: list[Callable[[], Any]]) -> None:
 
 def _save(storage: Any, name: str, content: bytes, batch: bool = False) -> None:
     if batch:
-        with storage.batch():
-            storage.save(name, ContentFile(content))
+        with storage.batch() as batch_of_one:
+            batch_of_one.save(name, ContentFile(content))
     else:
         storage.save(name, ContentFile(content))
 
@@ -256,7 +259,7 @@ def _puts_of_saving(site: Site, storage: Any, name: str, content: bytes) -> int:
 @pytest.mark.usefixtures("_eager_threads")
 @pytest.mark.parametrize("batch", [False, True], ids=["alone", "batches"])
 def test_sixteen_threads_save_different_names(site: Site, batch: bool) -> None:
-    """All arrive, each as what it is; and what is remembered of each is right."""
+    """Each file arrives with its contents, and later saves compare it rightly."""
     seed, chance = seeded()
     files = {f"{n}.txt": b"content of %d" % n for n in range(32)}
     with site.storage() as storage:
@@ -277,17 +280,20 @@ def test_sixteen_threads_save_different_names(site: Site, batch: bool) -> None:
 
 @pytest.mark.usefixtures("_eager_threads")
 def test_sixteen_threads_save_beside_a_batch(site: Site) -> None:
-    """Those of the batch arrive at its end, the others at once."""
+    """Saves of the storage do not get into a batch, and all files arrive."""
     with site.storage() as storage:
-        with storage.batch():
+        with storage.batch() as batch:
             for n in range(16):
-                storage.save(f"batch{n}.txt", ContentFile(b"batch %d" % n))
+                batch.save(f"batch{n}.txt", ContentFile(b"batch %d" % n))
             _all_at_once(
                 [
                     lambda n=n: _save(storage, f"alone{n}.txt", b"alone %d" % n)
                     for n in range(16)
                 ]
             )
+            alone = {f"alone{n}.txt" for n in range(16)}
+            assert alone <= {*site.bucket.names()}
+        assert len(batch.report.uploaded) == 16
         files = {
             f"{kind}{n}.txt": b"%b %d" % (kind.encode(), n)
             for n in range(16)
@@ -302,7 +308,7 @@ def test_sixteen_threads_save_beside_a_batch(site: Site) -> None:
 @pytest.mark.usefixtures("_eager_threads")
 @pytest.mark.parametrize("batch", [False, True], ids=["alone", "batches"])
 def test_sixteen_threads_save_one_name(site: Site, batch: bool) -> None:
-    """It ends as one of the contents, and nobody remembers it to be another."""
+    """An object ends as one of the contents, and later saves compare it rightly."""
     seed, chance = seeded()
     with site.storage() as storage:
         site.proxy.fault = _jitter(chance)
@@ -331,7 +337,10 @@ def test_sixteen_threads_save_one_name(site: Site, batch: bool) -> None:
 
 @pytest.mark.parametrize("batch", [False, True], ids=["alone", "batch"])
 def test_save_that_another_thread_overtakes(site: Site, batch: bool) -> None:
-    """The answer to the first comes after all of the second: it is not remembered."""
+    """The response to the first upload comes after all of the second one.
+
+    Later saves find in the bucket which of the two contents is there.
+    """
     holding = Holding("/a.txt", "after")
     with site.storage() as storage, ThreadPoolExecutor(1) as pool:
         site.proxy.fault = holding
@@ -354,10 +363,7 @@ def test_save_that_another_thread_overtakes(site: Site, batch: bool) -> None:
 
 
 class Slow(LocMemCache):
-    """A cache in which the thread `late` comes to write long after it has read.
-
-    The others of this process have to wait for it.
-    """
+    """A cache in which the thread `late` writes long after it has read."""
 
     read = threading.Event()
     go_on = threading.Event()
@@ -365,7 +371,7 @@ class Slow(LocMemCache):
     def set_many(self, *args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name == "late":
             self.read.set()
-            self.go_on.wait(0.3)
+            self.go_on.wait(LONG)
         return super().set_many(*args, **kwargs)
 
 
@@ -374,10 +380,11 @@ class Slow(LocMemCache):
 def test_cache_entry_that_another_writes_back(
     site: Site, storages: int, what: str
 ) -> None:
-    """Two that write what they remember at one moment bring nothing back to life.
+    """A deploy that trusts the cache does not write back what a program made wrong.
 
-    One saves many new files; meanwhile another deletes, or overwrites, a file that both
-    know. Saved again as it was, the file is there.
+    The deploy has many new files. While it writes its cache entries, a program deletes
+    or overwrites a file that has one. The next deploy uploads that file again. Without
+    a cache entry, only a program's save compares headers.
     """
     backend = f"{__name__}.Slow"
     site.settings = {
@@ -385,17 +392,21 @@ def test_cache_entry_that_another_writes_back(
     }
     Slow.read.clear()
     Slow.go_on.clear()
+    site.options["collectfast_preload"] = False
+    site.write("a.txt", "old")
     with site.storage() as storage:
         settings = site.storage_options
         other = CollectfastS3StaticStorage(**settings) if storages == 2 else storage
-        _save(storage, "a.txt", b"old")
 
-        def save_many() -> None:
-            with other.batch():
-                for n in range(200):
-                    other.save(f"{n}.txt", ContentFile(b"%d" % n))
+        def collect() -> None:
+            command = Command()
+            command.storage = other
+            call_command(command, "--noinput", stdout=io.StringIO())
 
-        late = threading.Thread(target=save_many, name="late")
+        collect()
+        for n in range(200):
+            site.write(f"{n}.txt", b"%d" % n)
+        late = threading.Thread(target=collect, name="late")
         late.start()
         assert Slow.read.wait(LONG)
         old_headers = storage.object_parameters
@@ -409,7 +420,10 @@ def test_cache_entry_that_another_writes_back(
             storage.object_parameters = old_headers
         Slow.go_on.set()
         late.join()
-        _save(storage, "a.txt", b"old")
+        collect()
+        if what == "headers":
+            _save(storage, "a.txt", b"old")
+    assert len(site.bucket.names()) == 201
     assert site.bucket.read("a.txt") == b"old"
     assert site.bucket.get("a.txt").get("CacheControl") is None
 
@@ -452,17 +466,18 @@ def test_fork_in_the_midst_of_uploads(site: Site) -> None:
     _assert_contents(site)
 
 
-def test_fork_in_the_midst_of_remembering(site: Site) -> None:
-    """No child waits for a thread of the parent to be done with the cache."""
+def test_fork_in_the_midst_of_invalidating(site: Site) -> None:
+    """A child does not wait for a thread of its parent that writes to the cache."""
+    site.options["collectfast_preload"] = False
     site.settings = {"CACHES": {"default": {"BACKEND": "tests.workers.Held"}}}
-    with _working(site, "fork_while_remembering()") as outcomes:
+    with _working(site, "fork_while_invalidating()") as outcomes:
         assert len(outcomes) == 1
     _assert_contents(site)
 
 
 @pytest.mark.parametrize("how", ["exits", "raises", "leaves"])
 def test_child_of_an_open_batch_has_no_part_in_it(site: Site, how: str) -> None:
-    """It deletes nothing, and does not wait; the parent's batch ends as ever."""
+    """The child may not use the batch; its storage works; the parent's batch ends."""
     seen: list[list[str]] = []
     done = threading.Event()
     assert site.bucket.names() == []  # Connects, here and not in the proxy.

@@ -108,18 +108,18 @@ class Case(NamedTuple):
     def expected(self) -> Verdict:
         """The rules, in words."""
         by_fingerprint = {
-            "same": Verdict.HELD,
+            "same": Verdict.UNCHANGED,
             "other headers": Verdict.HEADERS,
             "other content": Verdict.CONTENT,
             "none": Verdict.CONTENT,
-            "not asked for": Verdict.ASK,
+            "not asked for": Verdict.NEEDS_HEAD,
         }
         if self.memory == "under way":
             return Verdict.UNCERTAIN
         if self.memory in by_fingerprint and self.remote.etag:
             return by_fingerprint[self.memory]
         if ETAGS[self.etag][1] and not self.is_encrypted:
-            return Verdict.HELD
+            return Verdict.UNCHANGED
         return by_fingerprint[self.metadata]
 
 
@@ -144,9 +144,9 @@ def test_of_what_is_absent_goes_up_whatever_is_remembered(
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [
-        ("nothing", Verdict.ASK),
-        ("same", Verdict.HELD),
-        ("same, other ETag", Verdict.HELD),
+        ("nothing", Verdict.NEEDS_HEAD),
+        ("same", Verdict.UNCHANGED),
+        ("same, other ETag", Verdict.UNCHANGED),
         ("other headers", Verdict.HEADERS),
         ("other content", Verdict.CONTENT),
         ("under way", Verdict.UNCERTAIN),

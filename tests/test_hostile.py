@@ -96,7 +96,10 @@ def test_clear_deletes_left_over_names_of_all_kinds_and_no_others(site: Site) ->
 def test_left_over_name_that_cannot_be_deleted_is_the_only_one_named(
     site: Site,
 ) -> None:
-    """One that XML cannot carry goes in a request of its own, with its own fate."""
+    """A name that XML cannot represent is deleted by a request of its own.
+
+    The error prints its control characters escaped.
+    """
     for name in ("control\x01.css", "plain.css"):
         site.bucket.put(name, b"left over")
     site.write("a.css", "a")
@@ -107,8 +110,10 @@ def test_left_over_name_that_cannot_be_deleted_is_the_only_one_named(
         return request.kind == "DELETE"
 
     site.proxy.fault = fault
-    with pytest.raises(CommandError, match=r"delete 1 file.*\n.*control\x01.*Denied"):
+    denied = r"delete 1 file.*\n  control\\x01\.css: .*Denied"
+    with pytest.raises(CommandError, match=denied) as caught:
         site.collect("--clear")
+    assert str(caught.value).replace("\n", "").isprintable()
     assert site.bucket.names() == ["a.css", "control\x01.css"]
 
 
@@ -170,7 +175,10 @@ def test_key_that_is_too_long_is_named_and_the_rest_arrives(
 def test_name_that_is_no_utf8_is_named_and_the_rest_arrives(
     site: Site, preload: bool, threads: int
 ) -> None:
-    """S3 has no keys of other bytes; all else goes up, and once only."""
+    """S3's keys are UTF-8, so the error names the file; all others are uploaded once.
+
+    Its other bytes are printed escaped, so that any terminal can show them.
+    """
     site.options |= {"collectfast_preload": preload, "collectfast_threads": threads}
     name = os.fsdecode(b"caf\xe9.css")
     try:
@@ -183,7 +191,8 @@ def test_name_that_is_no_utf8_is_named_and_the_rest_arrives(
         with pytest.raises(CommandError) as caught:
             site.collect()
         assert "Could not upload 1 file" in str(caught.value)
-        assert f"{name}: its name is not UTF-8" in str(caught.value)
+        assert r"caf\udce9.css: its name is not UTF-8" in str(caught.value)
+        assert str(caught.value).encode().decode() == str(caught.value)
         assert site.put() == put
     assert site.bucket.names() == ["a.css", "z.css"]
 

@@ -17,6 +17,7 @@ class FakeBucket:
     """Lists as S3 does, and counts."""
 
     name = "bucket"
+    prefix = ""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = sorted(names)

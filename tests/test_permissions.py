@@ -148,8 +148,8 @@ def test_a_batch_deletes_what_it_may_not_see(
     """Refused is not absent: what may be there is deleted."""
     site.bucket.put("gone.txt", b"x")
     Denied(site, *kinds)
-    with site.storage() as storage, storage.batch(preload=False):
-        storage.delete("gone.txt")
+    with site.storage() as storage, storage.batch(preload=False) as batch:
+        batch.delete("gone.txt")
     assert site.bucket.names() == []
 
 
@@ -160,8 +160,9 @@ def test_free_name_is_not_taken_from_a_refusal(site: Site) -> None:
     site.bucket.put("a.txt", b"precious")
     Denied(site, "LIST", "HEAD")
     with site.storage() as storage:
-        with pytest.raises(CommandError, match="HeadObject"), storage.batch():
-            storage.save("a.txt", ContentFile(b"other"))
+        denied = pytest.raises(CommandError, match="HeadObject")
+        with denied, storage.batch() as batch:
+            batch.save("a.txt", ContentFile(b"other"))
         with pytest.raises(ClientError):
             storage.save("a.txt", ContentFile(b"other"))
     assert site.bucket.files() == {"a.txt": b"precious"}

@@ -104,11 +104,11 @@ def test_signal_has_the_report(site: Site, received: list[dict[str, Any]]) -> No
 def test_no_signal_unless_all_is_there(
     site: Site, received: list[dict[str, Any]]
 ) -> None:
-    """Nor for a dry run, nor for a batch of a program's own."""
+    """A failed deploy, a dry run and a program's batch send no signal."""
     site.write("a.css", "a")
     site.collect("--dry-run")
-    with site.storage() as storage, storage.batch():
-        storage.save("b.txt", ContentFile(b"b"))
+    with site.storage() as storage, storage.batch() as batch:
+        batch.save("b.txt", ContentFile(b"b"))
     site.proxy.fault = refuse("PUT")
     with pytest.raises(CommandError):
         site.collect()

@@ -321,12 +321,12 @@ class NotingMine(collectfast_storage.CollectfastMixin, NotingCompression):
 
 
 def test_what_goes_up_is_compressed_in_the_background(site: Site) -> None:
-    """The run's thread has enough to do."""
+    """A batch compresses files in its upload threads, not in the thread that saves."""
     site.backend = f"{__name__}.NotingMine"
     site.options["gzip"] = True
     NotingCompression.threads.clear()
-    with site.storage() as storage, storage.batch():
-        storage.save("a.css", ContentFile(b"a" * 1000))
+    with site.storage() as storage, storage.batch() as batch:
+        batch.save("a.css", ContentFile(b"a" * 1000))
     assert site.bucket.get("a.css")["ContentEncoding"] == "gzip"
     assert len(NotingCompression.threads) == 1
     assert threading.get_ident() not in NotingCompression.threads

@@ -23,6 +23,7 @@ from collectfast_storage import (
     CollectfastS3StaticStorage,
     CollectfastS3Storage,
 )
+from collectfast_storage.batch import Batch
 from collectfast_storage.exceptions import (
     BucketError,
     ClearError,
@@ -31,7 +32,7 @@ from collectfast_storage.exceptions import (
     FilesError,
     UploadError,
 )
-from collectfast_storage.reporting import Batch, Report
+from collectfast_storage.reporting import Report
 from collectfast_storage.signals import collected
 
 
@@ -70,8 +71,9 @@ class Mixed(CollectfastMixin, ManifestFilesMixin, S3StaticStorage):  # type: ign
 def synchronise(storage: CollectfastS3Storage) -> Report:
     with storage.batch() as batch:
         assert_type(batch, Batch)
-        storage.save("a.css", ContentFile(b"a"))
-        storage.delete("b.css")
+        assert_type(batch.save("a.css", ContentFile(b"a")), str)
+        batch.save("c.css", ContentFile(b"c"), max_length=100)
+        batch.delete("b.css")
     with storage.batch(preload=False):
         pass
     assert_type(batch.report, Report)
@@ -123,5 +125,8 @@ def wrong(storage: CollectfastS3Storage, report: Report) -> None:
     storage.batch(preload="no")  # type: ignore[arg-type]
     storage.batch(False)  # type: ignore[call-arg]
     storage.exists(1)  # type: ignore[arg-type]
+    with storage.batch() as batch:
+        batch.save(1, ContentFile(b"a"))  # type: ignore[arg-type]
+        batch.delete(1)  # type: ignore[arg-type]
     report.bytes = 1  # type: ignore[misc]
     report.uploded  # type: ignore[attr-defined]  # noqa: B018

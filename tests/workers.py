@@ -20,18 +20,18 @@ from django.core.files.base import ContentFile
 PATIENCE = 20  # seconds, after which a child hangs
 
 
-def save_all() -> None:
-    """Save every source, one by one and without a run."""
+def save_all(target: Any = staticfiles_storage) -> None:
+    """Save every source, one by one, in the storage or in a batch of it."""
     root = Path(settings.STATICFILES_DIRS[0])
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            staticfiles_storage.save(str(path.relative_to(root)), file)
+            target.save(str(path.relative_to(root)), file)
 
 
 def save_all_in_a_batch() -> None:
-    """Save every source."""
-    with staticfiles_storage.batch():
-        save_all()
+    """Save every source in a batch."""
+    with staticfiles_storage.batch() as batch:
+        save_all(batch)
 
 
 # Parents and their children. Each prints how the children fared.
@@ -48,27 +48,27 @@ def share() -> None:
 def fork_while_busy() -> None:
     """Fork in the midst of uploads, and let the children use what they inherit."""
     children = []
-    with staticfiles_storage.batch():
+    with staticfiles_storage.batch() as batch:
         for number in range(200):
-            _save(f"busy/{number}")
+            _save(f"busy/{number}", batch)
             if number % 40 == 20:
                 children.append(_fork(lambda n=number: _work(f"child{n}")))
     _print_outcomes(children)
 
 
 class Held(LocMemCache):
-    """A cache that takes nothing before it may."""
+    """A cache that writes nothing before the event `go_on`."""
 
     reached = threading.Event()
     go_on = threading.Event()
 
-    def set_many(self, *args: Any, **kwargs: Any) -> Any:
+    def set(self, *args: Any, **kwargs: Any) -> Any:
         self.reached.set()
         self.go_on.wait(PATIENCE)
-        return super().set_many(*args, **kwargs)
+        return super().set(*args, **kwargs)
 
 
-def fork_while_remembering() -> None:
+def fork_while_invalidating() -> None:
     """Fork while a thread writes to the cache, and let the child do the same."""
     thread = threading.Thread(target=_save, args=("thread",))
     thread.start()
@@ -80,18 +80,28 @@ def fork_while_remembering() -> None:
 
 
 def fork_in_batch(how: str) -> None:
-    """Fork with an upload under way and a delete noted; the child leaves as `how`."""
+    """Fork with an upload under way and a delete noted; the child leaves as `how`.
+
+    The child may not use the batch, and uses the storage instead.
+    """
     _save("old")
     is_child = False
     children = []
     try:
-        with staticfiles_storage.batch():
-            _save("first")  # It goes alone, to see what its ETag is like.
-            _save("parent")
-            staticfiles_storage.delete("old")
+        with staticfiles_storage.batch() as batch:
+            _save("first", batch)  # It is sent alone, because its ETag is examined.
+            _save("parent", batch)
+            batch.delete("old")
             children.append(os.fork())
             is_child = children == [0]
             if is_child:
+                for call in (lambda: _save("no", batch), lambda: batch.delete("first")):
+                    try:
+                        call()
+                    except RuntimeError:
+                        pass
+                    else:
+                        raise AssertionError("the child used its parent's batch")
                 _save("child")
                 if how == "exits":
                     _save("done")
@@ -143,9 +153,9 @@ def _work(name: str) -> None:
     """Save and ask, and see to it that each answer is to this question."""
     for number in range(10):
         _check(f"{name}/plain{number}")
-    with staticfiles_storage.batch():
+    with staticfiles_storage.batch() as batch:
         for number in range(10):
-            _save(f"{name}/batch{number}")
+            _save(f"{name}/batch{number}", batch)
     for number in range(10):
         _check_content(f"{name}/batch{number}")
 
@@ -157,8 +167,8 @@ def _check(name: str) -> None:
     _check_content(name)
 
 
-def _save(name: str) -> None:
-    assert staticfiles_storage.save(name, ContentFile(content_of(name))) == name
+def _save(name: str, target: Any = staticfiles_storage) -> None:
+    assert target.save(name, ContentFile(content_of(name))) == name
 
 
 def _check_content(name: str) -> None:

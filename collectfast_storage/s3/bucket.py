@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 import zlib
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from copy import copy
 from functools import cached_property
 from types import MappingProxyType
@@ -16,15 +16,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore.exceptions import ClientError
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
+from s3transfer.futures import NonThreadedExecutor
+from s3transfer.manager import TransferManager
+from s3transfer.subscribers import BaseSubscriber
 
 from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import FINGERPRINT, normal_etag
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3 import errors
-from collectfast_storage.s3.events import Entries, calling, register
+from collectfast_storage.s3.events import (
+    Entries,
+    RequestLog,
+    our_request,
+    register,
+    unwatch,
+    watch,
+)
 
 if TYPE_CHECKING:
-    from boto3.s3.transfer import TransferConfig
     from mypy_boto3_s3 import S3Client
 
     from collectfast_storage.s3.native import Native
@@ -43,49 +52,70 @@ class Page(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What became of an upload."""
+    """An object that was uploaded."""
 
     etag: str  # empty if the server did not tell
     size: int  # in bytes, as sent
 
 
 class Bucket:
-    """What is below a prefix in a bucket, by names below it; errors are botocore's."""
+    """The objects below a prefix in a bucket, by names below it.
+
+    Its methods raise the errors of botocore.
+    """
 
     def __init__(
         self,
         name: str,
         prefix: str,  # empty, or with a slash at its end
-        connect: Callable[[], S3Client],  # returns one that any thread may use
-        config: TransferConfig,
+        connect: Callable[[], S3Client],  # returns a client that any thread may use
         native: Callable[[S3Client], Native | None] | None = None,
         parameters: Mapping[str, Any] = MappingProxyType({}),  # of each write
     ) -> None:
         self.name = name
         self.prefix = prefix
         self._connect = connect
-        self._config = config
         shared = {k: parameters[k] for k in _WITH_EACH if k in parameters}
         self._place: Any = {"Bucket": name, **shared}
         # A faster way, not for the main thread: Python cannot interrupt Rust.
         self._make_native = native
-        self._lock = threading.Lock()
-        self.requests: Counter[str] = Counter()  # by kind
-        self.sends_once = False  # HEADs and small PUTs; others send again what may pass
-        # Whether ETags here say nothing of the content, as with KMS; None: not known.
+        self._native: Native | None = None
+        self.log = RequestLog()
+        self.sends_once = False  # HEAD and small PUT requests: the caller retries them
+        self._before_others: Callable[[], object] | None = None
+        # Whether the ETags of new objects are no MD5s, as with KMS. None: not known.
         self.has_opaque_etags: bool | None = None
+        # Whether an unencrypted object was seen whose ETag is the MD5 of its content.
+        self.has_md5_etags = False
 
     @cached_property
     def client(self) -> S3Client:
         """The client, made in the thread that asks first."""
         client = self._connect()
         register(client)
+        if self._before_others is not None:
+            watch(client, self._before_others)
         return client
 
-    @cached_property
-    def native(self) -> Native | None:
-        """The faster way, if there is one, made in the thread that asks first."""
-        return self._make_native(self.client) if self._make_native else None
+    def watch(self, before_others: Callable[[], object]) -> None:
+        """Call `before_others` before requests of the client that are not our own."""
+        self._before_others = before_others
+
+    def close(self) -> None:
+        """Stop watching the client."""
+        if self._before_others is not None and "client" in vars(self):
+            unwatch(self.client, self._before_others)
+
+    def connect(self) -> None:
+        """Make the client in this thread, and the faster way if there is one.
+
+        A mock that answers in the place of the network, as moto does, is not bypassed:
+        boto3 must have reached the network first.
+        """
+        client = self.client
+        if self._make_native and self.log.has_reached_network:
+            make, self._make_native = self._make_native, None
+            self._native = make(client)
 
     def list(self, start: Mapping[str, Any]) -> Page:
         """Return up to 1,000 names, from the `start` that the page before has told."""
@@ -93,7 +123,7 @@ class Bucket:
         version = "list_objects" if "Marker" in start else "list_objects_v2"
         request, response = getattr(self.client, version), {}
         try:
-            with calling(self._count) as read, suppress(*errors.UNREADABLE):
+            with our_request(self.log) as read, suppress(*errors.UNREADABLE):
                 response = request(Prefix=self.prefix, **self._place, **start)
         except ClientError as error:
             if start or not errors.is_not_understood(error):
@@ -102,25 +132,23 @@ class Bucket:
         return _page_of(response, read, self.prefix)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
-        """Return what a HEAD tells of `name`, that `parameters` of a write write."""
+        """Send a HEAD request for `name`, which is written with `parameters`."""
         answer = self.headers(name, parameters)
         if answer is None:
             return None
-        fingerprint = answer["Metadata"].get(FINGERPRINT, "")
-        encryption = str(answer.get("ServerSideEncryption", ""))
-        encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-        if fingerprint or encrypted:
+        remote = remote_of(answer)
+        if remote.is_encrypted:
             self.learn(opaque=True)
-        return Remote(normal_etag(answer.get("ETag")), fingerprint)
+        return remote
 
     def headers(self, name: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
-        """Return all that a HEAD tells of `name`, named as a write's parameters are."""
+        """Return the answer to a HEAD request for `name`; `None` if there is none."""
         if not self.is_possible(name):
             return None
         needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         key = self.prefix + name
         try:
-            with calling(self._count, once=self.sends_once):
+            with our_request(self.log, once=self.sends_once):
                 answer = self.client.head_object(Bucket=self.name, Key=key, **needed)
         except ClientError as error:
             if errors.status_of(error) != 404:  # As 403, say, which is no answer.
@@ -129,31 +157,35 @@ class Bucket:
         _check_is_answer(answer)
         if not answer.keys() & {"ETag", "LastModified"}:
             raise errors.AnswerError(what="What it answers to HeadObject is no object")
-        # Some servers give the names of metadata in upper case.
-        metadata = {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
-        return {**answer, "Metadata": metadata}
+        return {**answer}
 
     def learn(self, *, opaque: bool) -> None:
-        """Note what one ETag tells of the others: one that is opaque is enough."""
+        """Note whether an ETag was opaque: one that was is enough for the others."""
         self.has_opaque_etags = opaque or bool(self.has_opaque_etags)
+        self.has_md5_etags |= not opaque
 
-    def put(self, name: str, payload: Payload) -> Stored:
-        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint."""
+    def put(
+        self, name: str, payload: Payload, check: Callable[[], object] = lambda: None
+    ) -> Stored:
+        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint.
+
+        A stream calls `check` before it is read on; an exception ends the upload.
+        """
         try:
             name.encode()
         except UnicodeEncodeError:
             text = "its name is not UTF-8, as S3's keys are; rename the file"
-            raise ValueError(text) from None
+            raise OSError(text) from None
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
-            return self._put_stream(name, payload, tagged)
+            return self._put_stream(name, payload, tagged, check)
         if not payload.is_as_hashed():
             raise OSError("the file changed while it was read")
         key = self.prefix + name
         etag, error = None, None
-        native = None if tagged else self.native
+        native = None if tagged else self._native
         if native and (request := native.prepared(key, payload)):
-            self._count("PUT")
+            self.log.add("PUT")
             etag, error = native.put(request)
         if etag is None:
             etag = self._put_small(key, payload, tagged)
@@ -176,33 +208,43 @@ class Bucket:
         if adds and not any(name.startswith("Checksum") for name in parameters):
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
-        with calling(self._count, once=self.sends_once):
+        with our_request(self.log, once=self.sends_once):
             answer = self.client.put_object(
                 Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
             )
         _check_is_answer(answer)
         return normal_etag(answer.get("ETag"))
 
-    def _put_stream(self, name: str, payload: Payload, tagged: bool) -> Stored:
+    def _put_stream(
+        self, name: str, payload: Payload, tagged: bool, check: Callable[[], object]
+    ) -> Stored:
         key, extra = self.prefix + name, _parameters(payload, tagged)
-        # Whoever interrupts a deploy would have to wait for threads of s3transfer's:
-        # https://docs.aws.amazon.com/boto3/latest/reference/customizations/s3.html
-        config = copy(self._config)
-        config.use_threads = False
-        stream = payload.stream()
-        # https://github.com/boto/s3transfer/issues/80: it closes what it did not open.
-        stream.close = lambda: None
-        with calling(self._count):
-            self.client.upload_fileobj(stream, self.name, key, extra, Config=config)
-        if not payload.is_as_hashed():
-            raise OSError("the file changed while it was read")
+        with our_request(self.log):
+            try:
+                stream = payload.upload_stream(check)
+                self._transfer(stream, key, extra, payload.config)
+            except RuntimeError as error:  # A container may limit the threads.
+                if "start new thread" not in str(error):
+                    raise
+                stream = payload.upload_stream(check)
+                config = copy(payload.config)
+                config.use_threads = False
+                self._transfer(stream, key, extra, config)
         head, tag = None, str(payload.fingerprint)
         with suppress(ClientError):
             head = self.head(name, payload.parameters)
-        # By now it may be another program's object.
-        if head and (head.fingerprint == tag or payload.has_etag(head.etag)):
+        # Another program may have overwritten the object by now.
+        is_ours = head and head.etag == stream.etag
+        if head and (is_ours or head.fingerprint == tag or payload.has_etag(head.etag)):
             return Stored(head.etag, payload.size)
-        return Stored(payload.multipart_etag, payload.size)
+        return Stored(stream.etag, payload.size)
+
+    def _transfer(self, stream: Any, key: str, extra: Any, config: Any) -> None:
+        # As boto3's upload_fileobj does, but its threads inherit this context.
+        executor = _ContextExecutor if config.use_threads else NonThreadedExecutor
+        with TransferManager(self.client, config, executor_cls=executor) as manager:
+            sized = [_Sized(stream.size)]
+            manager.upload(stream, self.name, key, extra, sized).result()
 
     def delete(self, names: Sequence[str]) -> Iterator[tuple[str, object]]:
         """Delete `names`; yield each with its error, if any; raise what meets all."""
@@ -221,7 +263,7 @@ class Bucket:
             many = many[1000:]
         for name in (*many, *singly):
             try:
-                with calling(self._count):
+                with our_request(self.log):
                     key = self.prefix + name
                     answer = self.client.delete_object(Key=key, **self._place)
                 _check_is_answer(answer)
@@ -234,7 +276,7 @@ class Bucket:
 
     def _delete_many(self, names: Sequence[str]) -> dict[str, Any]:
         objects: Any = [{"Key": self.prefix + name} for name in names]
-        with calling(self._count):
+        with our_request(self.log):
             response = self.client.delete_objects(
                 Delete={"Objects": objects, "Quiet": True}, **self._place
             )
@@ -253,9 +295,35 @@ class Bucket:
         except UnicodeEncodeError:
             return False
 
-    def _count(self, kind: str) -> None:
-        with self._lock:
-            self.requests[kind] += 1
+
+class _Sized(BaseSubscriber):
+    """Tells s3transfer the size of a stream, for the size of its parts."""
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__()
+        self._size = size
+
+    def on_queued(self, future: Any, **kwargs: Any) -> None:
+        """Provide the size, if it is known."""
+        if self._size is not None:
+            future.meta.provide_transfer_size(self._size)
+
+
+class _ContextExecutor(ThreadPoolExecutor):
+    """Runs calls in the context of their caller, in which requests are counted."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(copy_context().run, fn, *args, **kwargs)
+
+
+def remote_of(answer: Mapping[str, Any]) -> Remote:
+    """Return the object that the `answer` to a HEAD request describes."""
+    # Some servers report the names of metadata in capitals.
+    metadata = {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
+    encryption = str(answer.get("ServerSideEncryption", ""))
+    encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+    etag, fingerprint = normal_etag(answer.get("ETag")), metadata.get(FINGERPRINT, "")
+    return Remote(etag, fingerprint, answer.get("ContentLength"), encrypted)
 
 
 def _check_is_answer(answer: Any) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import mktime_tz, parsedate_tz
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -32,10 +32,13 @@ _BUCKET_WIDE = (
 )
 # Those of `botocore.exceptions` that are about no file.
 _BUCKET_WIDE_KINDS = "Credential|Param|SSO|Token"
-# Of OpenSSL's and urllib3's words; a handshake that breaks off has others.
-_DISTRUST = "(?i)certificate|hostname|no such file"
+# Of OpenSSL's and urllib3's words: the next handshake would fail too. A handshake that
+# breaks off has others.
+_DISTRUST = "(?i)certificate|hostname|no such file|wrong.version|unknown.protocol"
 _THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
-# The answer to a HEAD has no words; and some servers do not know what is asked.
+# S3's and MinIO's codes for a name that cannot be a key.
+_BAD_NAME = "KeyTooLong|InvalidObjectName"
+# The answer to a HEAD request has no code, and some servers do not know a request.
 _DENIED = "403|405|501|AccessDenied|Forbidden|MethodNotAllowed|NotImplemented"
 
 
@@ -95,6 +98,13 @@ def _seconds_to_wait(error: ClientError) -> float:
     return min(max(at, float(text) if text.isdecimal() else 0.0), 60.0)
 
 
+def concerns_one_file(error: BaseException) -> bool:
+    """Return whether `error` is about one file: reading it, or its name."""
+    if isinstance(error, ClientError):
+        return bool(re.search(_BAD_NAME, _code(error)))
+    return isinstance(error, OSError)
+
+
 def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
@@ -115,16 +125,34 @@ def is_not_understood(error: Exception) -> bool:
 
 
 @contextmanager
-def naming(bucket_name: str | None) -> Iterator[None]:
-    """Make a failure here a `BucketError`, or if it may not be asked `DeniedError`."""
+def naming(bucket_name: str | None, *more: type[Exception]) -> Iterator[None]:
+    """Turn a failure, or one of `more`, into a `BucketError` or a `DeniedError`."""
     try:
         yield
-    except FAILURES as error:
+    except (*FAILURES, *more) as error:
         if not bucket_name:
             raise
-        denied = isinstance(error, ClientError) and re.fullmatch(_DENIED, _code(error))
-        kind = DeniedError if denied else BucketError
+        kind = DeniedError if _is_denial(error) else BucketError
         raise kind(bucket_name, error) from error
+
+
+def not_found(operation: str) -> ClientError:
+    """Return the error that boto3 raises for an object that does not exist."""
+    answer: Any = {
+        "Error": {"Code": "404", "Message": "Not Found"},
+        "ResponseMetadata": {"HTTPStatusCode": 404, "HTTPHeaders": {}},
+    }
+    return ClientError(answer, operation)
+
+
+def _is_denial(error: Exception) -> bool:
+    if not isinstance(error, ClientError):
+        return False
+    # Where the bucket's name is also in the endpoint's host, the path of a listing is
+    # the key of an object.
+    is_listing = error.operation_name.startswith("ListObjects")
+    misses = is_listing and _code(error) == "NoSuchKey"
+    return misses or re.fullmatch(_DENIED, _code(error)) is not None
 
 
 def status_of(error: ClientError) -> int:

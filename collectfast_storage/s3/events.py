@@ -1,9 +1,13 @@
-"""What this package does on botocore's events, in its own calls alone.
+"""Handlers of botocore's events, which act on this package's own calls only.
 
-The client is the site's own, and its other calls pass through the same hooks.
+The client is the site's own, and its other calls pass through the same handlers.
 https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
 """
 
+from __future__ import annotations
+
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +16,7 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from botocore.exceptions import ClientError
+from urllib3.response import HTTPResponse
 
 from collectfast_storage.s3.errors import is_distrust, setback_of
 
@@ -23,12 +28,28 @@ _KINDS = {
     "DeleteObject": "DELETE",
     "DeleteObjects": "DELETE MANY",
 }
+_BEFORE_CALL = "before-call.s3"
 Entries = list[tuple[str | None, str | None]]  # keys and ETags
 
 
+class RequestLog:
+    """The requests of one client: how many of each kind, and whether any was sent."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        # A mock, such as moto's, answers instead of the network.
+        self.has_reached_network = False
+        self._lock = threading.Lock()
+
+    def add(self, kind: str) -> None:
+        """Count a request of this `kind`."""
+        with self._lock:
+            self.counts[kind] += 1
+
+
 class _Call(NamedTuple):
-    add: Callable[[str], None]  # told each request by its kind
-    entries: Entries  # what `_read_page` read
+    log: RequestLog
+    entries: Entries  # read by `_read_page`
     is_sent_once: bool
 
 
@@ -36,12 +57,12 @@ _our_call: ContextVar[_Call | None] = ContextVar("our_call", default=None)
 
 
 @contextmanager
-def calling(add: Callable[[str], None], *, once: bool = False) -> Iterator[Entries]:
-    """Tell `add` the kind of each request in this context; gather what is listed.
+def our_request(log: RequestLog, *, once: bool = False) -> Iterator[Entries]:
+    """Count the requests in this context in `log`; give the entries of a listing.
 
-    If it is sent `once`, botocore leaves it to the caller to try again what may pass.
+    If it is sent `once`, the caller retries transient errors, and not botocore.
     """
-    call = _Call(add, [], once)
+    call = _Call(log, [], once)
     token = _our_call.set(call)
     try:
         yield call.entries
@@ -50,22 +71,41 @@ def calling(add: Callable[[str], None], *, once: bool = False) -> Iterator[Entri
 
 
 def register(client: Any) -> None:
-    """Act on the events of `client`, however often this is called."""
+    """Register the handlers with `client`, once, however often this is called."""
     for event, handler in {
         "request-created.s3": _request_created,
         "needs-retry.s3": _needs_retry,
-        # With a star it comes before botocore's own, which parse all that is there.
+        # With a star it comes before botocore's own, which parse the whole answer.
         "before-parse.*.ListObjects": _read_page,
         "before-parse.*.ListObjectsV2": _read_page,
     }.items():
         client.meta.events.register(event, handler, unique_id=f"collectfast-{event}")
 
 
+def watch(client: Any, act: Callable[[], object]) -> None:
+    """Call `act` before each request of `client` that is not this package's own."""
+
+    def before_call(**_: Any) -> None:
+        if _our_call.get() is None:
+            act()
+
+    client.meta.events.register(_BEFORE_CALL, before_call, unique_id=_id_of(act))
+
+
+def unwatch(client: Any, act: Callable[[], object]) -> None:
+    """Do not call `act` any more."""
+    client.meta.events.unregister(_BEFORE_CALL, unique_id=_id_of(act))
+
+
+def _id_of(act: Callable[[], object]) -> str:
+    return f"collectfast-{id(act)}"
+
+
 def _request_created(request: Any, operation_name: str, **_: Any) -> None:
     """Count a request, each attempt; and have it wait for no ``100 Continue``."""
     call = _our_call.get()
     if call is not None:
-        call.add(_KINDS.get(operation_name.removesuffix("V2"), operation_name))
+        call.log.add(_KINDS.get(operation_name.removesuffix("V2"), operation_name))
         if operation_name == "PutObject":
             del request.headers["Expect"]
 
@@ -75,12 +115,14 @@ def _needs_retry(
 ) -> int | None:
     """Have botocore send once more, in 0 seconds, what it gives up otherwise.
 
-    By now credentials may be fresh, and a body arrive undamaged. What it would send
-    again, and the caller will, is raised; and what will never be trusted.
+    Credentials may be fresh then, and a body may arrive undamaged. An error that the
+    caller retries is raised, and so is one that would come again.
     """
     call, error = _our_call.get(), caught_exception
     if call is None:
         return None
+    if response is not None and isinstance(response[0].raw, HTTPResponse):
+        call.log.has_reached_network = True
     if response is not None and response[0].status_code >= 300:
         error = ClientError(response[1], operation.name)
     passes = error is not None and setback_of(error)

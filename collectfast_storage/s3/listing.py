@@ -1,10 +1,11 @@
-"""What the bucket holds, by LIST and by HEAD."""
+"""The objects in the bucket, from LIST and HEAD requests."""
 
 import logging
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor
+from math import inf
 from typing import Any
 
 from collectfast_storage.decision import UNASKED, UNKNOWN, Remote
@@ -16,9 +17,10 @@ logger = logging.getLogger("collectfast_storage")
 
 # A page of a listing costs about as much as so many HEADs, in time on two cores.
 _HEADS_PER_PAGE = 50
-# A listing may have pages without objects; one without an end has nothing else.
-_EMPTY_PAGES = 100
-_Parameters = Callable[[str], dict[str, Any]]
+# A listing may have pages without objects, and some servers do not sort keys exactly.
+# In an endless listing the keys of a page do not come after those before.
+_IDLE_PAGES = 60
+_Parameters = Callable[[str], dict[str, Any]]  # of a write, by key
 
 
 class Listing:
@@ -33,7 +35,10 @@ class Listing:
         self._parameters = parameters  # that a name is written with
         self._remotes: dict[str, Remote | None] = {}
         self._is_complete = False
-        self._unlisted: set[str] = set()  # changed since by others, perhaps
+        self._unlisted: set[str] = set()  # perhaps changed since the listing
+        # Directory buckets are not listed in the order of keys.
+        is_sorted = not bucket.name.endswith("--x-s3")
+        self._idle_pages = _IDLE_PAGES if is_sorted else inf
         self._has_warned = False
 
     def load(self, wanted: Sequence[str] | None, whole: bool = False) -> None:
@@ -70,9 +75,16 @@ class Listing:
         return self._remotes.get(name)
 
     def ask(self, names: Iterable[str]) -> None:
-        """Ask for each of `names`, metadata too, by HEADs side by side; but once."""
-        lacks = (n for n in names if _lacks_metadata(self._remotes.get(n, UNASKED)))
-        self._ask(*lacks)
+        """Send a HEAD request for each of `names` that may exist, but only once."""
+        missing = None if self._is_complete else UNASKED
+        self._ask(
+            *(
+                name
+                for name in names
+                if name in self._unlisted
+                or _lacks_metadata(self._remotes.get(name, missing))
+            )
+        )
 
     def names(self) -> Set[str]:
         """Return the names of all objects; there is no way but to list them."""
@@ -97,13 +109,15 @@ class Listing:
     def _pages(self) -> Iterator[Page]:
         seen: set[str] = set()
         following: dict[str, Any] = {}
-        empty = 0
+        last, idle = "", 0  # the greatest key; pages that did not come after it
         while True:
-            with naming(self._bucket.name):
+            with naming(self._bucket.name, OSError):  # of a credentials file, say
                 page = self._bucket.list(following)
-                following, empty = page.following, 0 if page.etags else empty + 1
+                following = page.following
+                idle += min(page.etags, default="") <= last
+                last = max([last, *page.etags])
                 is_repeated = page.etags and page.etags.keys() <= seen
-                if following and (is_repeated or empty > _EMPTY_PAGES):
+                if following and (is_repeated or idle > self._idle_pages):
                     raise AnswerError(what="Its listing does not end")
             seen |= page.etags.keys()
             for name, etag in page.etags.items():
@@ -117,11 +131,13 @@ class Listing:
                 return
 
     def _ask(self, *names: str) -> None:
-        head, parameters = self._bucket.head, self._parameters
-        answers = [self._executor.submit(head, n, parameters(n)) for n in names]
+        head = self._bucket.head
+        key = self._bucket.prefix
+        parameters = self._parameters
+        answers = [self._executor.submit(head, n, parameters(key + n)) for n in names]
         for name, answer in zip(names, answers, strict=True):
             try:
-                with naming(self._bucket.name):
+                with naming(self._bucket.name, OSError):  # of a credentials file, say
                     self.note(name, answer.result())
             except DeniedError as error:
                 self.denial = error

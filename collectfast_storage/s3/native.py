@@ -169,12 +169,15 @@ def _store(client: Any, bucket: str, trusted: Any, credentials: Any) -> Any:
     endpoint = f"{place.scheme}://{place.netloc}"
     # That of the environment would go before the one that it is given.
     override = "aws_endpoint_url_s3"
+    # A redirection to another host would take the session token there. This proxy, at
+    # a port that nothing can listen on, is for all hosts but the endpoint's.
+    only = {"proxy_url": "http://127.0.0.1:0", "proxy_excludes": place.hostname}
     return S3Store(
         bucket,
         endpoint=endpoint,
         region="us-east-1" if region == "aws-global" else region,
         virtual_hosted_style_request=place.path == _PROBE,
-        client_options={"allow_http": place.scheme == "http", **own}
+        client_options={"allow_http": place.scheme == "http", **own, **only}
         | {name: timedelta(seconds=limit) for name, limit in limits.items() if limit},
         # One attempt; what comes of it but success is left to boto3.
         retry_config={"max_retries": 0},

@@ -1,0 +1,98 @@
+"""A program's batch: many saves and deletes, as in a collectstatic."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from collectfast_storage import runs
+from collectfast_storage.reporting import Report
+from collectfast_storage.run import Run
+
+logger = logging.getLogger("collectfast_storage")
+
+
+class Batch:
+    """Saves and deletes that are carried out together.
+
+    Uploads run in the background, and deletes wait for the end of the block. The
+    storage's own methods do not see the batch, nor does the batch see theirs. Any
+    thread may use it. `report` is there after the block.
+    """
+
+    report = Report()
+
+    def __init__(
+        self, storage: Any, run: Run | None, invalidate: Callable[[str], object]
+    ) -> None:
+        """Batch calls of `storage` in `run`; without one, they are not batched.
+
+        `invalidate` is called for each name, before it is changed and at the end.
+        """
+        self._storage, self._run, self._invalidate = storage, run, invalidate
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._names: dict[str, None] = {}
+        self._is_over = False
+
+    def save(self, name: str, content: Any, max_length: int | None = None) -> str:
+        """Save `content`, as the storage's `save` does, and return the name.
+
+        Failures are raised at the end of the block, by an `UploadError` that names each
+        file. Raises RuntimeError after the block, and in a forked process.
+        """
+        with self._calling(name):
+            saved: str = self._storage.save(name, content, max_length)
+        self._names[saved] = None
+        return saved
+
+    def delete(self, name: str) -> None:
+        """Delete `name` at the end of the block, if all saves have arrived by then.
+
+        If `name` is saved again, it is not deleted. Raises RuntimeError after the
+        block, and in a forked process.
+        """
+        with self._calling(name):
+            self._storage.delete(name)
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Let the batch answer all calls of the storage in this context."""
+        if self._run is None:
+            return nullcontext()
+        return runs.answering(self._storage, self._run)
+
+    @contextmanager
+    def _calling(self, name: str) -> Iterator[None]:
+        if self._is_over or self._pid != os.getpid():
+            reason = "has ended" if self._is_over else "is one of another process"
+            raise RuntimeError(f"{name!r} cannot be changed in a batch that {reason}.")
+        with self._lock, self.answering():
+            if self._run is not None:
+                self._invalidate(name)
+                self._names[name] = None
+            yield
+
+    @contextmanager
+    def carried_out(self) -> Iterator[None]:
+        """Carry out the batch at the end of this context."""
+        run = self._run
+        try:
+            yield
+            if run is not None and self._pid == os.getpid():
+                with self._lock:
+                    self.report = run.finish()
+                logger.info("%s", self.report)
+        except (KeyboardInterrupt, SystemExit):
+            if run is not None:
+                run.close(patiently=False)
+            raise
+        finally:
+            self._is_over = True
+            if run is not None:
+                run.close()
+                for name in self._names:
+                    self._invalidate(name)

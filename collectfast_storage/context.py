@@ -1,0 +1,141 @@
+"""The caller of a run, and the storage that it saves into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from django.core.exceptions import SuspiciousOperation
+from django.core.files.storage import Storage
+
+from collectfast_storage.options import Options
+from collectfast_storage.payload import Capture, Payload, Take
+from collectfast_storage.reporting import Progress, Report
+
+_T = TypeVar("_T")
+
+# The files that collectstatic copies, by name: their storage, and the path in it.
+Paths = Mapping[str, tuple[Storage, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A storage as a run uses it: values read when the run opens, and methods."""
+
+    bucket_name: str
+    prefix: str  # of the keys; empty, or with a slash at its end
+    overwrites: bool  # the option file_overwrite
+    # Whether no method of a subclass may look at an object as soon as it is saved.
+    saves_as_is: bool
+    has_own_delete: bool
+    key_of: Callable[[str], str]
+    parameters_of: Callable[[str], dict[str, Any]]  # of a write, by key
+    capture: Callable[[str, Any, Take], str]  # save, but hand over the upload
+    delete: Callable[[str], object]
+
+
+class RunContext:
+    """The caller of a run: here, a program's batch."""
+
+    collects = False
+    dry_run = False
+    clears = False
+    is_complete = False  # Its run has come to its end without a failure.
+    # The names that the caller will ask for, sorted; None: not known.
+    wanted: Sequence[str] | None = None
+    # The sources whose hashed names are their own: post-processing will save these.
+    processed: Set[str] = frozenset()
+    # Names that clearing keeps, whatever happens.
+    kept: Set[str] = frozenset()
+    progress = Progress()
+
+    def __init__(
+        self, destination: Destination, options: Options, *, lists: bool, trusts: bool
+    ) -> None:
+        """Describe a program that `lists` the bucket ahead, or `trusts` the cache."""
+        self.destination = destination
+        self.ignores_etag = options.ignore_etag
+        self.lists, self.trusts = lists, trusts
+        self.sources: Paths = MappingProxyType({})
+        self._names: dict[str, str | None] = {}
+
+    def name_of(self, name: str) -> str | None:
+        """Return `name` relative to the prefix; `None` if it has another place."""
+        if name not in self._names:
+            relative = self.name_of_key(self.destination.key_of(name))
+            self._names[name] = name if name == relative else relative
+        return self._names[name]
+
+    def name_of_key(self, key: str) -> str | None:
+        """Return the name of `key`; `None` if it is not below the prefix."""
+        prefix = self.destination.prefix
+        return key.removeprefix(prefix) if key.startswith(prefix) else None
+
+    def is_normal(self, name: str) -> bool:
+        """Return whether the storage's methods can name the object `name`."""
+        key = f"{self.destination.prefix}{name}"
+        with suppress(SuspiciousOperation):
+            return not name.startswith("/") and self.destination.key_of(name) == key
+        return False
+
+    def capture_source(
+        self, name: str, source: tuple[Storage, str], judge: Callable[[Payload], _T]
+    ) -> _T | None:
+        """Return the result of `judge` for what saving `source` as `name` uploads.
+
+        It is `None` if saving uploads in another way.
+        """
+        storage, path = source
+        results: list[_T] = []
+
+        def take(capture: Capture) -> None:
+            payload = capture.payload()
+            try:
+                results.append(judge(payload))
+            finally:
+                payload.close()
+
+        with storage.open(path) as file:
+            self.destination.capture(name, file, take)
+        return results[-1] if results else None
+
+    def source_asked_for(self, name: str) -> tuple[Storage, str] | None:
+        """Return the source of `name`, if the caller compares it with the bucket."""
+        return None
+
+    def is_hashing(self) -> bool:
+        """Return whether Django's `hashed_name` calls."""
+        return False
+
+    def reopened(self, content: object) -> Any:
+        """Return the source `content` opened again; `None` if it is not a source."""
+        return None
+
+    @property
+    def lost_before(self) -> Set[str]:
+        """The sources that the caller may not copy again, and that have been lost."""
+        return frozenset()
+
+    def note_live_release(self) -> None:
+        """Find out which release is live, before another one is published."""
+
+    def sort_out(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
+        """Return the names that clearing deletes, and those that it keeps."""
+        return frozenset(), frozenset()
+
+    def finished(self, report: Report) -> None:
+        """Note that the run has come to its end."""
+
+    def closed(self, lost: Set[str]) -> None:
+        """Note that the run is closed, and that files that were saved are `lost`."""
+
+
+def overridden(cls: type, *names: str) -> type | None:
+    """Return the first class of a site's own, from `cls` up, with one of `names`."""
+    libraries = ("builtins", "django.", "storages.", "collectfast_storage.")
+    having = (each for each in cls.__mro__ if {*names} & vars(each).keys())
+    own = (each for each in having if not each.__module__.startswith(libraries))
+    return next(own, None)
