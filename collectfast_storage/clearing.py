@@ -69,7 +69,8 @@ def live_release(storage: Any) -> LiveRelease:
     if any(not _is_djangos(method) for method in methods):
         return LiveRelease(unknown="a subclass reads the manifest in its own way")
     try:
-        paths = storage.load_manifest()[0]
+        manifest: Any = storage.load_manifest()
+        paths = manifest[0]
         names = frozenset(map(str, paths.values()))
     except (AttributeError, TypeError, ValueError):
         return LiveRelease(unknown="its manifest is damaged")

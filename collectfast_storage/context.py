@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from botocore.exceptions import BotoCoreError, ClientError
 from django.core.exceptions import SuspiciousOperation
 from django.core.files.storage import Storage
 
@@ -35,6 +36,16 @@ class Destination:
     parameters_of: Callable[[str], dict[str, Any]]  # of a write, by key
     capture: Callable[[str, Any, Take], str]  # save, but hand over the upload
     delete: Callable[[str], object]
+
+    def delete_each(self, names: Iterable[str]) -> Iterator[tuple[str, object]]:
+        """Delete one name after the other; yield each with its error, if any."""
+        for name in names:
+            try:
+                self.delete(name)
+            except (BotoCoreError, ClientError) as error:
+                yield name, error
+            else:
+                yield name, None
 
 
 class RunContext:

@@ -15,7 +15,6 @@ from functools import partial
 from io import BytesIO
 from typing import IO, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files import File
 from django.core.files.storage import Storage
 
@@ -146,6 +145,127 @@ class Failures:
             raise UploadError(self.errors)
 
 
+class Pending:
+    """The uploads of a run that have not arrived: drafts, under way, and failed."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        cache: UploadCache,
+        uploads: Uploads,
+        comparison: Comparison,
+        tally: Tally,
+    ) -> None:
+        """Upload by `uploads`, and note results in the others."""
+        self._context, self._cache, self._uploads = context, cache, uploads
+        self._comparison, self._tally = comparison, tally
+        self.failures = Failures(context.destination.bucket_name)
+        self.drafts = Waiting()
+        self._unmarked = Waiting()  # uploads that may make a cache entry wrong
+
+    def fingerprint(self, name: str) -> Fingerprint | None:
+        """Return the fingerprint of an upload of `name` that has not arrived."""
+        waiting = self.drafts.get(name) or self._unmarked.get(name)
+        if waiting is not None:
+            return waiting.fingerprint
+        failed = self.failures.fingerprint(name)
+        return failed or self._uploads.pending_fingerprint(name)
+
+    def verdict(self, name: str, payload: Payload) -> Verdict:
+        """Return whether the bucket has `payload` as `name`, or will have it."""
+        pending = self.fingerprint(name)
+        if pending is not None:
+            return between(pending, payload.fingerprint)
+        return self._comparison.verdict(name, payload)
+
+    def upload(self, name: str, payload: Payload, verdict: Verdict) -> None:
+        """Upload `payload` in the background."""
+        context = self._context
+        reason = self._comparison.reason(name, payload, verdict)
+        context.progress.decided(name, reason)
+        if context.dry_run:
+            return
+        self.note(self._uploads.done())
+        self.wait(name)  # Two uploads of one name might arrive in any order.
+        self.failures.forget(name)
+        known, headers = self._cache.get(name), payload.fingerprint.headers
+        # An object's ETag shows that an entry is out of date, but not if only headers
+        # have changed.
+        is_risky = known is not None and (
+            context.trusts or known.fingerprint.headers != headers
+        )
+        if is_risky and self._unmarked.add(name, payload):
+            if len(self._unmarked) >= max(_FIRST_MARKS, len(self._tally.uploaded)):
+                self._send_unmarked()
+        else:
+            if is_risky:
+                self._cache.mark({name: payload.fingerprint})
+            self._send(name, payload)
+        if not context.destination.saves_as_is:
+            self.wait_for(name)
+
+    def wait(self, *names: str) -> None:
+        """Wait for the uploads of `names`, or of all, and note their outcomes."""
+        if not names or any(map(self._unmarked.get, names)):
+            self._send_unmarked()
+        self.note(self._uploads.wait(*names))
+
+    def wait_for(self, name: str) -> None:
+        """Wait until `name` has arrived; raise `UploadError` if it could not."""
+        draft = self.drafts.pop(name)
+        if draft is not None:
+            self.upload(name, draft, self.verdict(name, draft))
+        self.wait(name)
+        self.failures.raise_for(name)
+
+    def wait_all(self) -> None:
+        """Send all that waits, and wait for all uploads; failures are noted only."""
+        for name, payload in self.drafts.pop_all().items():
+            self.upload(name, payload, self.verdict(name, payload))
+        self.wait()
+
+    def close(self, *, patiently: bool) -> None:
+        """Cancel uploads that wait, and `patiently` wait for the others."""
+        self.note(self._uploads.close(patiently=patiently), is_last=True)
+
+    def note(self, outcomes: Iterable[Outcome], *, is_last: bool = False) -> None:
+        """Note outcomes; raise the error that would meet all other files too."""
+        listing = self._comparison.listing
+        for name, fingerprint, stored, error in outcomes:
+            if stored is not None:
+                listing.note(name, Remote(stored.etag, ""))
+                self._cache.remember(name, Remembered(fingerprint, stored.etag))
+                self._tally.uploaded[name] = None
+                self._tally.bytes += stored.size
+                self.failures.succeeded()
+            elif error is not None:
+                # It may have arrived all the same.
+                listing.forget(name)
+                self._cache.remember(name, DOUBTFUL)
+                if self.failures.add(name, fingerprint, error) and not is_last:
+                    self._uploads.executor.governor.stop(error)
+                    self.failures.raise_end()
+
+    def _send(self, name: str, payload: Payload) -> None:
+        waits = payload.plain is None and not payload.is_reopened
+        # An error of the file, which is read now, is not one of the bucket.
+        _ = payload.fingerprint
+        with naming(self._context.destination.bucket_name):
+            self._uploads.submit(name, payload)
+        # The caller closes the file of a stream. And the first upload shows whether
+        # ETags are MD5s: others would have to be repeated with a fingerprint.
+        if waits or (payload.plain is not None and self._uploads.is_first):
+            self.wait(name)
+
+    def _send_unmarked(self) -> None:
+        """Mark the uploads that may make cache entries wrong, and send them."""
+        waiting = self._unmarked.pop_all()
+        if waiting:
+            self._cache.mark({name: each.fingerprint for name, each in waiting.items()})
+        for name, payload in waiting.items():
+            self._send(name, payload)
+
+
 class Run:
     """Calls of one thread, whose uploads run in the background until `finish`.
 
@@ -158,24 +278,27 @@ class Run:
     ) -> None:
         """Open the run of `context`; no request is sent yet."""
         self.context = context
-        self.post_processing = False
-        self.is_open = True  # Otherwise the storage answers as django-storages does.
-        self.is_closed = False
+        self.post_processing = self.is_closed = False
+        self._is_deleting = False  # by a subclass's own method
         self._owner = os.getpid(), threading.get_ident()
-        self._bucket, self._cache, self._uploads = bucket, cache, uploads
+        self._bucket, self._cache = bucket, cache
         self._seen: dict[str, None] = {}  # saved or found by this run
         self._comparison = Comparison(
             context, bucket, cache, uploads.executor, self._seen
         )
-        self._failures = Failures(bucket.name)
-        self._drafts = Waiting()
-        self._unmarked = Waiting()  # uploads that may make a cache entry wrong
         self._tally = Tally()
+        self._pending = Pending(context, cache, uploads, self._comparison, self._tally)
         # Names to be deleted at the end; or not, if collectstatic only overwrites them.
         self._deletes: dict[str, bool] = {}
         self._replaced: set[str] = set()  # sources saved again in post-processing
         if context.collects:
             bucket.watch(self._before_other_request)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the run answers; otherwise the storage does as django-storages."""
+        has_ended = self.is_closed or self._pending.failures.end is not None
+        return not (has_ended or self._is_deleting)
 
     # The command asks for a file.
 
@@ -183,7 +306,7 @@ class Run:
         """Return whether the bucket will have `name`, after all calls so far."""
         if self.is_gone(name):
             return False
-        if self._pending_fingerprint(name):
+        if self._pending.fingerprint(name):
             return True
         remote = self._comparison.remote(name)
         denial = self._comparison.listing.denial
@@ -201,7 +324,7 @@ class Run:
             raise NotImplementedError("A subclass saves files in its own way.")
         storage, path = source
         newest = storage.get_modified_time(path)
-        pending = self._pending_fingerprint(name)
+        pending = self._pending.fingerprint(name)
         verdict: Verdict | None
         if pending is None:
             verdict = self._comparison.of_source(name, source)
@@ -222,7 +345,7 @@ class Run:
 
         Otherwise make sure that the bucket has it, and return `None`.
         """
-        draft = self._drafts.get(name)
+        draft = self._pending.drafts.get(name)
         if draft is not None:
             return BytesIO(draft.plain or b"")
         self.check_exists(name)
@@ -279,21 +402,21 @@ class Run:
         If it is large, `reopen` opens its file again, for an upload in the background.
         """
         self._deletes.pop(name, None)
-        self._drafts.pop(name)
+        self._pending.drafts.pop(name)
         if payload.plain is None and self.context.destination.saves_as_is:
             file = reopen()
             if file is not None:
                 self._comparison.take_hashes(name, payload)
                 payload.read_from(file)
-        verdict = self._verdict(name, payload)
+        verdict = self._pending.verdict(name, payload)
         if verdict is not Verdict.UNCHANGED:
             # A later pass of post-processing may delete or replace a file that exists
             # in memory only. And it saves a processed file over some of the sources.
             is_source = not self.post_processing
             is_draft = name in self.context.processed if is_source else in_memory
             as_is = self.context.destination.saves_as_is
-            if not (is_draft and as_is and self._drafts.add(name, payload)):
-                self._upload(name, payload, verdict)
+            if not (is_draft and as_is and self._pending.drafts.add(name, payload)):
+                self._pending.upload(name, payload, verdict)
         if self.post_processing:
             self._replaced.add(name)
         self._has_arrived(name, verdict)
@@ -313,7 +436,7 @@ class Run:
 
         def judge(payload: Payload) -> Verdict:
             payload.adopt(known.fingerprint.md5, known.etag)
-            return self._verdict(copy, payload)
+            return self._pending.verdict(copy, payload)
 
         verdict = context.capture_source(copy, context.sources[name], judge)
         if verdict is Verdict.UNCHANGED:
@@ -323,7 +446,7 @@ class Run:
 
     def delete(self, name: str) -> None:
         """Delete `name` at the end, unless it is saved again."""
-        self._drafts.pop(name)
+        self._pending.drafts.pop(name)
         self._seen.pop(name, None)
         self._deletes[name] = self.context.source_asked_for(name) is None
 
@@ -336,123 +459,31 @@ class Run:
 
     def written(self, name: str) -> None:
         """Note that this thread writes `name` by other means."""
-        self._drafts.pop(name)
+        self._pending.drafts.pop(name)
         self._deletes.pop(name, None)
-        self._failures.forget(name)
+        self._pending.failures.forget(name)
         self._seen[name] = None
         if self.post_processing:
             self._replaced.add(name)
         self._comparison.listing.forget(name)
         self._cache.remember(name, DOUBTFUL)
 
-    # A file is uploaded.
-
-    def _verdict(self, name: str, payload: Payload) -> Verdict:
-        """Return whether the bucket has `payload` as `name`, or will have it."""
-        pending = self._pending_fingerprint(name)
-        if pending is not None:
-            return between(pending, payload.fingerprint)
-        return self._comparison.verdict(name, payload)
-
-    def _pending_fingerprint(self, name: str) -> Fingerprint | None:
-        """Return the fingerprint of an upload of `name` that has not arrived."""
-        waiting = self._drafts.get(name) or self._unmarked.get(name)
-        if waiting is not None:
-            return waiting.fingerprint
-        failed = self._failures.fingerprint(name)
-        return failed or self._uploads.pending_fingerprint(name)
-
-    def _upload(self, name: str, payload: Payload, verdict: Verdict) -> None:
-        context = self.context
-        reason = self._comparison.reason(name, payload, verdict)
-        context.progress.decided(name, reason)
-        if context.dry_run:
-            return
-        self._note(self._uploads.done())
-        self._wait(name)  # Two uploads of one name might arrive in any order.
-        self._failures.forget(name)
-        known, headers = self._cache.get(name), payload.fingerprint.headers
-        # An object's ETag shows that an entry is out of date, but not if only headers
-        # have changed.
-        is_risky = known is not None and (
-            context.trusts or known.fingerprint.headers != headers
-        )
-        if is_risky and self._unmarked.add(name, payload):
-            if len(self._unmarked) >= max(_FIRST_MARKS, len(self._tally.uploaded)):
-                self._send_unmarked()
-        else:
-            if is_risky:
-                self._cache.mark({name: payload.fingerprint})
-            self._send(name, payload)
-        if not context.destination.saves_as_is:
-            self.wait_for(name)
-
-    def _send(self, name: str, payload: Payload) -> None:
-        waits = payload.plain is None and not payload.is_reopened
-        # An error of the file, which is read now, is not one of the bucket.
-        _ = payload.fingerprint
-        with naming(self._bucket.name):
-            self._uploads.submit(name, payload)
-        # The caller closes the file of a stream. And the first upload shows whether
-        # ETags are MD5s: others would have to be repeated with a fingerprint.
-        is_first = payload.plain is not None and self._bucket.has_opaque_etags is None
-        if waits or is_first:
-            self._wait(name)
-
-    def _send_unmarked(self) -> None:
-        """Mark the uploads that may make cache entries wrong, and send them."""
-        waiting = self._unmarked.pop_all()
-        if waiting:
-            self._cache.mark({name: each.fingerprint for name, each in waiting.items()})
-        for name, payload in waiting.items():
-            self._send(name, payload)
-
-    def _note(self, outcomes: Iterable[Outcome]) -> None:
-        listing, tally = self._comparison.listing, self._tally
-        for name, fingerprint, stored, error in outcomes:
-            if stored is not None:
-                listing.note(name, Remote(stored.etag, ""))
-                self._cache.remember(name, Remembered(fingerprint, stored.etag))
-                tally.uploaded[name] = None
-                tally.bytes += stored.size
-                self._failures.succeeded()
-            elif error is not None:
-                # It may have arrived all the same.
-                listing.forget(name)
-                self._cache.remember(name, DOUBTFUL)
-                if self._failures.add(name, fingerprint, error) and self.is_open:
-                    self._uploads.executor.governor.stop(error)
-                    self.close()
-                    self._failures.raise_any()
-
-    def _wait(self, *names: str) -> None:
-        """Wait for the uploads of `names`, or of all, and note their outcomes."""
-        if not names or any(map(self._unmarked.get, names)):
-            self._send_unmarked()
-        self._note(self._uploads.wait(*names))
-
     def wait_for(self, name: str) -> None:
         """Wait until `name` has arrived; raise `UploadError` if it could not."""
-        draft = self._drafts.pop(name)
-        if draft is not None:
-            self._upload(name, draft, self._verdict(name, draft))
-        self._wait(name)
-        self._failures.raise_for(name)
+        self._pending.wait_for(name)
 
     def wait_pending(self) -> None:
         """Send all that waits, and wait for all uploads; failures are noted only."""
-        for name, payload in self._drafts.pop_all().items():
-            self._upload(name, payload, self._verdict(name, payload))
-        self._wait()
+        self._pending.wait_all()
 
     def wait_or_raise(self) -> None:
         """Wait for all uploads; raise an error that names all that failed."""
-        self.wait_pending()
-        self._failures.raise_any()
+        self._pending.wait_all()
+        self._pending.failures.raise_any()
 
     def checkpoint(self) -> None:
         """Wait, and write to the cache: the caller may go on in any way."""
-        self._wait()
+        self._pending.wait()
         self._cache.flush()
 
     def _before_other_request(self) -> None:
@@ -470,7 +501,7 @@ class Run:
         if self._owner[0] != os.getpid():  # A fork has no part in its parent's run.
             return self.report()
         try:
-            self._failures.raise_end()
+            self._pending.failures.raise_end()
             if not self.context.dry_run:
                 # An earlier pass of the same command copied these, and may have failed.
                 for name in self.context.lost_before:
@@ -536,18 +567,11 @@ class Run:
             with naming(self._bucket.name):
                 yield from self._bucket.delete(names)
             return
-        # A subclass's `delete` takes one name, and may ask the bucket for anything.
-        was_open, self.is_open = self.is_open, False
+        self._is_deleting = True
         try:
-            for name in names:
-                try:
-                    destination.delete(name)
-                except (BotoCoreError, ClientError) as error:
-                    yield name, error
-                else:
-                    yield name, None
+            yield from destination.delete_each(names)
         finally:
-            self.is_open = was_open
+            self._is_deleting = False
 
     def report(self) -> Report:
         """Return the results so far."""
@@ -562,7 +586,7 @@ class Run:
             return
         # Post-processing would have put other contents in the place of these.
         for name in self.context.processed - self._replaced:
-            self._drafts.pop(name)
+            self._pending.drafts.pop(name)
         try:
             self.wait_or_raise()
         except CollectfastError as error:
@@ -577,10 +601,10 @@ class Run:
         """Cancel uploads that wait, and `patiently` wait for the others."""
         if self.is_closed or self._owner[0] != os.getpid():
             return
-        self.is_open, self.is_closed = False, True
+        self.is_closed = True
         self.context.progress.close()
         self._bucket.close()
-        self._note(self._uploads.close(patiently=patiently))
+        self._pending.close(patiently=patiently)
         if self.context.dry_run:
             self.context.closed(frozenset())
         else:

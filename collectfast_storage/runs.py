@@ -128,7 +128,7 @@ def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> A
     """Post-process; the outermost `post_process` of a run ends the run."""
     frame = _collecting_frame(storage)
     entry = _runs.get((frame, id(storage))) if frame is not None else None
-    if entry is not None and entry.run is not None and entry.run.is_closed:
+    if entry is not None and entry.run is not None and not entry.run.is_open:
         entry.run.finish()  # An error has closed it, and is raised again.
     processed = method(storage, *args, **options)
     # A method that is not a generator has come to an inner barrier by now.
@@ -268,7 +268,8 @@ def _end_runs_left_behind() -> None:
 def _is_interrupted(frame: FrameType) -> bool:
     """Return whether an interrupt, which the caller still holds, has left `frame`."""
     for each in gc.get_objects():
-        if isinstance(each, KeyboardInterrupt):
+        # Not `isinstance`, which fails with weak references to objects that are gone.
+        if issubclass(type(each), KeyboardInterrupt):
             frames = [place for place, _ in walk_tb(each.__traceback__)]
             if frame in frames:
                 return True

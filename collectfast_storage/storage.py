@@ -56,7 +56,62 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-class CollectfastMixin(_Base):
+class _ConnectionMixin(_Base):
+    """Makes the connections of a process, and of its threads."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the storage, in whatever process this is."""
+        super().__setstate__(state)
+        self._collectfast_pid = os.getpid()
+
+    @property
+    def connection(self) -> Any:
+        """The boto3 resource, with as many connections as there are threads."""
+        if self._collectfast_options.enabled:
+            self._collectfast_leave_parent()
+            config: Any = self.client_config
+            threads = self._collectfast_options.threads
+            if config.max_pool_connections < threads:
+                own = Config(max_pool_connections=threads)
+                # A subclass's property may be read-only.
+                with suppress(AttributeError, TypeError):
+                    self.client_config: Any = config.merge(own)
+        return super().connection
+
+    @property
+    def unsigned_connection(self) -> Any:
+        """The boto3 resource for URLs, which shares the session of `connection`.
+
+        A session reads the models of all services again. Nothing is signed here, so the
+        credentials of the session do not matter.
+        """
+        own = overridden(type(self), "_create_session")
+        if own or not self._collectfast_options.enabled:
+            return super().unsigned_connection
+        outer, _thread.unsigned = _thread.unsigned, self
+        try:
+            return super().unsigned_connection
+        finally:
+            _thread.unsigned = outer
+
+    def _create_session(self) -> Any:
+        if _thread.unsigned is self and self in _thread.sessions:
+            return _thread.sessions[self]
+        _thread.sessions[self] = session = super()._create_session()
+        return session
+
+    def _collectfast_leave_parent(self) -> None:
+        """In a fork, leave the connections to the parent process."""
+        if self._collectfast_pid != os.getpid():
+            state: Any = self.__getstate__()
+            self.__setstate__(state)
+
+    @cached_property
+    def _collectfast_options(self) -> Options:
+        return Options.of(self)
+
+
+class CollectfastMixin(_ConnectionMixin):
     """Makes a django-storages S3 storage upload only files that the bucket lacks.
 
     Put it before the storage: ``class Mine(CollectfastMixin, TheirS3Storage)``. The
@@ -82,11 +137,6 @@ class CollectfastMixin(_Base):
     def get_default_settings(self) -> dict[str, Any]:
         """Add this class's options to those of django-storages."""
         return super().get_default_settings() | Options.defaults()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the storage, in whatever process this is."""
-        super().__setstate__(state)
-        self._collectfast_pid = os.getpid()
 
     # The methods that Django calls.
 
@@ -235,43 +285,6 @@ class CollectfastMixin(_Base):
     # The parts of django-storages that `_save` uses; see `payload`.
 
     @property
-    def connection(self) -> Any:
-        """The boto3 resource, with as many connections as there are threads."""
-        if self._collectfast_options.enabled:
-            self._collectfast_leave_parent()
-            config: Any = self.client_config
-            threads = self._collectfast_options.threads
-            if config.max_pool_connections < threads:
-                own = Config(max_pool_connections=threads)
-                with suppress(
-                    AttributeError, TypeError
-                ):  # A subclass's property is kept.
-                    self.client_config: Any = config.merge(own)
-        return super().connection
-
-    @property
-    def unsigned_connection(self) -> Any:
-        """The boto3 resource for URLs, which shares the session of `connection`.
-
-        A session reads the models of all services again. Nothing is signed here, so the
-        credentials of the session do not matter.
-        """
-        own = overridden(type(self), "_create_session")
-        if own or not self._collectfast_options.enabled:
-            return super().unsigned_connection
-        outer, _thread.unsigned = _thread.unsigned, self
-        try:
-            return super().unsigned_connection
-        finally:
-            _thread.unsigned = outer
-
-    def _create_session(self) -> Any:
-        if _thread.unsigned is self and self in _thread.sessions:
-            return _thread.sessions[self]
-        _thread.sessions[self] = session = super()._create_session()
-        return session
-
-    @property
     def bucket(self) -> Any:
         """The boto3 Bucket; inside of `_save`, a stand-in that captures the upload."""
         taking = _thread.taking
@@ -309,12 +322,6 @@ class CollectfastMixin(_Base):
         if bucket.name != self.bucket_name:
             return self.connection.Bucket(self.bucket_name)
         return bucket
-
-    def _collectfast_leave_parent(self) -> None:
-        """In a fork, leave the connections to the parent process."""
-        if self._collectfast_pid != os.getpid():
-            state: Any = self.__getstate__()
-            self.__setstate__(state)
 
     # Runs.
 
@@ -381,10 +388,6 @@ class CollectfastMixin(_Base):
         )
 
     # Names, and the cache.
-
-    @cached_property
-    def _collectfast_options(self) -> Options:
-        return Options.of(self)
 
     @cached_property
     def _collectfast_enabled(self) -> bool:

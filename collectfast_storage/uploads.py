@@ -280,6 +280,11 @@ class Uploads:
         bucket.sends_once = True
         self._under_way: dict[str, tuple[Fingerprint, Future[Stored]]] = {}
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no upload has shown yet if ETags are MD5s."""
+        return self._bucket.has_opaque_etags is None
+
     def pending_fingerprint(self, name: str) -> Fingerprint | None:
         """Return the fingerprint that is being uploaded as `name`."""
         return self._under_way[name][0] if name in self._under_way else None
