@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
+from functools import partial
 from itertools import takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -227,14 +228,14 @@ class Collectstatic(RunContext):
             for frame in takewhile(lambda each: each is not self._frame, callers())
         )
 
-    def reopened(self, content: object) -> Any:
-        """Return the source `content` opened again; `None` if it is not a source."""
+    def reopener(self, content: object) -> Callable[[], Any] | None:
+        """Return a function that opens `content` again, if it is a source."""
         for frame in takewhile(lambda each: each is not self._frame, callers()):
             names = _OPENING.get(frame.f_code.co_name)
             if names and frame.f_globals.get("__name__", "").startswith(_STATICFILES):
                 storage, path, file = map(frame.f_locals.get, names)
                 if file is content and storage is not None:
-                    return storage.open(path)
+                    return partial(storage.open, path)
         return None
 
     def collect_sources(self, found: Paths | None = None) -> None:

@@ -121,8 +121,8 @@ class RunContext:
         """Return whether Django's `hashed_name` calls."""
         return False
 
-    def reopened(self, content: object) -> Any:
-        """Return the source `content` opened again; `None` if it is not a source."""
+    def reopener(self, content: object) -> Callable[[], Any] | None:
+        """Return a function that opens `content` again, if it is a source."""
         return None
 
     @property

@@ -52,6 +52,7 @@ class Payload:
         self._compress = compress
         self.compresses = compress is not None
         self._is_released = self.is_reopened = False
+        self.reopen: Callable[[], Any] | None = None  # opens the file another time
         self._known_etag: str | None = None
         self._last: _Hashed | None = None  # the reader of the last stream
         self._own = _copy_unless_rewindable(file, config.multipart_threshold)
@@ -162,11 +163,14 @@ class Payload:
             readable.close = lambda: None
         return self._compress(readable) if self._compress else readable
 
-    def read_from(self, file: Any) -> None:
-        """Read from `file`, the same file opened again, so its owner may close it."""
+    def read_again(self) -> bool:
+        """Open the file again, so its owner may close it; return if that worked."""
+        if self.reopen is None:
+            return False
         self.close()
-        self._own = self._file = file
+        self._own = self._file = self.reopen()
         self.is_reopened = True
+        return True
 
     def take_hashes(self, other: Payload) -> None:
         """Take over the hashes of a payload of the same file, so as not to read it."""

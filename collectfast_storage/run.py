@@ -247,9 +247,9 @@ class Pending:
                     self.failures.raise_end()
 
     def _send(self, name: str, payload: Payload) -> None:
-        waits = payload.plain is None and not payload.is_reopened
         # An error of the file, which is read now, is not one of the bucket.
         _ = payload.fingerprint
+        waits = payload.plain is None and not payload.read_again()
         with naming(self._context.destination.bucket_name):
             self._uploads.submit(name, payload)
         # The caller closes the file of a stream. And the first upload shows whether
@@ -308,8 +308,7 @@ class Run:
             return False
         if self._pending.fingerprint(name):
             return True
-        remote = self._comparison.remote(name)
-        denial = self._comparison.listing.denial
+        remote, denial = self._comparison.remote(name), self._comparison.listing.denial
         # Saving overwrites an object that may be there, or chooses a name that is free.
         if remote is UNKNOWN and denial and not self.context.destination.overwrites:
             raise denial
@@ -395,7 +394,7 @@ class Run:
         payload: Payload,
         *,
         in_memory: bool = False,
-        reopen: Callable[[], Any] = lambda: None,
+        reopen: Callable[[], Any] | None = None,
     ) -> None:
         """Upload `payload` as `name`, unless the bucket has it.
 
@@ -403,11 +402,8 @@ class Run:
         """
         self._deletes.pop(name, None)
         self._pending.drafts.pop(name)
-        if payload.plain is None and self.context.destination.saves_as_is:
-            file = reopen()
-            if file is not None:
-                self._comparison.take_hashes(name, payload)
-                payload.read_from(file)
+        if payload.plain is None and reopen is not None:
+            self._comparison.take_hashes(name, payload)
         verdict = self._pending.verdict(name, payload)
         if verdict is not Verdict.UNCHANGED:
             # A later pass of post-processing may delete or replace a file that exists
@@ -416,6 +412,7 @@ class Run:
             is_draft = name in self.context.processed if is_source else in_memory
             as_is = self.context.destination.saves_as_is
             if not (is_draft and as_is and self._pending.drafts.add(name, payload)):
+                payload.reopen = reopen if as_is else None
                 self._pending.upload(name, payload, verdict)
         if self.post_processing:
             self._replaced.add(name)
@@ -428,10 +425,8 @@ class Run:
         if known is None or known is DOUBTFUL or not is_known:
             return False
         # The hash in the copy's name is of the content that Django has read.
-        if (
-            not context.destination.saves_as_is
-            or known.fingerprint.md5[:12] not in copy
-        ):
+        is_hash = known.fingerprint.md5[:12] in copy
+        if not (is_hash and context.destination.saves_as_is):
             return False
 
         def judge(payload: Payload) -> Verdict:

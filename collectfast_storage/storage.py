@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from io import SEEK_END
 from types import FrameType
 from typing import Any
@@ -212,7 +212,7 @@ class CollectfastMixin(_ConnectionMixin):
                 return
             payload = capture.payload()
             try:
-                reopen = partial(run.context.reopened, content)
+                reopen = run.context.reopener(content)
                 run.save(name_in_run, payload, in_memory=in_memory, reopen=reopen)
                 capture.report(payload)
             finally:

@@ -22,6 +22,8 @@ from collectfast_storage import CollectfastS3ManifestStaticStorage
 from tests.bucket import BucketView
 from tests.site import MANIFEST, Site
 
+pytestmark = pytest.mark.slow
+
 HASHED = re.compile(r"\.[0-9a-f]{12}(\.|$)")
 CLEARS = pytest.mark.parametrize(
     "arguments", [["--clear"], ["--clear", "--no-post-process"]], ids=" ".join

@@ -39,7 +39,7 @@ def any_credentials(
     monkeypatch.setattr(counting, "sign", sign)
 
 
-pytestmark = pytest.mark.usefixtures("any_credentials")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("any_credentials")]
 
 
 def _signed_with(site: Site, kind: str = "") -> list[str]:

@@ -26,6 +26,8 @@ from tests.site import MANIFEST, Site
 from tests.test_listing import entry, result
 from tests.test_opaque import METADATA, Opaque, cold
 
+pytestmark = pytest.mark.slow
+
 FINGERPRINT = "collectfast-fingerprint"
 PLAIN_MANIFEST = "storages.backends.s3.S3ManifestStaticStorage"
 ONE_ATTEMPT = Config(retries={"total_max_attempts": 1}, connect_timeout=2)

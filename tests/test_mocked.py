@@ -51,6 +51,8 @@ from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.files.base import ContentFile
 from django.core.management import call_command
 
+pytestmark = pytest.mark.slow
+
 def collect():
     call_command("collectstatic", "--noinput", stdout=io.StringIO())
 

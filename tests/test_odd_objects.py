@@ -28,6 +28,8 @@ from collectfast_storage.exceptions import BucketError
 from tests.site import MANIFEST, STATIC, Site
 from tests.sources import Source, finder_of
 
+pytestmark = pytest.mark.slow
+
 PLAIN = "storages.backends.s3.S3StaticStorage"
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,12 +17,14 @@ from typing import Any
 
 import boto3
 import pytest
+from django.core.management import call_command
 from django.test import override_settings
 
 from collectfast_storage import checks
 from collectfast_storage.options import Options
 from collectfast_storage.signals import collected
 from tests import readme
+from tests.bucket import BucketView
 from tests.readme import rows, section, snippets
 from tests.site import Site
 
@@ -34,6 +37,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # How to tell what a snippet is, by a line of it; each kind has a test below.
 STORAGES, LOGGING, BATCH = "STORAGES = {", "LOGGING = {", "with storage.batch()"
 SIGNAL, ENTRIES = "@receiver(collected)", '"'
+TENANTS = "class TenantStorage("
 
 
 def _run(snippet: str, **names: Any) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def _collect_with(snippet: str, site: Site) -> Any:
 
 def test_no_snippet_is_left_out() -> None:
     """What none of the tests below would run must not be there."""
-    kinds = (STORAGES, LOGGING, BATCH, SIGNAL, ENTRIES)
+    kinds = (STORAGES, LOGGING, BATCH, SIGNAL, ENTRIES, TENANTS)
     for language in ("python", "json", "shell", "text"):
         assert snippets(language)
     for snippet in snippets("python"):
@@ -101,6 +105,25 @@ def test_batch(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     names = site.bucket.names()
     assert len(names) == 100
     assert "reports/old.txt" not in names
+
+
+def test_tenants(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tenant's files are in the tenant's folder, also those of one process."""
+    from django.db import connection
+
+    [snippet] = snippets("python", TENANTS)
+    namespace = _run(snippet)["TenantStorage"]
+    monkeypatch.setattr(sys.modules[__name__], "TenantStorage", namespace, False)
+    site.backend = f"{__name__}.TenantStorage"
+    site.write("a.css", "a")
+    tenants = [f"{site.bucket.location}-{letter}" for letter in "ab"]
+    with site.active():
+        for tenant in tenants:
+            connection.schema_name = tenant
+            call_command("collectstatic", "--noinput", stdout=io.StringIO())
+    for tenant in tenants:
+        view = BucketView(site.bucket.server, f"tenants/{tenant}/static")
+        assert view.files() == {"a.css": b"a"}
 
 
 def test_logging(site: Site) -> None:
@@ -344,9 +367,15 @@ def _shell(snippet: str, directory: Path, site: Site) -> None:
     )
 
 
-def test_readme_is_short_and_leads_to_all_pages() -> None:
-    """At most 14 kB; who needs more finds it from there."""
-    assert len(readme.README.encode()) <= 14_000
+def test_first_screen_has_install_settings_and_result() -> None:
+    """A reader in a hurry finds all three in the first 35 lines."""
+    screen = "\n".join(readme.README.splitlines()[:35])
+    for text in ("pip install", "STORAGES = {", "static files copied, 300 unmodified"):
+        assert text in screen
+
+
+def test_readme_leads_to_all_pages() -> None:
+    """Each page is linked from the README."""
     links = {*re.findall(r"\]\((\.github/\w+\.md)(?:#[\w-]+)?\)", readme.README)}
     assert links == {str(page.relative_to(ROOT)) for page in readme.PAGES}
 
