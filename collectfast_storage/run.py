@@ -290,7 +290,7 @@ class Run:
         self._pending = Pending(context, cache, uploads, self._comparison, self._tally)
         # Names to be deleted at the end; or not, if collectstatic only overwrites them.
         self._deletes: dict[str, bool] = {}
-        self._replaced: set[str] = set()  # sources saved again in post-processing
+        self._replaced: set[str] = set()  # names whose content may not be the source's
         if context.collects:
             bucket.watch(self._before_other_request)
 
@@ -348,8 +348,10 @@ class Run:
         if draft is not None:
             return BytesIO(draft.plain or b"")
         self.check_exists(name)
-        source, destination = self.context.sources.get(name), self.context.destination
-        is_as_saved = destination.saves_as_is and name not in self._replaced
+        source = self.context.sources.get(name)
+        is_as_saved = (
+            self.context.destination.saves_as_is and name not in self._replaced
+        )
         if self.post_processing and is_as_saved and source is not None:
             storage, path = source
             return storage.open(path)
@@ -414,8 +416,10 @@ class Run:
             if not (is_draft and as_is and self._pending.drafts.add(name, payload)):
                 payload.reopen = reopen if as_is else None
                 self._pending.upload(name, payload, verdict)
-        if self.post_processing:
+        if self.post_processing or reopen is None:
             self._replaced.add(name)
+        else:
+            self._replaced.discard(name)
         self._has_arrived(name, verdict)
 
     def has_copy(self, name: str, copy: str) -> bool:
@@ -458,8 +462,7 @@ class Run:
         self._deletes.pop(name, None)
         self._pending.failures.forget(name)
         self._seen[name] = None
-        if self.post_processing:
-            self._replaced.add(name)
+        self._replaced.add(name)
         self._comparison.listing.forget(name)
         self._cache.remember(name, DOUBTFUL)
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import boto3
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
@@ -31,8 +31,17 @@ def _session(access_key: str, secret_key: str) -> Any:
     return boto3.Session(access_key, secret_key)
 
 
-def run(machine: Callable[[], RuleBasedStateMachine], sequences: int) -> None:
-    """Draw so many sequences; one that fails comes with what reproduces it."""
+def run(
+    machine: Callable[[], RuleBasedStateMachine],
+    sequences: int,
+    *,
+    shrinks: bool = True,
+) -> None:
+    """Draw so many sequences; one that fails comes with what reproduces it.
+
+    It is made shorter if it `shrinks`, which takes minutes where a sequence is long.
+    """
+    phases = [each for each in Phase if shrinks or each is not Phase.shrink]
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -40,6 +49,7 @@ def run(machine: Callable[[], RuleBasedStateMachine], sequences: int) -> None:
             stateful_step_count=20,
             deadline=None,
             print_blob=True,
+            phases=phases,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
