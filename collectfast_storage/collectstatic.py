@@ -308,7 +308,7 @@ class Collectstatic(RunContext):
         if not self.dry_run:
             collected.send(type(self._storage), storage=self._storage, report=report)
 
-    def closed(self, lost: Set[str]) -> None:
+    def closed(self, lost: Set[str], replaced: Set[str]) -> None:
         """Give the command its option and its lists back.
 
         The files that were `lost` do not count as copied.
@@ -321,7 +321,7 @@ class Collectstatic(RunContext):
         if isinstance(option, _Barrier) and option.frame is self._frame:
             command.post_process = option != 0
         if lost:
-            _lost.setdefault(command, {})[id(self._storage)] = {*lost}
+            _lost.setdefault(command, {})[id(self._storage)] = {*lost} - replaced
             copied = command.copied_files
             copied[:] = [each for each in copied if self.name_of(each) not in lost]
         for name, own in self._lists.items():

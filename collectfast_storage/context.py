@@ -140,8 +140,11 @@ class RunContext:
     def finished(self, report: Report) -> None:
         """Note that the run has come to its end."""
 
-    def closed(self, lost: Set[str]) -> None:
-        """Note that the run is closed, and that files that were saved are `lost`."""
+    def closed(self, lost: Set[str], replaced: Set[str]) -> None:
+        """Note that the run is closed, and that files that were saved are `lost`.
+
+        The contents of those `replaced` may not be those of their sources.
+        """
 
 
 def overridden(cls: type, *names: str) -> type | None:

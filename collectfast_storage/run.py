@@ -194,7 +194,7 @@ class Pending:
         is_risky = known is not None and (
             context.trusts or known.fingerprint.headers != headers
         )
-        if is_risky and self._unmarked.add(name, payload):
+        if is_risky and self.hold(self._unmarked, name, payload):
             if len(self._unmarked) >= max(_FIRST_MARKS, len(self._tally.uploaded)):
                 self._send_unmarked()
         else:
@@ -203,6 +203,12 @@ class Pending:
             self._send(name, payload)
         if not context.destination.saves_as_is:
             self.wait_for(name)
+
+    def hold(self, waiting: Waiting, name: str, payload: Payload) -> bool:
+        """Let `payload` wait, if there is room, until another request is to be sent."""
+        with naming(self._context.destination.bucket_name):
+            self._uploads.connect()
+        return waiting.add(name, payload)
 
     def wait(self, *names: str) -> None:
         """Wait for the uploads of `names`, or of all, and note their outcomes."""
@@ -321,8 +327,7 @@ class Run:
         """
         if not self.context.destination.saves_as_is:
             raise NotImplementedError("A subclass saves files in its own way.")
-        storage, path = source
-        newest = storage.get_modified_time(path)
+        newest = source[0].get_modified_time(source[1])
         pending = self._pending.fingerprint(name)
         verdict: Verdict | None
         if pending is None:
@@ -410,16 +415,14 @@ class Run:
         if verdict is not Verdict.UNCHANGED:
             # A later pass of post-processing may delete or replace a file that exists
             # in memory only. And it saves a processed file over some of the sources.
-            is_source = not self.post_processing
-            is_draft = name in self.context.processed if is_source else in_memory
-            as_is = self.context.destination.saves_as_is
-            if not (is_draft and as_is and self._pending.drafts.add(name, payload)):
+            is_first = not self.post_processing
+            is_draft = name in self.context.processed if is_first else in_memory
+            as_is, drafts = self.context.destination.saves_as_is, self._pending.drafts
+            if not (is_draft and as_is and self._pending.hold(drafts, name, payload)):
                 payload.reopen = reopen if as_is else None
                 self._pending.upload(name, payload, verdict)
-        if self.post_processing or reopen is None:
-            self._replaced.add(name)
-        else:
-            self._replaced.discard(name)
+        is_source = reopen is not None and not self.post_processing
+        (self._replaced.discard if is_source else self._replaced.add)(name)
         self._has_arrived(name, verdict)
 
     def has_copy(self, name: str, copy: str) -> bool:
@@ -604,10 +607,10 @@ class Run:
         self._bucket.close()
         self._pending.close(patiently=patiently)
         if self.context.dry_run:
-            self.context.closed(frozenset())
+            self.context.closed(frozenset(), frozenset())
         else:
             arrived = self._tally.uploaded.keys() | self._tally.unchanged.keys()
-            self.context.closed(self._seen.keys() - arrived)
+            self.context.closed(self._seen.keys() - arrived, self._replaced)
             self._cache.flush()
 
     def _has_arrived(self, name: str, verdict: Verdict) -> None:

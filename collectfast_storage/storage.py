@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
-from io import SEEK_END
 from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -176,10 +175,8 @@ class CollectfastMixin(_ConnectionMixin):
         found = self._collectfast_find(name)
         if found is not None:
             run, name_in_run = found
-            file = run.read(name_in_run)
-            if file is not None:
-                with file:
-                    return file.seek(0, SEEK_END)
+            run.check_exists(name_in_run)
+            run.wait_for(name_in_run)
         return super().size(name)
 
     def listdir(self, name: str) -> tuple[list[str], list[str]]:
@@ -238,12 +235,13 @@ class CollectfastMixin(_ConnectionMixin):
             if "w" in mode:
                 run.before_write(name_in_run)
             else:
-                file = run.read(name_in_run) if mode == "rb" else None
+                bucket_name = run.asked_by_django()
+                file = run.read(name_in_run) if bucket_name else None
                 if file is not None:
                     return File(file, name)
                 run.check_exists(name_in_run)
                 run.wait_for(name_in_run)
-                with naming(run.asked_by_django()):
+                with naming(bucket_name):
                     return super()._open(name, mode)
         opened = super()._open(name, mode)
         if "w" in mode and not self._collectfast_options.preload:

@@ -285,13 +285,17 @@ class Uploads:
         """Whether no upload has shown yet if ETags are MD5s."""
         return self._bucket.has_opaque_etags is None
 
+    def connect(self) -> None:
+        """Make the bucket's client in this thread."""
+        self._bucket.connect()
+
     def pending_fingerprint(self, name: str) -> Fingerprint | None:
         """Return the fingerprint that is being uploaded as `name`."""
         return self._under_way[name][0] if name in self._under_way else None
 
     def submit(self, name: str, payload: Payload) -> None:
         """Send `payload` as `name`, when there is room; its file must stay open."""
-        self._bucket.connect()  # in this thread, whose client it is
+        self.connect()
         fingerprint = payload.fingerprint  # Another thread will read the file.
         is_stream = payload.plain is None
         size = _STREAM_SIZE if is_stream else len(payload.plain or b"")

@@ -35,13 +35,14 @@ def run(
     machine: Callable[[], RuleBasedStateMachine],
     sequences: int,
     *,
-    shrinks: bool = True,
+    is_long: bool = False,
 ) -> None:
     """Draw so many sequences; one that fails comes with what reproduces it.
 
-    It is made shorter if it `shrinks`, which takes minutes where a sequence is long.
+    If a sequence `is_long`, a failing one is not made shorter, which would take
+    minutes, and each run draws the same sequences.
     """
-    phases = [each for each in Phase if shrinks or each is not Phase.shrink]
+    phases = [each for each in Phase if not (is_long and each is Phase.shrink)]
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -50,6 +51,7 @@ def run(
             deadline=None,
             print_blob=True,
             phases=phases,
+            derandomize=is_long,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )

@@ -690,5 +690,5 @@ def test_program_gets_what_django_storages_gives(
     def machine() -> ProgramMachine:
         return ProgramMachine(new_site(), moves=moves, control=control)
 
-    run(machine, max(1, sequences // (30 if control else 6)), shrinks=False)
+    run(machine, max(1, sequences // (30 if control else 6)), is_long=True)
     gc.collect()  # Here, where the warnings of files that are left open are ignored.
