@@ -64,7 +64,8 @@ class Comparison:
     def of_source(self, name: str, source: tuple[Storage, str]) -> Verdict:
         """Return the verdict on the `source` of `name`, which may have been read."""
         ahead = self._ahead.pop(name, None)
-        if ahead is not None:
+        # A command, or a finder of a site's own, may copy another file by this name.
+        if ahead is not None and self._context.sources.get(name) == source:
             return self.verdict(name, ahead)
         verdict = self._context.capture_source(name, source, partial(self._judge, name))
         return Verdict.UNCERTAIN if verdict is None else verdict

@@ -165,9 +165,8 @@ class Payload:
 
     def read_again(self) -> bool:
         """Open the file again, so its owner may close it; return if that worked."""
-        if self.reopen is None:
+        if self.reopen is None or self._own is not None:
             return False
-        self.close()
         self._own = self._file = self.reopen()
         self.is_reopened = True
         return True
@@ -269,6 +268,11 @@ class Capture(NamedTuple):
         """
         file = self.file.plain if isinstance(self.file, Compressible) else self.file
         return isinstance(getattr(file, "file", file).read(0), str)
+
+    def is_of(self, content: object) -> bool:
+        """Return whether the file is `content` itself, and not made of it."""
+        file = self.file.plain if isinstance(self.file, Compressible) else self.file
+        return isinstance(file, ReadBytesWrapper) and file.file is content
 
     def content(self) -> Any:
         """Return the file as django-storages would hand it to boto3."""

@@ -41,7 +41,7 @@ from collectfast_storage.reporting import Report, Tally
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import concerns_bucket, concerns_one_file, naming
 from collectfast_storage.upload_cache import UploadCache
-from collectfast_storage.uploads import Outcome, Uploads
+from collectfast_storage.uploads import INTERRUPTED, Outcome, Uploads
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -233,6 +233,9 @@ class Pending:
     def close(self, *, patiently: bool) -> None:
         """Cancel uploads that wait, and `patiently` wait for the others."""
         self.note(self._uploads.close(patiently=patiently), is_last=True)
+        left = self.drafts.pop_all() | self._unmarked.pop_all()
+        for name, payload in left.items():
+            self.failures.add(name, payload.fingerprint, InterruptedError(INTERRUPTED))
 
     def note(self, outcomes: Iterable[Outcome], *, is_last: bool = False) -> None:
         """Note outcomes; raise the error that would meet all other files too."""
@@ -244,10 +247,11 @@ class Pending:
                 self._tally.uploaded[name] = None
                 self._tally.bytes += stored.size
                 self.failures.succeeded()
-            elif error is not None:
+            else:
                 # It may have arrived all the same.
                 listing.forget(name)
                 self._cache.remember(name, DOUBTFUL)
+                error = error or InterruptedError(INTERRUPTED)  # It was not begun.
                 if self.failures.add(name, fingerprint, error) and not is_last:
                     self._uploads.executor.governor.stop(error)
                     self.failures.raise_end()
@@ -499,7 +503,10 @@ class Run:
 
     def finish(self) -> Report:
         """Wait for all uploads, then delete, and report."""
-        if self._owner[0] != os.getpid():  # A fork has no part in its parent's run.
+        # A fork has no part in its parent's run. And another barrier, or an error that
+        # was caught, may have closed the run.
+        if self._owner[0] != os.getpid() or self.is_closed:
+            self._pending.failures.raise_any()
             return self.report()
         try:
             self._pending.failures.raise_end()

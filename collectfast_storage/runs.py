@@ -19,6 +19,7 @@ from traceback import walk_tb
 from types import FrameType
 from typing import Any, NamedTuple
 
+from botocore.exceptions import BotoCoreError, ClientError
 from django.contrib.staticfiles.storage import HashedFilesMixin
 
 from collectfast_storage.collectstatic import (
@@ -153,17 +154,21 @@ def _to_the_barrier(
         hashes = isinstance(storage, HashedFilesMixin)
         if hashes and _post_processes_as_django(type(storage).__mro__):
             processed = _with_copies_checked(run, storage, paths, processed)
-        with naming(run.context.destination.bucket_name):
-            for each in processed or ():
-                if isinstance(each[2], Exception):
-                    run.checkpoint()  # The caller may raise it.
-                yield each
+        for each in processed or ():
+            if isinstance(each[2], Exception):
+                run.checkpoint()  # The caller may raise it.
+            yield each
         run.finish()
     except GeneratorExit:
         # Closed by a caller that needs no more, or garbage after an exception.
-        if _collecting_frame(storage) is not None:  # pragma: no branch
+        frame = _collecting_frame(storage)
+        entry = _runs.get((frame, id(storage))) if frame is not None else None
+        if entry is not None and entry.run is run:
             run.finish()
         raise
+    except (BotoCoreError, ClientError):
+        with naming(run.context.destination.bucket_name):
+            raise
     except (KeyboardInterrupt, SystemExit):
         run.close(patiently=False)
         raise

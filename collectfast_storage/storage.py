@@ -209,7 +209,8 @@ class CollectfastMixin(_ConnectionMixin):
                 return
             payload = capture.payload()
             try:
-                reopen = run.context.reopener(content)
+                is_as_is = capture.is_of(content)
+                reopen = run.context.reopener(content) if is_as_is else None
                 run.save(name_in_run, payload, in_memory=in_memory, reopen=reopen)
                 capture.report(payload)
             finally:

@@ -1,6 +1,7 @@
 """Uploads in the background: under way, arrived, or failed."""
 
 import atexit
+import os
 import sys
 import threading
 from collections import deque
@@ -26,6 +27,7 @@ _Work = tuple[Future[Any], Callable[[], Any]]
 
 # Enough that no thread is ever without work; more would only take memory.
 _WAITING_PER_THREAD = 8
+INTERRUPTED = "it was interrupted"
 # Seconds after which an idle thread ends. A later call starts a new one.
 _LONGEST_IDLE = 1.0
 # Of the bytes that may be under way, each stream takes a third: s3transfer reads up to
@@ -67,8 +69,11 @@ class Governor:
                 if setback is None:
                     raise
                 failures += 1
+                # From the first failure since the last success.
+                hopeless_at = min(self._hopeless_at, began + self._patience)
+                self._hopeless_at = hopeless_at
                 # As many attempts, each as long as this one, and the waits between.
-                ends = self._hopeless_at + self._attempts * (monotonic() - began)
+                ends = hopeless_at + self._attempts * (monotonic() - began)
                 if monotonic() >= ends and not isinstance(error, ThrottledError):
                     self.stop(error)
                     raise
@@ -99,7 +104,6 @@ class Governor:
                     self._pace.started(now)
                     self._requests += 1
                     self._bytes += size
-                    self._hopeless_at = min(self._hopeless_at, now + self._patience)
                     return now
                 self._changed.wait(None if delay == inf else delay)
         self.check()
@@ -111,7 +115,7 @@ class Governor:
             self._requests -= 1
             self._bytes -= size
             if setback is None:
-                self._hopeless_at = now + self._patience
+                self._hopeless_at = inf
                 self._pace.answered(now, began, size)
             elif setback.throttled:
                 self._pace.throttled(now, began, setback.after)
@@ -146,6 +150,7 @@ class BoundedExecutor(Executor):
         self._work: deque[_Work] = deque()
         self._idle = 0
         self._is_shut_down = False
+        self._pid = os.getpid()
         self._places = max(threads, 1) * _WAITING_PER_THREAD
         self._room = self._most_bytes = most_bytes
         self._lock = threading.Lock()
@@ -197,6 +202,8 @@ class BoundedExecutor(Executor):
 
     def drain(self) -> None:
         """Wait until all submitted calls have ended."""
+        if self._pid != os.getpid():  # A fork has none of the threads.
+            return
         with self._lock:
             threads, work = self._threads, self._work
             self._has_room.wait_for(lambda: not work and self._idle == len(threads))
@@ -332,7 +339,7 @@ class Uploads:
 
     def _outcome(self, name: str) -> Outcome:
         fingerprint, future = self._under_way.pop(name)
-        error: BaseException | None = InterruptedError("it was interrupted")
+        error: BaseException | None = InterruptedError(INTERRUPTED)
         if future.done():
             error = CancelledError() if future.cancelled() else future.exception()
         if isinstance(error, CancelledError):

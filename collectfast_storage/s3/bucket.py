@@ -223,8 +223,9 @@ class Bucket:
             try:
                 stream = payload.upload_stream(check)
                 self._transfer(stream, key, extra, payload.config)
-            except RuntimeError as error:  # A container may limit the threads.
-                if "start new thread" not in str(error):
+            except RuntimeError as error:
+                # A container may limit the threads, and a process that ends has none.
+                if not re.search("start new thread|schedule new futures", str(error)):
                     raise
                 stream = payload.upload_stream(check)
                 config = copy(payload.config)

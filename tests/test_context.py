@@ -1,0 +1,53 @@
+"""The caller of a run, as a program's batch is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from collectfast_storage.context import Destination, RunContext
+from collectfast_storage.options import Options
+
+
+def _destination(prefix: str = "static/", **methods: Any) -> Destination:
+    def unused(*_: Any) -> Any:
+        raise AssertionError("A context does not call the storage by itself.")
+
+    defaults: dict[str, Any] = {
+        "key_of": lambda name: prefix + name,
+        "parameters_of": unused,
+        "capture": unused,
+        "delete": unused,
+    }
+    return Destination("bucket", prefix, True, True, False, **defaults | methods)
+
+
+def _context(destination: Destination) -> RunContext:
+    return RunContext(destination, Options(), lists=True, trusts=False)
+
+
+def test_batch_clears_nothing_and_has_no_sources() -> None:
+    """A batch deletes only the names that it is given, and compares no sources."""
+    context = _context(_destination())
+    context.note_live_release()
+    assert context.sort_out({"a.css"}) == (set(), set())
+    assert context.source_asked_for("a.css") is None
+    assert context.reopener(object()) is None
+    assert not context.is_hashing()
+    assert context.lost_before == set()
+
+
+def test_name_in_another_place_is_not_one_of_the_run() -> None:
+    """A run leaves names to django-storages whose key is not below its prefix."""
+    context = _context(_destination(key_of=lambda name: f"media/{name}"))
+    assert context.name_of("a.css") is None
+    assert context.name_of_key("static/a.css") == "a.css"
+
+
+@pytest.mark.parametrize("name", ["/a.css", "./a.css", "x/../a.css", "a//b.css"])
+def test_name_that_the_storage_cannot_address_is_not_normal(name: str) -> None:
+    """A storage's method would act on another object than the one that is listed."""
+    context = _context(_destination(key_of=lambda _: "static/a.css"))
+    assert context.is_normal("a.css")
+    assert not context.is_normal(name)
