@@ -84,6 +84,11 @@ _lost: WeakKeyDictionary[Any, dict[int, set[str]]] = WeakKeyDictionary()
 class _Names(list[str]):
     """A list that finds a name without a search, which Django makes for each name."""
 
+    # Whether the command is run again, although the run that replaced its list has not
+    # ended, and how to end it.
+    is_left: Callable[[], bool] = staticmethod(lambda: False)
+    end: Callable[[], object]
+
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__(names)
         self._places = {name: place for place, name in enumerate(self)}
@@ -93,6 +98,8 @@ class _Names(list[str]):
         super().append(name)
 
     def __contains__(self, name: Any) -> bool:
+        if self.is_left():
+            self.end()  # The command has its own list back then.
         place = self._places.get(name, len(self))
         if place < len(self) and self[place] == name:
             return True
@@ -287,13 +294,19 @@ class Collectstatic(RunContext):
             os.path.splitext(name)[1] == os.path.splitext(own)[1]  # noqa: PTH122
         )
 
-    def at_barrier(self, act: Callable[[bool], object]) -> None:
-        """Call `act` when all files have been copied."""
+    def at_barrier(
+        self, act: Callable[[bool], object], end: Callable[[], object]
+    ) -> None:
+        """Call `act` when all files have been copied; `end`, if that never happens."""
         option = getattr(self._command, "post_process", False)
         if not isinstance(option, _Barrier) or option.frame is not self._frame:
             option = _Barrier(bool(option))
             option.frame, option.act = self._frame, act
             self._command.post_process = option
+        command, barrier = self._command, option
+        for names in self._fast.values():
+            names.is_left = lambda: command.post_process is not barrier
+            names.end = end
 
     def finished(self, report: Report) -> None:
         """Log the report, count deleted files, and send the signal."""

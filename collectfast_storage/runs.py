@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
-from functools import wraps
+from functools import partial, wraps
 from traceback import walk_tb
 from types import FrameType
 from typing import Any, NamedTuple
@@ -73,7 +73,7 @@ def current_run(storage: object, open_run: OpenRun) -> Run | None:
             each.wait_pending()  # Files that a calling collectstatic has saved.
         run, context = open_run(frame)
         entry = _runs[frame, id(storage)] = _Entry(run, threading.current_thread())
-        context.at_barrier(lambda processes: _finish(frame, processes))
+        context.at_barrier(partial(_finish, frame), _end_runs_left_behind)
     return entry.run if entry.run is not None and entry.run.is_open else None
 
 

@@ -257,16 +257,6 @@ def test_ctrl_c_while_another_question_hangs(
     assert site.bucket.files().items() >= files.items()
 
 
-@pytest.mark.parametrize("kind", ["POST", "PUT"])
-def test_ctrl_c_while_a_large_file_hangs(site: Site, kind: str) -> None:
-    """One that goes up in parts, by boto3's own threads."""
-    site.write("large.bin", bytes(LARGE))
-    _interrupt(site, Hanging(kind))
-    status, _ = deploy(site)
-    assert status == 0
-    assert site.bucket.files() == {"large.bin": bytes(LARGE)}
-
-
 def _slow(handler: Handler, request: Request, body: bytes) -> bool:
     time.sleep(0.02)
     return False
