@@ -15,7 +15,6 @@ from functools import partial
 from itertools import takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from django.contrib.staticfiles.finders import get_finders
 from django.contrib.staticfiles.storage import ManifestFilesMixin
@@ -75,10 +74,6 @@ def collects_into(frame: FrameType, storage: object) -> bool:
     """Return whether the `collect` in `frame` copies files into `storage` just now."""
     target = frame.f_locals["self"].storage
     return getattr(target, "_wrapped", target) is storage  # It may be lazy.
-
-
-# The names that runs of a command have lost, by the identity of the storage.
-_lost: WeakKeyDictionary[Any, dict[int, set[str]]] = WeakKeyDictionary()
 
 
 class _Names(list[str]):
@@ -206,25 +201,15 @@ class Collectstatic(RunContext):
                 if relative is not None:
                     yield relative
 
-    @property
-    def lost_before(self) -> Set[str]:
-        """The sources that an earlier run of this command has lost.
-
-        The command may have counted them as copied, so it does not copy them again.
-        """
-        return _lost.get(self._command, {}).get(id(self._storage), set())
-
     def source_asked_for(self, name: str) -> tuple[Storage, str] | None:
         """Return the source of `name`, if `delete_file` calls to compare the two."""
         is_asked = False
-        for frame in callers():
+        for frame in takewhile(lambda each: each is not self._frame, callers()):
             called = frame.f_code.co_name
             is_asked |= called == "delete_file"
             if is_asked and called in _COPYING and {*_ARGUMENTS} <= {*frame.f_locals}:
                 storage, path, prefixed = (frame.f_locals[key] for key in _ARGUMENTS)
                 return (storage, path) if self.name_of(prefixed) == name else None
-            if frame is self._frame:
-                break
         return None
 
     def is_hashing(self) -> bool:
@@ -321,7 +306,7 @@ class Collectstatic(RunContext):
         if not self.dry_run:
             collected.send(type(self._storage), storage=self._storage, report=report)
 
-    def closed(self, lost: Set[str], replaced: Set[str]) -> None:
+    def closed(self, lost: Set[str]) -> None:
         """Give the command its option and its lists back.
 
         The files that were `lost` do not count as copied.
@@ -334,7 +319,6 @@ class Collectstatic(RunContext):
         if isinstance(option, _Barrier) and option.frame is self._frame:
             command.post_process = option != 0
         if lost:
-            _lost.setdefault(command, {})[id(self._storage)] = {*lost} - replaced
             copied = command.copied_files
             copied[:] = [each for each in copied if self.name_of(each) not in lost]
         for name, own in self._lists.items():

@@ -125,11 +125,6 @@ class RunContext:
         """Return a function that opens `content` again, if it is a source."""
         return None
 
-    @property
-    def lost_before(self) -> Set[str]:
-        """The sources that the caller may not copy again, and that have been lost."""
-        return frozenset()
-
     def note_live_release(self) -> None:
         """Find out which release is live, before another one is published."""
 
@@ -140,11 +135,8 @@ class RunContext:
     def finished(self, report: Report) -> None:
         """Note that the run has come to its end."""
 
-    def closed(self, lost: Set[str], replaced: Set[str]) -> None:
-        """Note that the run is closed, and that files that were saved are `lost`.
-
-        The contents of those `replaced` may not be those of their sources.
-        """
+    def closed(self, lost: Set[str]) -> None:
+        """Note that the run is closed, and that files that were saved are `lost`."""
 
 
 def overridden(cls: type, *names: str) -> type | None:

@@ -10,9 +10,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import partial
-from io import BytesIO
 from typing import IO, Any
 
 from django.core.files import File
@@ -353,9 +352,6 @@ class Run:
 
         Otherwise make sure that the bucket has it, and return `None`.
         """
-        draft = self._pending.drafts.get(name)
-        if draft is not None:
-            return BytesIO(draft.plain or b"")
         self.check_exists(name)
         source = self.context.sources.get(name)
         is_as_saved = (
@@ -508,24 +504,13 @@ class Run:
         if self._owner[0] != os.getpid() or self.is_closed:
             self._pending.failures.raise_any()
             return self.report()
-        try:
+        with self._closing():
             self._pending.failures.raise_end()
             if not self.context.dry_run:
-                # An earlier pass of the same command copied these, and may have failed.
-                for name in self.context.lost_before:
-                    if name in self.context.sources and name not in self._seen:
-                        source = self.context.sources[name]
-                        save = partial(self.save, name)
-                        self.context.capture_source(name, source, save)
                 self.wait_or_raise()
             self._delete(self._deletes_at_end())
             self._cache.complete()
             self.context.is_complete = True
-        except (KeyboardInterrupt, SystemExit):
-            self.close(patiently=False)
-            raise
-        finally:
-            self.close()
         report = self.report()
         self.context.finished(report)
         return report
@@ -595,10 +580,17 @@ class Run:
         # Post-processing would have put other contents in the place of these.
         for name in self.context.processed - self._replaced:
             self._pending.drafts.pop(name)
+        with self._closing():
+            try:
+                self.wait_or_raise()
+            except CollectfastError as error:
+                logger.error("%s", error)
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Close the run after this context; after an interrupt, do not wait."""
         try:
-            self.wait_or_raise()
-        except CollectfastError as error:
-            logger.error("%s", error)
+            yield
         except (KeyboardInterrupt, SystemExit):
             self.close(patiently=False)
             raise
@@ -614,10 +606,10 @@ class Run:
         self._bucket.close()
         self._pending.close(patiently=patiently)
         if self.context.dry_run:
-            self.context.closed(frozenset(), frozenset())
+            self.context.closed(frozenset())
         else:
             arrived = self._tally.uploaded.keys() | self._tally.unchanged.keys()
-            self.context.closed(self._seen.keys() - arrived, self._replaced)
+            self.context.closed(self._seen.keys() - arrived)
             self._cache.flush()
 
     def _has_arrived(self, name: str, verdict: Verdict) -> None:

@@ -285,7 +285,7 @@ def _is_interrupted(frame: FrameType) -> bool:
 def _end_all_runs() -> None:
     is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     for run, _ in list(_runs.values()):
-        if run is not None and is_interrupted:
+        if run is not None and is_interrupted:  # pragma: no cover (not traced)
             run.close(patiently=False)
         elif run is not None:
             run.leave_behind()
@@ -297,5 +297,5 @@ def _after_fork_in_child() -> None:
     _runs.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -222,10 +222,10 @@ class CollectfastMixin(_ConnectionMixin):
             if run is not None:
                 run.close(patiently=False)
             raise
-        if run is not None and not has_taken:  # A subclass uploaded it in its own way.
-            name_in_run = run.context.name_of(saved)
-            if name_in_run is not None:
-                run.written(name_in_run)
+        # A subclass may have uploaded it in its own way.
+        found = None if has_taken else self._collectfast_find(saved)
+        if found is not None:
+            found[0].written(found[1])
         return saved
 
     def _open(self, name: str, mode: str = "rb") -> Any:

@@ -106,8 +106,7 @@ class Governor:
                     self._bytes += size
                     return now
                 self._changed.wait(None if delay == inf else delay)
-        self.check()
-        raise CancelledError
+        raise self._given_up or CancelledError
 
     def _end(self, size: int, began: float, setback: Setback | None) -> None:
         with self._changed:
@@ -263,7 +262,8 @@ _executors: WeakSet[BoundedExecutor] = WeakSet()
 @atexit.register
 def _drain() -> None:
     """Wait for uploads that are still to be sent, unless the process is interrupted."""
-    if not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+    is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+    if not is_interrupted:  # pragma: no branch (not traced)
         for executor in list(_executors):
             executor.drain()
 

@@ -35,7 +35,6 @@ def test_batch_clears_nothing_and_has_no_sources() -> None:
     assert context.source_asked_for("a.css") is None
     assert context.reopener(object()) is None
     assert not context.is_hashing()
-    assert context.lost_before == set()
 
 
 def test_name_in_another_place_is_not_one_of_the_run() -> None:
