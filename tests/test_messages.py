@@ -19,7 +19,7 @@ SILENT = (
     r".*when calling.*",
     r".*\(\?i\).*|.*https\?.*|.*\[!-~\].*|status \(.*",
     r"SSL validation failed.*|Parameter valid.*|Invalid header value ",
-    r"start new thread",
+    r"start new thread.*",
     r"the bucket has it|a HEAD request can tell",
     r"A subclass saves files in its own way\.|No time is older than that\.",
     r"[…:, ]*(such as …: …)?",
