@@ -22,6 +22,8 @@ from tests.site import MANIFEST, STATIC, Site
 pytest.importorskip("obstore", reason="obstore is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 
 # Moto reads at its import which endpoints, beside those of AWS, it stands in for. So
@@ -51,7 +53,6 @@ from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.files.base import ContentFile
 from django.core.management import call_command
 
-pytestmark = pytest.mark.slow
 
 def collect():
     call_command("collectstatic", "--noinput", stdout=io.StringIO())
