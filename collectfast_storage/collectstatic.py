@@ -230,9 +230,9 @@ class Collectstatic(RunContext):
                     return partial(storage.open, path)
         return None
 
-    def collect_sources(self, found: Paths | None = None) -> None:
-        """Take over the files that `collect` has `found`."""
-        found = self._frame.f_locals["found_files"] if found is None else found
+    def collect_sources(self) -> None:
+        """Take over the files that `collect` has found."""
+        found: Paths = self._frame.f_locals["found_files"]
         names = ((self.name_of(name), source) for name, source in found.items())
         self.sources = {name: source for name, source in names if name is not None}
 

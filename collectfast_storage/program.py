@@ -14,6 +14,7 @@ from typing import Any
 from botocore.utils import parse_to_aware_datetime
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 
+from collectfast_storage.decision import is_evidence
 from collectfast_storage.fingerprint import FINGERPRINT, looks_like_md5, number_of_parts
 from collectfast_storage.payload import Capture, Payload, has_opaque_etag
 from collectfast_storage.s3.bucket import remote_of
@@ -93,8 +94,7 @@ def _is_unchanged(payload: Payload, head: Mapping[str, Any]) -> bool:
         is_same = payload.has_etag(remote.etag)
     else:
         is_same = remote.fingerprint == str(payload.fingerprint)
-        is_compared = not payload.compresses and remote.size is not None
-        is_same &= not is_compared or remote.size == payload.size
+        is_same &= is_evidence(payload, remote, etags_are_md5=False)
     return is_same and not changed_headers(head, payload.parameters)
 
 
