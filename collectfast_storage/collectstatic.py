@@ -70,6 +70,10 @@ def collecting_frames() -> Iterator[FrameType]:
         yield from filter(is_collect, callers())
 
 
+def _is_of_staticfiles(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(_STATICFILES)
+
+
 def collects_into(frame: FrameType, storage: object) -> bool:
     """Return whether the `collect` in `frame` copies files into `storage` just now."""
     target = frame.f_locals["self"].storage
@@ -132,13 +136,12 @@ class Collectstatic(RunContext):
         self._storage, self._command, self._frame = storage, command, frame
         self.dry_run = command.dry_run
         # Only the storage that Django begins to clear, if files go to several storages.
-        inner = takewhile(lambda each: each is not frame, callers())
-        asked = [each.f_code.co_name for each in inner]
+        asked = [each.f_code.co_name for each in self._inner_frames()]
         self.clears = command.clear and "clear_dir" in asked
-        for reason in (
-            reasons_not_to_clear(storage, self._prefix) if self.clears else ()
-        ):
-            raise ClearError(destination.bucket_name, reason)
+        if self.clears:
+            reason = next(reasons_not_to_clear(storage, self._prefix), None)
+            if reason is not None:
+                raise ClearError(destination.bucket_name, reason)
         self.progress = progress_of(command)
         self.sources = self._listed()
         self._hashed_files: Any = getattr(storage, "hashed_files", None)
@@ -204,7 +207,7 @@ class Collectstatic(RunContext):
     def source_asked_for(self, name: str) -> tuple[Storage, str] | None:
         """Return the source of `name`, if `delete_file` calls to compare the two."""
         is_asked = False
-        for frame in takewhile(lambda each: each is not self._frame, callers()):
+        for frame in self._inner_frames():
             called = frame.f_code.co_name
             is_asked |= called == "delete_file"
             if is_asked and called in _COPYING and {*_ARGUMENTS} <= {*frame.f_locals}:
@@ -215,20 +218,23 @@ class Collectstatic(RunContext):
     def is_hashing(self) -> bool:
         """Return whether Django's `hashed_name` calls."""
         return any(
-            frame.f_code.co_name == "hashed_name"
-            and frame.f_globals.get("__name__", "").startswith(_STATICFILES)
-            for frame in takewhile(lambda each: each is not self._frame, callers())
+            frame.f_code.co_name == "hashed_name" and _is_of_staticfiles(frame)
+            for frame in self._inner_frames()
         )
 
     def reopener(self, content: object) -> Callable[[], Any] | None:
         """Return a function that opens `content` again, if it is a source."""
-        for frame in takewhile(lambda each: each is not self._frame, callers()):
+        for frame in self._inner_frames():
             names = _OPENING.get(frame.f_code.co_name)
-            if names and frame.f_globals.get("__name__", "").startswith(_STATICFILES):
+            if names and _is_of_staticfiles(frame):
                 storage, path, file = map(frame.f_locals.get, names)
                 if file is content and storage is not None:
                     return partial(storage.open, path)
         return None
+
+    def _inner_frames(self) -> Iterator[FrameType]:
+        """Yield the frames that `collect` has called, from the innermost one on."""
+        return takewhile(lambda each: each is not self._frame, callers())
 
     def collect_sources(self) -> None:
         """Take over the files that `collect` has found."""

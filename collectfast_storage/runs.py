@@ -19,7 +19,6 @@ from traceback import walk_tb
 from types import FrameType
 from typing import Any, NamedTuple
 
-from botocore.exceptions import BotoCoreError, ClientError
 from django.contrib.staticfiles.storage import HashedFilesMixin
 
 from collectfast_storage.collectstatic import (
@@ -32,7 +31,7 @@ from collectfast_storage.collectstatic import (
 )
 from collectfast_storage.context import Paths
 from collectfast_storage.run import Run
-from collectfast_storage.s3.errors import naming
+from collectfast_storage.s3.errors import OF_BOTO, naming
 
 Method = Callable[..., Any]
 Processed = Iterator[tuple[str, str | None, Any]]
@@ -62,8 +61,7 @@ def current_run(storage: object, open_run: OpenRun) -> Run | None:
     batch = _batch.get()
     if batch is not None and batch[0] is storage:
         return batch[1] if batch[1].is_open else None
-    frame = _collecting_frame(storage)
-    entry = _runs.get((frame, id(storage))) if frame is not None else None
+    frame, entry = _found(storage)
     if entry is None:
         if _runs:
             _end_runs_left_behind()
@@ -77,15 +75,16 @@ def current_run(storage: object, open_run: OpenRun) -> Run | None:
     return entry.run if entry.run is not None and entry.run.is_open else None
 
 
-def _collecting_frame(storage: object) -> FrameType | None:
-    """Return the frame of the `collect` that calls, if it collects into `storage`.
+def _found(storage: object) -> tuple[FrameType | None, _Entry | None]:
+    """Return the frame of the `collect` into `storage` that calls, and its entry.
 
     A command may set its storage to another one for some files, and back.
     """
     for frame in collecting_frames():
-        if (frame, id(storage)) in _runs or collects_into(frame, storage):
-            return frame
-    return None
+        entry = _runs.get((frame, id(storage)))
+        if entry is not None or collects_into(frame, storage):
+            return frame, entry
+    return None, None
 
 
 @contextmanager
@@ -127,8 +126,7 @@ def with_barrier(method: Method, name: str) -> Method:
 
 def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
     """Post-process; the outermost `post_process` of a run ends the run."""
-    frame = _collecting_frame(storage)
-    entry = _runs.get((frame, id(storage))) if frame is not None else None
+    _, entry = _found(storage)
     if entry is not None and entry.run is not None and not entry.run.is_open:
         entry.run.finish()  # An error has closed it, and is raised again.
     processed = method(storage, *args, **options)
@@ -161,12 +159,11 @@ def _to_the_barrier(
         run.finish()
     except GeneratorExit:
         # Closed by a caller that needs no more, or garbage after an exception.
-        frame = _collecting_frame(storage)
-        entry = _runs.get((frame, id(storage))) if frame is not None else None
+        _, entry = _found(storage)
         if entry is not None and entry.run is run:
             run.finish()
         raise
-    except (BotoCoreError, ClientError):
+    except OF_BOTO:
         with naming(run.context.destination.bucket_name):
             raise
     except (KeyboardInterrupt, SystemExit):

@@ -678,3 +678,38 @@ def test_manifest_is_written_after_all_other_files(
         assert site.bucket.files().items() >= files.items()
         assert {*files} <= {*order.names}
         assert order.names.index("staticfiles.json") == len(order.names) - 1
+
+
+# An error of own code.
+
+
+class Failing:
+    """Raises an error of its own after Django's post-processing, if there is one."""
+
+    error: ClassVar[Exception]
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        if hasattr(super(), "post_process"):
+            yield from super().post_process(*args, **options)
+        raise self.error
+
+
+class StaticFailing(Failing, CollectfastS3StaticStorage):
+    pass
+
+
+class ManifestFailing(Failing, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError("own"), KeyError("own")], ids=repr)
+@pytest.mark.parametrize("backend", ["StaticFailing", "ManifestFailing"])
+def test_error_of_own_code_is_raised_as_it_is(
+    site: Site, backend: str, error: Exception
+) -> None:
+    """An error of a site's own `post_process` is not reported as one of the bucket."""
+    Failing.error = error
+    site.write_all(_release("one"))
+    with pytest.raises(type(error)) as caught:
+        _collect(site, backend, Command())
+    assert caught.value is error

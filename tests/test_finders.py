@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from django.contrib.staticfiles.finders import BaseFinder, FileSystemFinder
 from django.core.files.storage import FileSystemStorage, Storage
 
+from tests.proxy import meanwhile
 from tests.site import LOCAL, MANIFEST, STATIC, Site
-from tests.sources import Sources
+from tests.sources import Sources, finder_of
 
 pytestmark = pytest.mark.slow
 
@@ -290,3 +292,25 @@ def test_dry_run_reports_the_files_of_a_finder_that_can_be_consumed_once(
     assert again.summary.startswith(
         f"0 static files copied, {len(FILES) + 1} unmodified"
     )
+
+
+@BACKENDS
+def test_own_finder_replaces_a_file_of_a_finder_of_django(
+    site: Site, backend: str
+) -> None:
+    """The file that the first finder yields is compared and uploaded.
+
+    A file of the same name, which Django's finder yields later, may be read while the
+    bucket is listed, and the bucket may have its contents from an earlier deploy.
+    """
+    site.backend = backend
+    site.write("a.txt", "found by Django's finder")
+    site.collect()
+    site.settings["STATICFILES_FINDERS"] = [
+        finder_of({"a.txt": b"found by a finder of the site"}),
+        "django.contrib.staticfiles.finders.FileSystemFinder",
+    ]
+    # While this request takes its time, sources are read.
+    site.proxy.fault = meanwhile("LIST", lambda: time.sleep(0.3))
+    site.collect()
+    assert site.bucket.read("a.txt") == b"found by a finder of the site"

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import traceback
 import warnings
@@ -21,6 +23,7 @@ from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.files.base import ContentFile
 from django.core.management import call_command
 
+from tests.processes import managing
 from tests.proxy import Handler, Request, refuse
 from tests.site import MANIFEST, STATIC, Site
 
@@ -479,3 +482,34 @@ def test_report_of_a_worker_counts_its_own_files(site: Site, backend: str) -> No
             summary = json.loads(file.read() or '""')
     assert status == 0
     assert "1 static file copied, 5 unmodified" in summary
+
+
+def exit_in_a_child() -> None:
+    """Fork while a file is uploaded; the child exits as a script does."""
+    with staticfiles_storage.batch() as batch:
+        batch.save("first.txt", ContentFile(b"first"))
+        batch.save("slow.txt", ContentFile(b"slow"))
+        child = os.fork()
+        if not child:
+            sys.exit(3)
+        print(_status(child), flush=True)
+
+
+def test_child_that_exits_while_its_parent_uploads(site: Site) -> None:
+    """A fork does not wait at its exit for threads that only its parent has."""
+
+    def delay(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "PUT" and request.key.endswith("slow.txt"):
+            time.sleep(0.5)
+        return False
+
+    site.proxy.fault = delay
+    code = "from tests import test_forked_workers as t; t.exit_in_a_child()"
+    with managing(site, "shell", "-c", code) as process:
+        try:
+            output, errors = process.communicate(timeout=2 * LIMIT)
+        except subprocess.TimeoutExpired:
+            pytest.fail("the process hangs")
+    assert process.returncode == 0, errors
+    assert output.split()[-1] == "3"
+    assert site.bucket.files() == {"first.txt": b"first", "slow.txt": b"slow"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import random
@@ -15,12 +16,14 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from django.core.management.base import CommandError
 
+from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.exceptions import UploadError
 from tests.proxy import Handler, Proxy, Request
 from tests.site import MANIFEST, STATIC, Deploy, Site
 from tests.sources import Source, finder_of
 from tests.test_changing import IN_PARTS, MIB, STREAMED, Changing
 from tests.test_opaque import Opaque
+from tests.twins import Unseekable
 
 pytestmark = pytest.mark.slow
 
@@ -262,6 +265,35 @@ def test_large_file_with_a_part_that_fails_is_named(site: Site, backend: str) ->
     assert "large.bin" not in names
     assert "staticfiles.json" not in names
     assert {"a.txt", "z.txt"} <= {*names}
+
+
+class Compressing(CollectfastS3StaticStorage):
+    """Compresses in memory, before the upload begins."""
+
+    def _compress_content(self, content: Any) -> Any:
+        return BytesIO(gzip.compress(content.read(), compresslevel=1, mtime=0))
+
+
+def test_large_file_that_a_subclass_compresses_is_uploaded_compressed(
+    site: Site,
+) -> None:
+    """The bytes that `_compress_content` returns are uploaded, not the source's."""
+    site.backend = f"{__name__}.Compressing"
+    site.options |= {"transfer_config": IN_PARTS, "gzip": True}
+    content = _noise(1, 6 * MIB)
+    _collect(site, {"a.css": content})
+    stored = site.bucket.get("a.css")
+    assert stored["ContentEncoding"] == "gzip"
+    assert gzip.decompress(stored["Body"].read()) == content
+
+
+def test_large_source_that_is_not_seekable_arrives(site: Site) -> None:
+    """A source that can be read only from start to end is uploaded whole."""
+    site.options["transfer_config"] = IN_PARTS
+    content = _noise(1, 6 * MIB)
+    sources: dict[str, Source] = {"a.bin": lambda: Unseekable(content), "b.txt": b"b"}
+    _collect(site, sources)
+    assert site.bucket.files() == {"a.bin": content, "b.txt": b"b"}
 
 
 # Large files that change while they are uploaded, in a bucket whose ETags are opaque.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -24,9 +25,11 @@ from collectfast_storage import (
     CollectfastS3ManifestStaticStorage,
     CollectfastS3StaticStorage,
 )
+from collectfast_storage.exceptions import UploadError
 from tests.processes import LONG, managing
 from tests.proxy import Handler, Request
 from tests.site import MANIFEST, STATIC, Site
+from tests.sources import Source, finder_of
 
 pytestmark = pytest.mark.slow
 
@@ -345,6 +348,37 @@ def test_clear_of_a_run_that_was_left_behind_deletes_nothing(
     assert "left over.txt" in site.bucket.names()
 
 
+class LettingGo(Command):
+    """Drops the exception of an earlier run while it copies files."""
+
+    def __init__(self, held: list[object]) -> None:
+        super().__init__()
+        self.held = held
+
+    def copy_file(self, *source: Any) -> None:
+        self.held.clear()
+        gc.collect()
+        super().copy_file(*source)
+
+
+def test_next_run_does_not_finish_a_run_that_was_left_behind(site: Site) -> None:
+    """A failed run with `--clear` deletes nothing, whenever its exception is dropped.
+
+    The exception holds the generator of the run's post-processing.
+    """
+    site.backend = MANIFEST
+    site.write("a.css", "a { background: url(missing.png) }")
+    site.bucket.put("left over.txt", b"left over")
+    with site.active():
+        with pytest.raises(ValueError, match=r"missing\.png") as caught:
+            _call(Command(), "--clear")
+        held: list[object] = [caught.value]
+        del caught
+        site.write("missing.png", "image")
+        _call(LettingGo(held))
+    assert {"left over.txt", "staticfiles.json"} <= {*site.bucket.names()}
+
+
 class RaisingAtTheEnd(CollectfastS3ManifestStaticStorage):
     """Raises after Django's post-processing has hashed some files, or all."""
 
@@ -497,6 +531,59 @@ def test_interrupt_cancels(site: Site, command: type[Tolerant], backend: str) ->
     assert len(site.bucket.names()) < len(_copied(running, files))
 
 
+class Interrupting(io.BytesIO):
+    """A source that raises an interrupt when it is read."""
+
+    error: type[BaseException]
+
+    def read(self, *size: int | None) -> bytes:
+        raise self.error
+
+
+class Undeterred(Command):
+    """Goes on with the next file after an interrupt."""
+
+    def copy_file(self, *source: Any) -> None:
+        with suppress(KeyboardInterrupt, SystemExit):
+            super().copy_file(*source)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("preload", [True, False])
+def test_error_names_the_files_that_an_interrupt_cancelled(
+    site: Site, preload: bool, error: type[BaseException]
+) -> None:
+    """A command that goes on after an interrupt fails, and publishes no manifest.
+
+    Without `preload`, changed files are cancelled before their upload is submitted.
+    """
+    site.backend = MANIFEST
+    site.options |= {"collectfast_preload": preload, "collectfast_threads": 1}
+    old: dict[str, Source] = {f"{n}.txt": b"%d old" % n for n in range(6)}
+    site.collect(STATICFILES_FINDERS=[finder_of(old)])
+    manifest = site.bucket.read("staticfiles.json")
+    over = threading.Event()
+
+    def hold(handler: Handler, request: Request, body: bytes) -> bool:
+        if not (request.kind == "PUT" and request.key.endswith("/1.txt")):
+            return False
+        over.wait(LONG)
+        handler.error(403, "AccessDenied")
+        return True
+
+    site.proxy.fault = hold
+    Interrupting.error = error
+    new: dict[str, Source] = {f"{n}.txt": b"%d new" % n for n in range(6)}
+    finder = finder_of({**new, "z.txt": Interrupting})
+    with site.active(STATICFILES_FINDERS=[finder]):
+        with pytest.raises(UploadError, match="it was interrupted") as caught:
+            _call(Undeterred())
+        over.set()
+    # The first upload may have begun, or not, when the source interrupts.
+    assert caught.value.failures.keys() | {"0.txt"} == new.keys()
+    assert site.bucket.read("staticfiles.json") == manifest
+
+
 # The process ends.
 
 
@@ -599,3 +686,28 @@ def test_hashed_files_arrive_before_the_process_ends(site: Site) -> None:
     names = site.bucket.names()
     assert len(names) == 4
     assert "staticfiles.json" not in names
+
+
+class AfterLarge(Tolerant):
+    """Raises when a large file was just saved, after all small files."""
+
+    def copy_file(self, path: str, *rest: Any) -> None:
+        super().copy_file(path, *rest)
+        if path == "large/a.bin":
+            raise self.error
+
+
+def test_large_file_arrives_before_the_process_ends(site: Site) -> None:
+    """A large file arrives although its upload begins when the interpreter exits.
+
+    The executors of s3transfer accept no calls then.
+    """
+    files = {f"{n}.txt": b"%d" % n for n in range(3)}
+    files["large/a.bin"] = bytes(9 << 20)  # More than boto3's threshold.
+    site.write_all(files)
+    site.options["collectfast_threads"] = 1
+    site.proxy.fault = SlowPuts(seconds=0.2)
+    ended, copied, errors = _process(site, "tolerate('AfterLarge', 'return')")
+    assert ended == 0, errors
+    assert {*copied} == {*files}
+    _assert_all_arrived(site, files)

@@ -17,7 +17,10 @@ import pytest
 from django.core.files.base import ContentFile
 from django.core.management.base import CommandError
 
-from collectfast_storage import CollectfastS3StaticStorage
+from collectfast_storage import (
+    CollectfastS3ManifestStaticStorage,
+    CollectfastS3StaticStorage,
+)
 from collectfast_storage.reporting import Progress, Report
 from collectfast_storage.signals import collected
 from tests.proxy import refuse
@@ -113,6 +116,34 @@ def test_no_signal_unless_all_is_there(
     with pytest.raises(CommandError):
         site.collect()
     assert received == []
+
+
+class Returning(CollectfastS3ManifestStaticStorage):
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        return super().post_process(*args, **options)
+
+
+class Yielding(CollectfastS3ManifestStaticStorage):
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        yield from super().post_process(*args, **options)
+
+
+@pytest.mark.parametrize("backend", ["Returning", "Yielding"])
+def test_one_report_where_a_subclass_passes_on_post_processing(
+    site: Site,
+    backend: str,
+    received: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The line is logged once, and the signal sent once, after the manifest."""
+    caplog.set_level("INFO", "collectfast_storage")
+    site.backend = f"{__name__}.{backend}"
+    site.write("a.css", "a")
+    site.collect()
+    [told] = received
+    assert {"a.css", "staticfiles.json"} <= {*told["report"].uploaded}
+    [line] = [r for r in caplog.records if r.name == "collectfast_storage"]
+    assert line.getMessage() == str(told["report"])
 
 
 def test_receiver_that_fails_fails_the_deploy(site: Site) -> None:

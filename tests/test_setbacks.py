@@ -21,6 +21,7 @@ from collectfast_storage.s3.errors import Setback, setback_of
 from collectfast_storage.uploads import BoundedExecutor
 
 URL = "https://example.com"
+ONE_ATTEMPT = Config(retries={"total_max_attempts": 1})
 
 
 def _answer(status: int, code: str = "", **headers: str) -> ClientError:
@@ -109,8 +110,31 @@ def test_one_that_never_passes_is_given_up_after_the_others() -> None:
     def closed() -> None:
         raise ConnectionClosedError(endpoint_url=URL)
 
-    with BoundedExecutor(4, Config(retries={"total_max_attempts": 1})) as executor:
+    with BoundedExecutor(4, ONE_ATTEMPT) as executor:
         never = executor.submit(closed)
         others = [executor.submit(time.sleep, 0.01) for _ in range(50)]
         assert [each.exception(10) for each in others] == [None] * 50
         assert isinstance(never.exception(10), ConnectionClosedError)
+
+
+@pytest.mark.slow
+def test_first_failure_after_a_pause_is_not_given_up() -> None:
+    """A transient error is retried, however long ago the last request was.
+
+    The pause is longer than the time in which botocore would make its attempts.
+    """
+    errors = [_answer(503), ConnectionClosedError(endpoint_url=URL)]
+    executors = [BoundedExecutor(1, ONE_ATTEMPT) for _ in errors]
+    for executor in executors:
+        executor.submit(int).result(10)
+    time.sleep(2.1)
+
+    def fail_once(left: list[Exception]) -> None:
+        if left:
+            raise left.pop()
+
+    futures = [
+        executor.submit(fail_once, [error])
+        for executor, error in zip(executors, errors, strict=True)
+    ]
+    assert [future.exception(10) for future in futures] == [None, None]

@@ -22,9 +22,10 @@ from collectfast_storage.exceptions import BucketError, DeniedError
 
 # What boto3's methods raise at an answer that is none: a date or a number, for one.
 UNREADABLE = (ResponseParserError, LookupError, ValueError)
-# And at an error; where all is redirected, botocore follows as deep as it can.
-FAILURES: tuple[type[Exception], ...] = (BotoCoreError, ClientError, RecursionError)
-FAILURES += (RetriesExceededError, *UNREADABLE)
+# And at an error: what no code but boto3's, botocore's and s3transfer's raises.
+OF_BOTO = (BotoCoreError, ClientError, ResponseParserError, RetriesExceededError)
+# Where all is redirected, botocore follows as deep as it can.
+FAILURES: tuple[type[Exception], ...] = (*OF_BOTO, RecursionError, *UNREADABLE)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _BUCKET_WIDE = (
     "AllAccessDisabled|ExpiredToken|Invalid(AccessKeyId|BucketName|Token)|NoSuchBucket"
