@@ -127,12 +127,15 @@ def with_barrier(method: Method, name: str) -> Method:
 def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
     """Post-process; the outermost `post_process` of a run ends the run."""
     _, entry = _found(storage)
-    if entry is not None and entry.run is not None and not entry.run.is_open:
-        entry.run.finish()  # An error has closed it, and is raised again.
+    begun = entry.run if entry is not None else None
+    if begun is not None and not begun.is_open:
+        begun.finish()  # An error has closed it, and is raised again.
+    is_inner = begun is not None and begun.post_processing
     processed = method(storage, *args, **options)
-    # A method that is not a generator has come to an inner barrier by now.
-    run = storage._collectfast_run()
-    if run is None or run.post_processing or not run.context.collects:
+    # A method that is not a generator may have come to an inner barrier by now, or
+    # have left it half way.
+    run = None if is_inner else storage._collectfast_run()
+    if run is None or not run.context.collects:
         return processed
     paths = args[0] if args else options.get("paths", {})
     return _to_the_barrier(run, storage, paths, processed)

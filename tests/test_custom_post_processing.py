@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from collectfast_storage import (
     CollectfastS3ManifestStaticStorage,
     CollectfastS3StaticStorage,
 )
+from collectfast_storage.exceptions import UploadError
 from tests.proxy import Handler, Request, refuse
 from tests.site import Site
 from tests.sources import finder_of
@@ -713,3 +715,20 @@ def test_error_of_own_code_is_raised_as_it_is(
     with pytest.raises(type(error)) as caught:
         _collect(site, backend, Command())
     assert caught.value is error
+
+
+class Suspended(CollectfastS3ManifestStaticStorage):
+    """Takes one element of Django's post-processing, and keeps the rest."""
+
+    def post_process(self, *args: Any, **options: Any) -> Any:
+        self.processed = super().post_process(*args, **options)
+        return [next(self.processed)]
+
+
+def test_run_ends_although_post_processing_is_suspended(site: Site) -> None:
+    """A refused file is an error of the command that copied it."""
+    site.write_all(_release("one"))
+    name = next(iter(_release("one")))
+    site.proxy.fault = refuse("PUT", name)
+    with pytest.raises(UploadError, match=re.escape(name)):
+        _collect(site, "Suspended", Command())
