@@ -57,6 +57,11 @@ class Interrupt:
             sys.settrace(before)
 
 
+def _call(site: Site) -> None:
+    with site.storage() as storage:
+        storage.exists("a")
+
+
 def _interrupted(
     site: Site, room: str, *arguments: str, first: int = 1
 ) -> Iterator[str]:
@@ -66,7 +71,8 @@ def _interrupted(
         with settled(site.proxy), site.active():
             with suppress(KeyboardInterrupt), interrupt.tracing():
                 site.collect(*arguments)
-            gc.collect()  # The run and its connections end with the process.
+            _call(site)  # The next call of a storage forgets a run whose caller left it.
+            gc.collect()  # Its connections end with it.
         if not interrupt.where:
             assert number > 10
             return
