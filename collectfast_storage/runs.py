@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from copy import copy
 from functools import partial, wraps
@@ -30,6 +30,7 @@ from collectfast_storage.collectstatic import (
     is_collect,
 )
 from collectfast_storage.context import Paths
+from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.run import Run
 from collectfast_storage.s3.errors import OF_BOTO, naming
 
@@ -292,10 +293,17 @@ def _end_all_runs() -> None:
     _runs.clear()
 
 
+def _before_fork() -> None:
+    """Wait for uploads: a child hangs if it inherits a lock that OpenSSL has taken."""
+    for run in _runs_of_this_thread():
+        with suppress(CollectfastError):  # The run raises it at its next call.
+            run.wait_pending()
+
+
 def _after_fork_in_child() -> None:
     _inherited[:] = [frame for frame in callers() if is_collect(frame)]
     _runs.clear()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

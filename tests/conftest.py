@@ -21,6 +21,7 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()
 
 from tests.bucket import BucketView  # noqa: E402
+from tests.covering import covering  # noqa: E402
 from tests.proxy import Proxy, proxy  # noqa: E402
 from tests.servers import Server, server_for_tests  # noqa: E402
 from tests.site import Site  # noqa: E402
@@ -52,6 +53,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=30,
         help="how many random sequences test_model.py tries (30)",
     )
+    parser.addoption(
+        "--all-combinations",
+        action="store_true",
+        help="run tests marked `covering` with all combinations of their parameters",
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Keep as many combinations of a test marked `covering` as cover all pairs."""
+    if config.getoption("--all-combinations"):
+        return
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        parameters = {**getattr(getattr(item, "callspec", None), "params", {})}
+        # Where obstore is not installed, its tests are skipped.
+        group = item.parent, item.originalname, parameters.pop("way", None)
+        if parameters and item.get_closest_marker("covering"):
+            groups.setdefault(group, []).append(item)
+    left_out: set[pytest.Item] = set()
+    for group in groups.values():
+        rows = [[*map(repr, item.callspec.params.values())] for item in group]
+        left_out |= {*group} - {group[number] for number in covering(rows)}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture
@@ -106,12 +133,21 @@ def _proxy(server: Server) -> Iterator[Proxy]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def _proxy_without_tls(server: Server) -> Iterator[Proxy]:
+    with proxy(server.endpoint, sign=server.signed, tls=False) as running:
+        yield running
+
+
 @pytest.fixture
-def counting(_proxy: Proxy) -> Iterator[Proxy]:
+def counting(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """What stands between client and server, with no memory of other tests."""
-    _proxy.reset()
-    yield _proxy
-    _proxy.reset()
+    forks = request.node.get_closest_marker("forks")
+    name = "_proxy_without_tls" if forks else "_proxy"
+    running: Proxy = request.getfixturevalue(name)
+    running.reset()
+    yield running
+    running.reset()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ from collectfast_storage import CollectfastS3StaticStorage, CollectfastS3Storage
 from collectfast_storage.exceptions import ClearError
 from tests.site import MANIFEST, STATIC, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 CLEARS = pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from collectfast_storage import CollectfastS3ManifestStaticStorage
 from tests.bucket import BucketView
 from tests.site import MANIFEST, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 HASHED = re.compile(r"\.[0-9a-f]{12}(\.|$)")
 CLEARS = pytest.mark.parametrize(

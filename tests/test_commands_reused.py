@@ -21,7 +21,7 @@ from tests.proxy import Handler, Request
 from tests.site import LOCAL, MANIFEST, STATIC, Site
 from tests.sources import Source, finder_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 PLAIN_MANIFEST = "storages.backends.s3.S3ManifestStaticStorage"

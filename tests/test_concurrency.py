@@ -32,7 +32,7 @@ from tests.servers import free_ports
 from tests.site import STATIC, Site
 from tests.workers import content_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 LOCAL_MANIFEST = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"

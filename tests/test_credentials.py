@@ -39,7 +39,11 @@ def any_credentials(
     monkeypatch.setattr(counting, "sign", sign)
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("any_credentials")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.covering,
+    pytest.mark.usefixtures("any_credentials"),
+]
 
 
 def _signed_with(site: Site, kind: str = "") -> list[str]:

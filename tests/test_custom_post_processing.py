@@ -26,7 +26,7 @@ from tests.proxy import Handler, Request, refuse
 from tests.site import Site
 from tests.sources import finder_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 # The bucket, as a site's own code looks at one name in it.
 

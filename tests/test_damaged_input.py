@@ -26,7 +26,7 @@ from tests.site import MANIFEST, Site
 from tests.test_listing import entry, result
 from tests.test_opaque import METADATA, Opaque, cold
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 FINGERPRINT = "collectfast-fingerprint"
 PLAIN_MANIFEST = "storages.backends.s3.S3ManifestStaticStorage"

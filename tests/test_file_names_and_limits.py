@@ -26,7 +26,7 @@ from tests.servers import Server
 from tests.site import MANIFEST, STATIC, Site
 from tests.sources import finder_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 PLAIN = "storages.backends.s3.S3StaticStorage"

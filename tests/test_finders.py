@@ -17,7 +17,7 @@ from tests.proxy import meanwhile
 from tests.site import LOCAL, MANIFEST, STATIC, Site
 from tests.sources import Sources, finder_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 PLAIN = {

@@ -28,6 +28,8 @@ from tests.proxy import Handler, Request, refuse
 from tests.site import MANIFEST, STATIC, Site
 
 pytestmark = [
+    pytest.mark.forks,
+    pytest.mark.covering,
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
 ]

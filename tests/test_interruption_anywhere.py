@@ -71,7 +71,9 @@ def _interrupted(
         with settled(site.proxy), site.active():
             with suppress(KeyboardInterrupt), interrupt.tracing():
                 site.collect(*arguments)
-            _call(site)  # The next call of a storage forgets a run whose caller left it.
+            _call(
+                site
+            )  # The next call of a storage forgets a run whose caller left it.
             gc.collect()  # Its connections end with it.
         if not interrupt.where:
             assert number > 10

@@ -25,7 +25,7 @@ from tests.test_changing import IN_PARTS, MIB, STREAMED, Changing
 from tests.test_opaque import Opaque
 from tests.twins import Unseekable
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 LIMIT = 3  # seconds that a request waits for another one
 LARGE = 12 * MIB  # Two parts with boto3's default threshold and part size of 8 MiB.

@@ -31,7 +31,7 @@ from tests.proxy import Handler, Request
 from tests.site import MANIFEST, STATIC, Site
 from tests.sources import Source, finder_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 FILES = 20
 GOOD = 15  # files that are copied before the failure

@@ -34,7 +34,7 @@ from collectfast_storage import (
 from tests.proxy import Handler, Request, refuse
 from tests.site import STATIC, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 MANIFEST = "staticfiles.json"
@@ -843,6 +843,7 @@ def _wait(child: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @BACKENDS
 @ALL_ARGUMENTS

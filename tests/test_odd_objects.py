@@ -28,7 +28,7 @@ from collectfast_storage.exceptions import BucketError
 from tests.site import MANIFEST, STATIC, Site
 from tests.sources import Source, finder_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 PLAIN = "storages.backends.s3.S3StaticStorage"
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])

@@ -27,7 +27,7 @@ from tests.proxy import Handler, Proxy, Request
 from tests.site import MANIFEST, STATIC, Site
 from tests.watched_cache import FailingCache, SlowCache, WatchedCache, caches_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 PLAIN = "storages.backends.s3.S3StaticStorage"

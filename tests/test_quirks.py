@@ -16,7 +16,7 @@ from tests.quirks import Quirks
 from tests.site import LOCAL, MANIFEST, STATIC, Deploy, Site
 from tests.test_opaque import Opaque, cold
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 # What a site has to set, as with django-storages.
 OPTIONS: dict[str, dict[str, Any]] = {

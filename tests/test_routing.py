@@ -23,7 +23,7 @@ from django.core.management.base import CommandError
 from tests.proxy import Fault, Handler, Request, refuse
 from tests.site import LOCAL, MANIFEST, STATIC, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 THEIRS = "storages.backends.s3.S3StaticStorage"
 DISK = "django.core.files.storage.FileSystemStorage"

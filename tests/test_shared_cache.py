@@ -28,7 +28,7 @@ from tests.processes import LONG, managing
 from tests.proxy import Handler, Request
 from tests.site import MANIFEST, STATIC, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 KINDS = pytest.mark.parametrize(
