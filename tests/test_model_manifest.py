@@ -209,11 +209,11 @@ def _plain(content: bytes) -> bytes:
 
 
 def _named(objects: dict[str, bytes]) -> set[str]:
-    """The hashed names that the manifest among the `objects` has."""
+    """The hashed names that the manifest among the `objects` has; without it, all."""
     try:
         return {*json.loads(objects[MANIFEST])["paths"].values()}
     except (KeyError, ValueError):
-        return set()
+        return {name for name in objects if name != unhashed(name)}
 
 
 def test_bucket_is_what_django_makes_locally(
