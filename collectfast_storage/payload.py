@@ -30,7 +30,7 @@ from collectfast_storage.fingerprint import (
 )
 
 _CHUNK_SIZE = 256 * 1024
-CHANGED = "the file changed while it was read"
+_CHANGED = "the file changed while it was read"
 
 
 class Payload:
@@ -387,7 +387,7 @@ class _Hashed(RawIOBase):
         # last part is sent. A multipart upload is aborted then.
         is_all = self._ended or self._read >= self._length
         if is_all and self._expected not in (None, self.md5.hexdigest()):
-            raise OSError(CHANGED)
+            raise OSError(_CHANGED)
         buffer[: len(chunk)] = chunk
         return len(chunk)
 

@@ -71,7 +71,8 @@ def pytest_collection_modifyitems(
         parameters = {**getattr(getattr(item, "callspec", None), "params", {})}
         # Where obstore is not installed, its tests are skipped.
         group = item.parent, item.originalname, parameters.pop("way", None)
-        if parameters and item.get_closest_marker("covering"):
+        mark = item.get_closest_marker("covering")
+        if parameters and mark and not mark.kwargs.get("every"):
             groups.setdefault(group, []).append(item)
     left_out: set[pytest.Item] = set()
     for group in groups.values():

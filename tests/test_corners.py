@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from boto3.s3.transfer import TransferConfig
 from django.contrib.staticfiles.management.commands.collectstatic import Command
+from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.files import File
 from django.core.files.base import ContentFile
 from django.core.management import call_command
@@ -21,7 +23,7 @@ from collectfast_storage import (
 from collectfast_storage.exceptions import UploadError
 from collectfast_storage.payload import Payload
 from collectfast_storage.program import changed_headers
-from tests.proxy import refuse
+from tests.proxy import Handler, Request, refuse
 from tests.site import MANIFEST, Site
 
 
@@ -197,3 +199,46 @@ def test_large_file_whose_source_fails_is_named(site: Site) -> None:
         batch.save("big.bin", File(Breaking(bytes(9 << 20)), "big.bin"))
         batch.save("small.bin", ContentFile(b"x"))
     assert site.bucket.names() == ["small.bin"]
+
+
+class Twice(Command):
+    """Copies each file twice."""
+
+    def copy_file(self, *source: Any) -> None:
+        super().copy_file(*source)
+        self.copied_files.clear()  # Django skips what is among these.
+        super().copy_file(*source)
+
+
+def test_file_that_is_copied_twice_is_uploaded_once(site: Site) -> None:
+    """The second copy is compared with the upload that is under way."""
+    site.write_many(3)
+
+    def slow(handler: Handler, request: Request, body: bytes) -> bool:
+        time.sleep(0.2)
+        return False
+
+    site.proxy.fault = slow
+    _collect(site, Twice())
+    assert site.proxy.count()["PUT"] == 3
+
+
+class GivingUp(Command):
+    """Ends after the second file, with the caller's knowledge."""
+
+    def copy_file(self, *source: Any) -> None:
+        super().copy_file(*source)
+        if len(self.copied_files) == 2:
+            raise ZeroDivisionError
+
+
+def test_run_is_left_while_an_interrupt_of_another_place_is_held(site: Site) -> None:
+    """Only an interrupt that has left the run itself cancels its uploads."""
+    held = KeyboardInterrupt()
+    site.write_many(3)
+    with site.active():
+        with suppress(ZeroDivisionError):
+            call_command(GivingUp(), "--noinput", stdout=io.StringIO())
+        staticfiles_storage.exists("next call")
+    assert not held.args
+    assert len(site.bucket.names()) == 2

@@ -189,11 +189,20 @@ class DirectDelete(CollectfastS3StaticStorage):
         self.bucket.Object(self._normalize_name(clean_name(name))).delete()
 
 
+@pytest.mark.covering(every=True)
 @pytest.mark.parametrize(
     "storage", [OwnDelete, DirectDelete, CollectfastS3StaticStorage]
 )
 @pytest.mark.parametrize(
-    "odd", ["./app.css", "x/../app.css", "/app.css", "x//app.css", "../static/app.css"]
+    "odd",
+    [
+        "./app.css",
+        "x/../app.css",
+        "/app.css",
+        "x//app.css",
+        "../static/app.css",
+        "../../app.css",
+    ],
 )
 def test_clear_does_not_delete_a_collected_file_by_another_spelling(
     site: Site, odd: str, storage: type

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from boto3.s3.transfer import TransferConfig
 from django.core.management.base import CommandError
+from storages.backends.s3 import S3StaticStorage
 
-from collectfast_storage import CollectfastS3StaticStorage
+from collectfast_storage import CollectfastMixin, CollectfastS3StaticStorage
 from collectfast_storage.exceptions import UploadError
 from tests.proxy import Handler, Proxy, Request
 from tests.site import MANIFEST, STATIC, Deploy, Site
@@ -267,24 +268,48 @@ def test_large_file_with_a_part_that_fails_is_named(site: Site, backend: str) ->
     assert {"a.txt", "z.txt"} <= {*names}
 
 
-class Compressing(CollectfastS3StaticStorage):
+class OwnCompression:
     """Compresses in memory, before the upload begins."""
 
     def _compress_content(self, content: Any) -> Any:
+        content.read(MIB)
+        content.seek(0)
         return BytesIO(gzip.compress(content.read(), compresslevel=1, mtime=0))
 
 
+class Compressing(OwnCompression, CollectfastS3StaticStorage):
+    pass
+
+
+class CompressingStorage(OwnCompression, S3StaticStorage):
+    pass
+
+
+class CompressingBelow(CollectfastMixin, CompressingStorage):
+    pass
+
+
+@pytest.mark.parametrize("backend", [Compressing, CompressingBelow])
 def test_large_file_that_a_subclass_compresses_is_uploaded_compressed(
-    site: Site,
+    site: Site, backend: type
 ) -> None:
     """The bytes that `_compress_content` returns are uploaded, not the source's."""
-    site.backend = f"{__name__}.Compressing"
+    site.backend = f"{__name__}.{backend.__name__}"
     site.options |= {"transfer_config": IN_PARTS, "gzip": True}
     content = _noise(1, 6 * MIB)
     _collect(site, {"a.css": content})
     stored = site.bucket.get("a.css")
     assert stored["ContentEncoding"] == "gzip"
     assert gzip.decompress(stored["Body"].read()) == content
+
+
+def test_large_file_that_changed_and_is_small_when_compressed(site: Site) -> None:
+    """A source that had other contents when it was hashed is named in the error."""
+    site.options |= {"transfer_config": IN_PARTS, "gzip": True}
+    states = itertools.cycle([bytes(6 * MIB), b"1" * 6 * MIB])
+    changing = Changing(lambda: next(states), each_read=True)
+    with pytest.raises(UploadError, match=r"a\.css: the file changed"):
+        _collect(site, {"a.css": lambda: changing})
 
 
 def test_large_source_that_is_not_seekable_arrives(site: Site) -> None:

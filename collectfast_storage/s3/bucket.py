@@ -22,7 +22,7 @@ from s3transfer.subscribers import BaseSubscriber
 
 from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import FINGERPRINT, normal_etag
-from collectfast_storage.payload import CHANGED, Payload
+from collectfast_storage.payload import Payload
 from collectfast_storage.s3 import errors
 from collectfast_storage.s3.events import (
     Entries,
@@ -179,8 +179,6 @@ class Bucket:
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
             return self._put_stream(name, payload, tagged, check)
-        if not payload.is_as_hashed():
-            raise OSError(CHANGED)
         key = self.prefix + name
         etag, error = None, None
         native = None if tagged else self._native
