@@ -53,6 +53,7 @@ class Store:
         self.sorted: dict[str, list[str] | None] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.counts: Counter[str] = Counter()
+        self.connections: set[Connection] = set()
 
     def answer(
         self, method: str, target: str, headers: dict[str, str], body: bytes
@@ -65,6 +66,10 @@ class Store:
             return self._about(key)
         kind = _kind(method, key, query)
         self.counts[kind] += 1
+        if kind == "PUT":
+            self.limits.count_put()
+        if self.limits.is_out and self.limits.outage.isdecimal():
+            return _error(int(self.limits.outage), "SlowDown")
         if kind == "PUT" and not self.limits.takes_put():
             return _error(self.limits.status, "SlowDown")
         if "content-md5" in headers:
@@ -268,8 +273,19 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._is_reset = self._store.limits.resets()
+        self._store.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._store.connections.discard(self)
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._store.limits.outage == "reset" and self._store.limits.is_out:
+            self.abort()
+            return
         self._buffer += data
         self._store.limits.receive(self._transport, len(data))
         while self._take_one():
@@ -366,16 +382,30 @@ def _dechunked(data: bytes) -> tuple[bytes, int]:
 async def _serve(own: Path, round_trip: float, limits: Limits) -> None:
     store = Store(limits)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Connection(store, round_trip),
-        "127.0.0.1",
-        0,
-        backlog=1024,
-        ssl=server_context(own),
-    )
+
+    async def listen(port: int) -> asyncio.Server:
+        return await loop.create_server(
+            lambda: Connection(store, round_trip),
+            "127.0.0.1",
+            port,
+            backlog=1024,
+            ssl=server_context(own),
+        )
+
+    server = await listen(0)
     port = server.sockets[0].getsockname()[1]
     print(f"https://127.0.0.1:{port}", flush=True)
-    await server.serve_forever()
+    while True:
+        await asyncio.sleep(0.005)
+        if limits.is_out and limits.outage == "refused":
+            server.close()
+            for connection in list(store.connections):
+                connection.abort()
+            await asyncio.sleep(limits.outage_seconds)
+            server = await listen(port)
+        elif limits.is_out and limits.outage == "reset":
+            for connection in list(store.connections):
+                connection.abort()
 
 
 def main() -> None:
@@ -386,8 +416,11 @@ def main() -> None:
     parser.add_argument("--status", type=int, default=503, help="of those beyond")
     parser.add_argument("--bandwidth", type=float, default=0, help="bytes a second")
     parser.add_argument("--reset-every", type=int, default=0, help="nth connection")
+    parser.add_argument("--outage", default="", help="refused, reset or a status")
     given = parser.parse_args()
-    limits = Limits(given.puts, given.status, given.bandwidth, given.reset_every)
+    limits = Limits(
+        given.puts, given.status, given.bandwidth, given.reset_every, given.outage
+    )
     asyncio.run(_serve(given.own, given.round_trip, limits))
 
 

@@ -1,4 +1,4 @@
-"""What is between a client and the endpoint: limits, a slow line, resets."""
+"""What is between a client and the endpoint: limits, a slow line, resets, outages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 
 
 @dataclass
@@ -16,7 +17,12 @@ class Limits:
     status: int = 503  # what it answers to the others
     bandwidth: float = 0.0  # bytes a second that reach it; 0: no bound
     reset_every: int = 0  # which of the connections are reset at their first PUT
+    outage: str = ""  # "refused", "reset", or a status
+    outage_after: int = 60  # PUTs
+    outage_seconds: float = 20.0
+    began: float = inf  # when the outage began
     received: int = 0  # bytes
+    _puts: int = 0
     _taken: deque[float] = field(default_factory=deque)
     _connections: int = 0
     _free_at: float = 0.0
@@ -30,6 +36,17 @@ class Limits:
             return False
         self._taken.append(now)
         return True
+
+    @property
+    def is_out(self) -> bool:
+        """Whether the outage is on."""
+        return 0 <= time.monotonic() - self.began < self.outage_seconds
+
+    def count_put(self) -> None:
+        """Count a PUT; one of them begins the outage."""
+        self._puts += 1
+        if self.outage and self._puts == self.outage_after:
+            self.began = time.monotonic()
 
     def resets(self) -> bool:
         """Tell whether a new connection is one of those to be reset."""

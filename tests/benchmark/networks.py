@@ -1,4 +1,4 @@
-"""``make bench NETWORKS=1``: limits, slow lines and resets, side by side."""
+"""``make bench NETWORKS=1``: limits, slow lines, resets and outages, side by side."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ SITUATIONS = {
     ),
     "round trip 100 ms": Situation(2500, 9000, (), 0.1, 2500 / 64 * 0.1),
     "every tenth connection reset": Situation(2500, 9000, ("--reset-every=10",)),
+    # Begins when 60 files have arrived. No name is resolved here, so DNS is no state.
+    **{
+        f"outage of 20 s: {state}": Situation(300, 9000, (f"--outage={state}",))
+        for state in ("refused", "reset", "503", "500")
+    },
 }
 OTHERS = {
     # At their defaults: what is set for `make bench` is for no limits.
@@ -62,7 +67,7 @@ EVERYONE = {name: CONTESTANTS[name] for name in OURS} | OTHERS
 
 def main() -> None:
     arguments = _arguments()
-    print("| situation | who | exit | arrived | wall | ÷ least | requests | bytes |")
+    print("| situation | who | exit | arrived | wall | ÷ least | PUTs | bytes |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for name in arguments.situations or SITUATIONS:
         for who in arguments.only or EVERYONE:
@@ -100,7 +105,7 @@ def _cells(
             command, env=environment, capture_output=True, check=False
         )
     wall = time.perf_counter() - start
-    counts = json.loads(about(course, "counts"))
+    counts = json.loads(_counts(course))
     yield str(done.returncode)
     yield f"{counts['objects']:,}"
     yield f"{wall:.1f} s"
@@ -110,6 +115,18 @@ def _cells(
     yield f"{100 * (counts['bytes'] / total - 1):+.0f} %"
     if done.returncode:
         print(done.stderr.decode()[-2000:], file=sys.stderr)
+
+
+def _counts(course: Course) -> bytes:
+    """Ask for the counts; in an outage there is no answer."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return about(course, "counts")
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 if __name__ == "__main__":
