@@ -10,6 +10,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 _MOST = 1000  # threads
+_LONGEST = 86_400  # seconds
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -24,6 +25,7 @@ class Options:
     preload: bool = True
     threads: int = 64
     ignore_etag: bool = False
+    retry_timeout: float = 60
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -46,6 +48,11 @@ class Options:
         _require("cache_timeout", values, valid, remedy)
         valid = _is_count(values["threads"]) and values["threads"] <= _MOST
         _require("threads", values, valid, f"a whole number of requests, 0 to {_MOST}")
+        seconds = values["retry_timeout"]
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        valid = is_number and 0 <= seconds <= _LONGEST
+        remedy = f"a number of seconds, 0 to {_LONGEST}"
+        _require("retry_timeout", values, valid, remedy)
         variable = os.environ.get("COLLECTFAST_IGNORE_ETAG", "").strip().lower()
         if variable not in _TRUE | _FALSE:
             name = "environment variable COLLECTFAST_IGNORE_ETAG"

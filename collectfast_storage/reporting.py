@@ -91,6 +91,11 @@ class Progress:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(files)
 
+    def waiting(self, reason: str) -> None:
+        """Show for which `reason` no request succeeds; empty: they do again."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"waiting: {reason}" if reason else "")
+
     def close(self) -> None:
         """Show no more."""
         if self._bar is not None:

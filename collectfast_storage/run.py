@@ -252,7 +252,7 @@ class Pending:
                 self._cache.remember(name, DOUBTFUL)
                 error = error or InterruptedError(INTERRUPTED)  # It was not begun.
                 if self.failures.add(name, fingerprint, error) and not is_last:
-                    self._uploads.executor.governor.stop(error)
+                    self._uploads.stop(error)
                     self.failures.raise_end()
 
     def _send(self, name: str, payload: Payload) -> None:
@@ -602,9 +602,9 @@ class Run:
         if self.is_closed or self._owner[0] != os.getpid():
             return
         self.is_closed = True
-        self.context.progress.close()
         self._bucket.close()
         self._pending.close(patiently=patiently)
+        self.context.progress.close()
         if self.context.dry_run:
             self.context.closed(frozenset())
         else:

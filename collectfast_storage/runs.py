@@ -29,10 +29,14 @@ from collectfast_storage.collectstatic import (
     collects_into,
     is_collect,
 )
+from collectfast_storage.congestion import Pace
 from collectfast_storage.context import Paths
 from collectfast_storage.exceptions import CollectfastError
+from collectfast_storage.reporting import Progress
+from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
 from collectfast_storage.s3.errors import OF_BOTO, naming
+from collectfast_storage.s3.events import RequestLog, our_request, register
 
 Method = Callable[..., Any]
 Processed = Iterator[tuple[str, str | None, Any]]
@@ -235,9 +239,14 @@ def _load_manifest(method: Method, storage: Any) -> Any:
     is_called = any(f.f_globals.get("__name__") == MODULE for f in callers())
     if not (is_called and storage._collectfast_enabled):
         return method(storage)
-    with naming(bucket_name, OSError):
+
+    def load() -> Any:
         try:
-            return method(storage)
+            with our_request(RequestLog(), once=timeout > 0):
+                connection = getattr(storage.manifest_storage, "connection", None)
+                if connection is not None:
+                    register(connection.meta.client)
+                return method(storage)
         except RuntimeError as error:  # A container may limit the threads.
             if "start new thread" not in str(error):
                 raise
@@ -245,6 +254,11 @@ def _load_manifest(method: Method, storage: Any) -> Any:
             config.use_threads = False
             storage.manifest_storage.transfer_config = config
             return method(storage)
+
+    timeout = storage._collectfast_options.retry_timeout
+    sender = RetryingSender(str(bucket_name), Pace(1, 60), timeout, Progress())
+    with naming(bucket_name, OSError):
+        return sender.send(load)
 
 
 _BARRIERS = {

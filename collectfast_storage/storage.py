@@ -24,10 +24,12 @@ from storages.utils import clean_name, lookup_env
 from collectfast_storage import runs
 from collectfast_storage.batch import Batch
 from collectfast_storage.collectstatic import Collectstatic
+from collectfast_storage.congestion import Pace
 from collectfast_storage.context import Destination, RunContext, overridden
 from collectfast_storage.options import Options, misconfigured
 from collectfast_storage.payload import Capture, CapturingBucket, Compressible, Take
 from collectfast_storage.program import save_unless_unchanged
+from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import naming, not_found
@@ -39,6 +41,8 @@ _Base: Any = object
 
 logger = logging.getLogger("collectfast_storage")
 _IMPORTED_IN = os.getpid()
+# Unless the site's own configuration says another time. Botocore's is 60 s.
+_CONFIG = Config(connect_timeout=10)
 _PREDECESSORS = ("collectfast", "collectfasta")
 
 
@@ -68,13 +72,13 @@ class _ConnectionMixin(_Base):
         """The boto3 resource, with as many connections as there are threads."""
         if self._collectfast_options.enabled:
             self._collectfast_leave_parent()
-            config: Any = self.client_config
+            config: Any = _CONFIG.merge(self.client_config)
             threads = self._collectfast_options.threads
             if config.max_pool_connections < threads:
-                own = Config(max_pool_connections=threads)
-                # A subclass's property may be read-only.
-                with suppress(AttributeError, TypeError):
-                    self.client_config: Any = config.merge(own)
+                config = config.merge(Config(max_pool_connections=threads))
+            # A subclass's property may be read-only.
+            with suppress(AttributeError, TypeError):
+                self.client_config: Any = config
         return super().connection
 
     @property
@@ -343,16 +347,18 @@ class CollectfastMixin(_ConnectionMixin):
         return self._collectfast_open_run(context, options.cache), context
 
     def _collectfast_open_run(self, context: RunContext, alias: str | None) -> Run:
-        options, config = self._collectfast_options, self.client_config
+        options, name = self._collectfast_options, context.destination.bucket_name
+        pace = Pace(options.threads, self.client_config.read_timeout or 60)
         bucket = Bucket(
-            context.destination.bucket_name,
+            name,
             context.destination.prefix,
+            RetryingSender(name, pace, options.retry_timeout, context.progress),
             lambda: self.connection.meta.client,
             self._collectfast_native,
             self.object_parameters,
         )
         cache = self._collectfast_cache(alias, trusted=context.trusts)
-        uploads = Uploads(bucket, BoundedExecutor(options.threads, config))
+        uploads = Uploads(bucket, BoundedExecutor(options.threads))
         return Run(context, bucket, cache, uploads)
 
     def _collectfast_target(self) -> Destination:
@@ -381,10 +387,15 @@ class CollectfastMixin(_ConnectionMixin):
         return native_to(
             client,
             self.bucket_name,
-            lambda: self._create_session().get_credentials(),
+            self._collectfast_credentials,
             verify=self.verify,
             is_forked=os.getpid() != _IMPORTED_IN,
         )
+
+    def _collectfast_credentials(self) -> Any:
+        """Return the credentials of the client that this thread has just made."""
+        session = _thread.sessions.get(self) or self._create_session()
+        return session.get_credentials()
 
     # Names, and the cache.
 

@@ -1,4 +1,4 @@
-"""Uploads in the background: under way, arrived, or failed."""
+"""Uploads in background threads: under way, arrived, or failed."""
 
 import atexit
 import os
@@ -9,18 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, wait
 from contextlib import suppress
 from functools import partial
-from math import inf
-from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
-from botocore.config import Config
-
+from collectfast_storage.congestion import MOST_BYTES
 from collectfast_storage.fingerprint import Fingerprint
-from collectfast_storage.pace import MOST_BYTES, Pace
 from collectfast_storage.payload import Payload
 from collectfast_storage.s3.bucket import Bucket, Stored
-from collectfast_storage.s3.errors import Setback, ThrottledError, setback_of
 
 _T = TypeVar("_T")
 _Work = tuple[Future[Any], Callable[[], Any]]
@@ -33,117 +28,20 @@ _LONGEST_IDLE = 1.0
 # Of the bytes that may be under way, each stream takes a third: s3transfer reads up to
 # ten parts of a stream ahead.
 _STREAM_SIZE = MOST_BYTES // 3
-# The longest that botocore waits before an attempt, in seconds:
-# https://docs.aws.amazon.com/boto3/latest/guide/retries.html
-_LONGEST_BACKOFF = 20
-
-
-class Governor:
-    """Sends requests when their pace allows it, and again what may pass.
-
-    What was throttled, or not answered, is sent again as long as anything gets through.
-    When nothing has for as long as botocore would try one file, all is given up.
-    """
-
-    def __init__(self, pace: Pace, attempts: int) -> None:
-        """Go at `pace`; botocore would make so many `attempts` at each request."""
-        self._pace, self._attempts = pace, attempts
-        tries = range(1, max(attempts, 2))  # One failure says nothing of the others.
-        self._patience = sum(min(2**number, _LONGEST_BACKOFF) for number in tries)
-        self._changed = threading.Condition()
-        self._turn = threading.Lock()  # One waits to start, and all others for it.
-        self._requests = self._bytes = 0  # under way
-        self._hopeless_at = inf  # if requests fail at once, and nothing gets through
-        self._over = threading.Event()
-        self._given_up: Exception | None = None
-
-    def send(self, size: int, call: Callable[[], _T]) -> _T:
-        """Return what comes of `call`, which sends so many bytes, or raise it."""
-        failures = 0
-        while True:
-            began, setback = self._begin(size), None
-            try:
-                return call()
-            except Exception as error:
-                setback = setback_of(error)
-                if setback is None:
-                    raise
-                failures += 1
-                # From the first failure since the last success.
-                hopeless_at = min(self._hopeless_at, began + self._patience)
-                self._hopeless_at = hopeless_at
-                # As many attempts, each as long as this one, and the waits between.
-                ends = hopeless_at + self._attempts * (monotonic() - began)
-                if monotonic() >= ends and not isinstance(error, ThrottledError):
-                    self.stop(error)
-                    raise
-            finally:
-                self._end(size, began, setback)
-            if not (setback.throttled or setback.timed_out):  # Others may go on.
-                self._over.wait(min(2**failures, _LONGEST_BACKOFF) / 20)
-
-    def check(self) -> None:
-        """Raise if `stop` was called."""
-        if self._over.is_set():
-            raise self._given_up or CancelledError
-
-    def stop(self, error: Exception | None = None) -> None:
-        """Send no more; what was not sent fails of the `error`, if there is one."""
-        self._given_up = self._given_up or error
-        self._over.set()
-        with self._changed:
-            self._changed.notify()
-
-    def _begin(self, size: int) -> float:
-        """Return the time when a request of `size` bytes may start, after that."""
-        with self._turn, self._changed:
-            while not self._over.is_set():
-                now = monotonic()
-                delay = self._pace.delay(now, size, self._requests, self._bytes)
-                if delay <= 0:
-                    self._pace.started(now)
-                    self._requests += 1
-                    self._bytes += size
-                    return now
-                self._changed.wait(None if delay == inf else delay)
-        raise self._given_up or CancelledError
-
-    def _end(self, size: int, began: float, setback: Setback | None) -> None:
-        with self._changed:
-            now = monotonic()
-            self._requests -= 1
-            self._bytes -= size
-            if setback is None:
-                self._hopeless_at = inf
-                self._pace.answered(now, began, size)
-            elif setback.throttled:
-                self._pace.throttled(now, began, setback.after)
-                # Who says when to come back will be there then.
-                self._hopeless_at = max(self._hopeless_at, now + setback.after)
-            elif setback.timed_out:
-                self._pace.shrink(now, began)
-            self._changed.notify()
 
 
 class BoundedExecutor(Executor):
-    """A thread pool whose requests are paced, and whose waiting work is bounded.
+    """A thread pool whose waiting work is bounded, in calls and in bytes.
 
     Its threads are daemons, because an interrupted deploy need not wait for a server's
     answer. They end when they have been idle for a second.
     """
 
-    def __init__(
-        self, threads: int, config: Any = None, most_bytes: int = MOST_BYTES
-    ) -> None:
+    def __init__(self, threads: int, most_bytes: int = MOST_BYTES) -> None:
         """Run up to `threads` calls at a time, on up to `most_bytes` of contents.
 
-        With 0 threads, calls run in the caller's thread. The `config` is botocore's: it
-        limits the wait for an answer, and the number of attempts.
+        With 0 threads, calls run in the caller's thread.
         """
-        config = config or Config()
-        attempts = (config.retries or {}).get("total_max_attempts", 3)
-        pace = Pace(threads, config.read_timeout or 60, most_bytes)
-        self.governor = Governor(pace, attempts)
         self._most_threads = threads
         self._threads: set[threading.Thread] = set()
         self._work: deque[_Work] = deque()
@@ -161,13 +59,8 @@ class BoundedExecutor(Executor):
         """Run ``fn(*args, **kwargs)``, and return its future."""
         return self.submit_sized(0, partial(fn, *args, **kwargs))
 
-    def submit_sized(
-        self, size: int, fn: Callable[..., _T], *args: Any, is_paced: bool = True
-    ) -> Future[_T]:
-        """Submit ``fn(*args)`` when there is room for its `size` bytes.
-
-        The size of a call that is not paced does not delay other requests.
-        """
+    def submit_sized(self, size: int, fn: Callable[..., _T], *args: Any) -> Future[_T]:
+        """Submit ``fn(*args)`` when there is room for its `size` bytes."""
         size = min(size, self._most_bytes)  # A larger content is the only one.
         with self._lock:
             self._has_room.wait_for(lambda: self._places and self._room >= size)
@@ -175,8 +68,7 @@ class BoundedExecutor(Executor):
             self._room -= size
         future: Future[_T] = Future()
         future.add_done_callback(lambda _: self._release(size))
-        paced = size if is_paced else 0
-        call = partial(self.governor.send, paced, partial(fn, *args))
+        call = partial(fn, *args)
         if not self._enqueue((future, call)):
             _run(future, call)
             with suppress(Exception):  # An interrupt is raised, as in any call.
@@ -194,8 +86,6 @@ class BoundedExecutor(Executor):
             threads = [*self._threads]
         for future, _ in left:
             future.cancel()
-        if cancel_futures:
-            self.governor.stop()
         for thread in threads if wait else ():
             thread.join()
 
@@ -284,7 +174,6 @@ class Uploads:
         """Send to `bucket` in the threads of `executor`, which `close` ends."""
         self.executor = executor
         self._bucket = bucket
-        bucket.sends_once = True
         self._under_way: dict[str, tuple[Fingerprint, Future[Stored]]] = {}
 
     @property
@@ -306,13 +195,19 @@ class Uploads:
         fingerprint = payload.fingerprint  # Another thread will read the file.
         is_stream = payload.plain is None
         size = _STREAM_SIZE if is_stream else len(payload.plain or b"")
-        put, check = self._bucket.put, self.executor.governor.check
-        future = self.executor.submit_sized(
-            size, put, name, payload, check, is_paced=not is_stream
-        )
+        put, check = self._bucket.put, self._bucket.sender.check
+        try:
+            future = self.executor.submit_sized(size, put, name, payload, check)
+        except BaseException:  # An interrupt, without threads.
+            payload.close(uploaded=True)
+            raise
         if payload.is_reopened:
             future.add_done_callback(lambda _: payload.close(uploaded=True))
         self._under_way[name] = fingerprint, future
+
+    def stop(self, error: Exception | None = None) -> None:
+        """Send no more requests; those that were not sent fail of the `error`."""
+        self._bucket.sender.stop(error)
 
     def done(self) -> Iterator[Outcome]:
         """Yield the outcomes that are there, the oldest uploads first."""
@@ -333,6 +228,7 @@ class Uploads:
 
     def close(self, *, patiently: bool) -> Iterator[Outcome]:
         """Begin no more, and yield the outcomes; wait for them only if `patiently`."""
+        self.stop()
         self.executor.shutdown(wait=patiently, cancel_futures=True)
         for name in list(self._under_way):
             yield self._outcome(name)

@@ -114,6 +114,8 @@ class Site:
         defaults: dict[str, Any] = {
             "STATICFILES_DIRS": [str(self.static)],
             "STATIC_ROOT": str(self.root / "collected"),
+            # A test of an outage that does not end need not wait for a minute.
+            "COLLECTFAST_RETRY_TIMEOUT": 2,
             "STORAGES": {
                 "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
                 "staticfiles": backend,

@@ -25,7 +25,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from collectfast_storage import CollectfastS3StaticStorage
+from collectfast_storage.congestion import Pace
 from collectfast_storage.payload import Payload
+from collectfast_storage.reporting import Progress
+from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.native import Native, native_to
 from tests import certificates
@@ -39,6 +42,10 @@ pytest.importorskip("obstore", reason="obstore is not installed")
 
 # One attempt of boto3's own: who counts requests need not count its patience.
 HASTY = Config(retries={"total_max_attempts": 1})
+
+
+def _sender() -> RetryingSender:
+    return RetryingSender("tests", Pace(8, 60), 2, Progress())
 
 
 @dataclass
@@ -97,7 +104,7 @@ class Place:
 
     def bucket(self, native: Callable[[Any], Native | None] | None) -> Bucket:
         name = self.server.bucket
-        bucket = Bucket(name, self.prefix, lambda: self.client, native)
+        bucket = Bucket(name, self.prefix, _sender(), lambda: self.client, native)
         bucket.head("nothing", {})  # The network has to be there.
         bucket.connect()
         return bucket
@@ -234,7 +241,7 @@ def test_it_addresses_the_bucket_as_boto3_does(
 
     counting.fault = _take
     for way in (native, None):
-        bucket = Bucket(name, "static/", lambda: client, way)
+        bucket = Bucket(name, "static/", _sender(), lambda: client, way)
         bucket.put("first", _payload({}))  # By boto3: it shows the network.
         bucket.connect()
         bucket.put("é/a b.css", _payload({}))

@@ -21,6 +21,7 @@ def test_defaults() -> None:
         preload=True,
         threads=64,
         ignore_etag=False,
+        retry_timeout=60,
     )
 
 

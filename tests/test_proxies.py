@@ -142,5 +142,5 @@ def test_https_goes_through_a_tunnel(
     with pytest.raises(BucketError, match=r"'tests' cannot be used: .*proxy") as caught:
         site.collect()
     assert "secret" not in str(caught.value)
-    assert [r.path for r in forward.requests] == ["s3.example.com:443"]
-    assert forward.count() == {"CONNECT": 1}
+    assert {r.path for r in forward.requests} == {"s3.example.com:443"}
+    assert forward.count().keys() == {"CONNECT"}

@@ -107,12 +107,3 @@ def test_what_is_cancelled_before_its_turn_does_not_run() -> None:
         bounded.shutdown(cancel_futures=True)
     assert all(each.cancelled() for each in waiting)
     assert ran == ["other"]
-
-
-def test_stream_ends_when_the_run_does() -> None:
-    """A stream that is being read is told of the end."""
-    bounded, error = BoundedExecutor(1), OSError("It is over")
-    bounded.governor.check()
-    bounded.governor.stop(error)
-    with pytest.raises(OSError, match="It is over"):
-        bounded.governor.check()

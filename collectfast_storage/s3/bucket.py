@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from contextvars import copy_context
-from copy import copy
-from functools import cached_property
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 from s3transfer.futures import NonThreadedExecutor
 from s3transfer.manager import TransferManager
@@ -23,6 +22,7 @@ from s3transfer.subscribers import BaseSubscriber
 from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import FINGERPRINT, normal_etag
 from collectfast_storage.payload import Payload
+from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3 import errors
 from collectfast_storage.s3.events import (
     Entries,
@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 
     from collectfast_storage.s3.native import Native
 
+_T = TypeVar("_T")
+
+# The requests that s3transfer makes for an upload; it aborts one that has failed.
+_OF_UPLOADS = (
+    "put_object",
+    "create_multipart_upload",
+    "upload_part",
+    "complete_multipart_upload",
+)
 # Those of a write's parameters that go with every request.
 _WITH_EACH = ("ExpectedBucketOwner", "RequestPayer")
 # What XML cannot carry in any way: https://www.w3.org/TR/xml/#charsets
@@ -68,12 +77,14 @@ class Bucket:
         self,
         name: str,
         prefix: str,  # empty, or with a slash at its end
+        sender: RetryingSender,
         connect: Callable[[], S3Client],  # returns a client that any thread may use
         native: Callable[[S3Client], Native | None] | None = None,
         parameters: Mapping[str, Any] = MappingProxyType({}),  # of each write
     ) -> None:
         self.name = name
         self.prefix = prefix
+        self.sender = sender
         self._connect = connect
         shared = {k: parameters[k] for k in _WITH_EACH if k in parameters}
         self._place: Any = {"Bucket": name, **shared}
@@ -81,7 +92,6 @@ class Bucket:
         self._make_native = native
         self._native: Native | None = None
         self.log = RequestLog()
-        self.sends_once = False  # HEAD and small PUT requests: the caller retries them
         self._before_others: Callable[[], object] | None = None
         # Whether the ETags of new objects are no MD5s, as with KMS. None: not known.
         self.has_opaque_etags: bool | None = None
@@ -121,10 +131,16 @@ class Bucket:
         """Return up to 1,000 names, from the `start` that the page before has told."""
         # Where only the first version is known, nobody tells a token.
         version = "list_objects" if "Marker" in start else "list_objects_v2"
-        request, response = getattr(self.client, version), {}
-        try:
-            with our_request(self.log) as read, suppress(*errors.UNREADABLE):
+        request = getattr(self.client, version)
+
+        def read_page() -> tuple[Mapping[str, Any], Entries]:
+            response: Mapping[str, Any] = {}
+            with self.our_request() as read, suppress(*errors.UNREADABLE):
                 response = request(Prefix=self.prefix, **self._place, **start)
+            return response, read
+
+        try:
+            response, read = self.sender.send(read_page)
         except ClientError as error:
             if start or not errors.is_not_understood(error):
                 raise
@@ -148,8 +164,8 @@ class Bucket:
         needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         key = self.prefix + name
         try:
-            with our_request(self.log, once=self.sends_once):
-                answer = self.client.head_object(Bucket=self.name, Key=key, **needed)
+            head = partial(self.client.head_object, Bucket=self.name, Key=key)
+            answer = self.send(head, size=0, **needed)
         except ClientError as error:
             if errors.status_of(error) != 404:  # As 403, say, which is no answer.
                 raise
@@ -179,7 +195,11 @@ class Bucket:
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
             return self._put_stream(name, payload, tagged, check)
-        key = self.prefix + name
+        put = partial(self._put_body, self.prefix + name, payload, tagged)
+        return self.sender.send(put, len(payload.body))
+
+    def _put_body(self, key: str, payload: Payload, tagged: bool) -> Stored:
+        """Upload a body that fits into one request, in one attempt."""
         etag, error = None, None
         native = None if tagged else self._native
         if native and (request := native.prepared(key, payload)):
@@ -194,7 +214,7 @@ class Bucket:
             etag = self._put_small(key, payload, tagged=True)
         if not payload.has_opaque_etag:
             self.learn(opaque=etag != payload.body_md5)
-        return Stored(etag, len(payload.body))
+        return Stored(etag, len(payload.body or b""))
 
     def _put_small(self, key: str, payload: Payload, tagged: bool) -> str:
         parameters = _parameters(payload, tagged)
@@ -206,7 +226,7 @@ class Bucket:
         if adds and not any(name.startswith("Checksum") for name in parameters):
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
-        with our_request(self.log, once=self.sends_once):
+        with self.our_request():
             answer = self.client.put_object(
                 Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
             )
@@ -217,33 +237,52 @@ class Bucket:
         self, name: str, payload: Payload, tagged: bool, check: Callable[[], object]
     ) -> Stored:
         key, extra = self.prefix + name, _parameters(payload, tagged)
-        with our_request(self.log):
-            try:
-                stream = payload.upload_stream(check)
-                self._transfer(stream, key, extra, payload.config)
-            except RuntimeError as error:
-                # A container may limit the threads, and a process that ends has none.
-                if not re.search("start new thread|schedule new futures", str(error)):
-                    raise
-                stream = payload.upload_stream(check)
-                config = copy(payload.config)
-                config.use_threads = False
-                self._transfer(stream, key, extra, config)
+        lost: ClientError | None = None
+        stream = payload.upload_stream(check)
+        try:
+            self._transfer(stream, key, extra, payload.config)
+        except ClientError as error:
+            if errors.code_of(error) != "NoSuchUpload":
+                raise
+            lost = error  # Perhaps it was completed, and only the answer was lost.
         head, tag = None, str(payload.fingerprint)
-        with suppress(ClientError):
+        with suppress(ClientError, BotoCoreError):
             head = self.head(name, payload.parameters)
         # Another program may have overwritten the object by now.
         is_ours = head and head.etag == stream.etag
         if head and (is_ours or head.fingerprint == tag or payload.has_etag(head.etag)):
             return Stored(head.etag, payload.size)
+        if lost is not None:
+            raise lost
         return Stored(stream.etag, payload.size)
 
     def _transfer(self, stream: Any, key: str, extra: Any, config: Any) -> None:
-        # As boto3's upload_fileobj does, but its threads inherit this context.
-        executor = _ContextExecutor if config.use_threads else NonThreadedExecutor
-        with TransferManager(self.client, config, executor_cls=executor) as manager:
+        # As boto3's upload_fileobj does, but each request is retried as all others are.
+        client: Any = _RetryingClient(self.client, self)
+        executor = _Executor if config.use_threads else NonThreadedExecutor
+        with TransferManager(client, config, executor_cls=executor) as manager:
             sized = [_Sized(stream.size)]
-            manager.upload(stream, self.name, key, extra, sized).result()
+            uploaded = manager.upload(stream, self.name, key, extra, sized)
+            try:
+                uploaded.result()
+            except (KeyboardInterrupt, SystemExit):
+                self.sender.stop()  # The manager waits for its parts.
+                raise
+
+    def our_request(self) -> AbstractContextManager[Entries]:
+        """Count the requests of this context; botocore retries none if we do."""
+        return our_request(self.log, once=self.sender.retries)
+
+    def send(
+        self, method: Callable[..., _T], *, size: int | None = None, **arguments: Any
+    ) -> _T:
+        """Call `method`, which sends one request of `size` bytes, and retry it."""
+
+        def attempt() -> _T:
+            with self.our_request():
+                return method(**arguments)
+
+        return self.sender.send(attempt, size)
 
     def delete(self, names: Sequence[str]) -> Iterator[tuple[str, object]]:
         """Delete `names`; yield each with its error, if any; raise what meets all."""
@@ -262,9 +301,8 @@ class Bucket:
             many = many[1000:]
         for name in (*many, *singly):
             try:
-                with our_request(self.log):
-                    key = self.prefix + name
-                    answer = self.client.delete_object(Key=key, **self._place)
+                delete, key = self.client.delete_object, self.prefix + name
+                answer = self.send(delete, Key=key, **self._place)
                 _check_is_answer(answer)
             except errors.FAILURES as error:
                 if errors.concerns_bucket(error):
@@ -275,10 +313,11 @@ class Bucket:
 
     def _delete_many(self, names: Sequence[str]) -> dict[str, Any]:
         objects: Any = [{"Key": self.prefix + name} for name in names]
-        with our_request(self.log):
-            response = self.client.delete_objects(
-                Delete={"Objects": objects, "Quiet": True}, **self._place
-            )
+        response = self.send(
+            self.client.delete_objects,
+            Delete={"Objects": objects, "Quiet": True},
+            **self._place,
+        )
         _check_is_answer(response)
         failed: dict[str, Any] = {}
         for each in response.get("Errors", ()):
@@ -308,11 +347,70 @@ class _Sized(BaseSubscriber):
             future.meta.provide_transfer_size(self._size)
 
 
-class _ContextExecutor(ThreadPoolExecutor):
-    """Runs calls in the context of their caller, in which requests are counted."""
+class _Executor(ThreadPoolExecutor):
+    """Runs a call in the caller's thread if no thread can be started.
+
+    A container may limit the threads, and a process that ends starts none.
+    """
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return super().submit(copy_context().run, fn, *args, **kwargs)
+        future: Future[Any] = Future()
+        turn = threading.Lock()
+
+        def run_once() -> None:
+            if turn.acquire(blocking=False):
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        try:
+            super().submit(run_once)
+        except RuntimeError:
+            run_once()
+        return future
+
+
+class _RetryingClient:
+    """A boto3 client whose requests for an upload are sent as those of `bucket`."""
+
+    def __init__(self, client: Any, bucket: Bucket) -> None:
+        self._client, self._bucket = client, bucket
+        self._has_failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name == "abort_multipart_upload":
+            return self._once(method)
+        return self._retried(method) if name in _OF_UPLOADS else method
+
+    def _once(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        # An upload that has failed need not be retried to be aborted.
+        def request(**arguments: Any) -> Any:
+            with self._bucket.our_request():
+                return method(**arguments)
+
+        return request
+
+    def _retried(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def request(**arguments: Any) -> Any:
+            body = arguments.get("Body")
+            begin = body.tell() if body is not None else 0
+
+            def attempt() -> Any:
+                if self._has_failed:  # One part was given up, and so is the file.
+                    raise CancelledError
+                if body is not None:
+                    body.seek(begin)
+                return method(**arguments)
+
+            try:
+                return self._bucket.send(attempt)
+            except BaseException:
+                self._has_failed = True
+                raise
+
+        return request
 
 
 def remote_of(answer: Mapping[str, Any]) -> Remote:

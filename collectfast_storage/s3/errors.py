@@ -1,29 +1,35 @@
 """What an error of botocore's means."""
 
+import http.client
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any, NamedTuple
 
+import botocore.exceptions
+import urllib3.exceptions
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
     HTTPClientError,
+    IncompleteReadError,
     ReadTimeoutError,
     SSLError,
 )
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
+from urllib3.exceptions import ProtocolError
 
-from collectfast_storage.exceptions import BucketError, DeniedError
+from collectfast_storage.exceptions import BucketError, DeniedError, printable
 
 # What boto3's methods raise at an answer that is none: a date or a number, for one.
 UNREADABLE = (ResponseParserError, LookupError, ValueError)
 # And at an error: what no code but boto3's, botocore's and s3transfer's raises.
-OF_BOTO = (BotoCoreError, ClientError, ResponseParserError, RetriesExceededError)
+OF_BOTO: tuple[type[Exception], ...] = (BotoCoreError, ClientError)
+OF_BOTO += (ResponseParserError, RetriesExceededError, urllib3.exceptions.HTTPError)
 # Where all is redirected, botocore follows as deep as it can.
 FAILURES: tuple[type[Exception], ...] = (*OF_BOTO, RecursionError, *UNREADABLE)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -36,6 +42,14 @@ _BUCKET_WIDE_KINDS = "Credential|Param|SSO|Token"
 # Of OpenSSL's and urllib3's words: the next handshake would fail too. A handshake that
 # breaks off has others.
 _DISTRUST = "(?i)certificate|hostname|no such file|wrong.version|unknown.protocol"
+# Of the words of the operating system and OpenSSL, those that a user knows.
+_SHORT = (
+    "(?i)connection refused|connection reset|network is unreachable|no route to host"
+    "|name or service not known|failed to resolve|name resolution|connection aborted"
+    "|connection was closed|proxy|ssl"
+)
+# A limit of this process, which does not pass.
+_LOCAL = "(?i)too many open files"
 _THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
 # S3's and MinIO's codes for a name that cannot be a key.
 _BAD_NAME = "KeyTooLong|InvalidObjectName"
@@ -55,7 +69,20 @@ class ThrottledError(BotoCoreError):
     fmt = "{what}"
 
 
-class Setback(NamedTuple):
+class OutageError(BotoCoreError):
+    """The end of a run in which no request succeeded for too long.
+
+    The `error` is that of the operating system, which some of botocore's do not show.
+    """
+
+    fmt = "{what} (It was tried for {seconds} s.)"
+
+    def __init__(self, what: Exception, seconds: int) -> None:
+        """Quote the last error, `what`."""
+        super().__init__(what=what, seconds=seconds, error=_inner(what))
+
+
+class Transient(NamedTuple):
     """Why a request is worth sending again, later."""
 
     throttled: bool = False  # It was one too many.
@@ -63,21 +90,63 @@ class Setback(NamedTuple):
     after: float = 0.0  # seconds that the server asks to wait
 
 
-def setback_of(error: BaseException) -> Setback | None:
-    """Return what passes in `error`; `None` if it would come again."""
+# Connections that were not made, or that broke.
+_BROKEN = (
+    botocore.exceptions.ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ProtocolError,
+    urllib3.exceptions.ReadTimeoutError,
+)
+_OF_CONNECTIONS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+_TIMED_OUT = (
+    ConnectTimeoutError,
+    ReadTimeoutError,
+    urllib3.exceptions.ReadTimeoutError,
+)
+
+
+def transient_of(error: BaseException) -> Transient | None:
+    """Return what is transient in `error`; `None` if it would come again."""
+    if isinstance(error, RetriesExceededError):
+        return transient_of(error.last_exception)
     if isinstance(error, ClientError):
-        status = status_of(error)
-        if is_throttling(status, _code(error)):
-            return Setback(throttled=True, after=_seconds_to_wait(error))
-        timed_out = _code(error) == "RequestTimeout" or status in (408, 504)
+        status, after = status_of(error), _seconds_to_wait(error)
+        if is_throttling(status, code_of(error)):
+            return Transient(throttled=True, after=after)
+        timed_out = code_of(error) == "RequestTimeout" or status in (408, 504)
         passes = timed_out or (status >= 500 and status != 501)
-        return Setback(timed_out=timed_out) if passes else None
-    if isinstance(error, (ReadTimeoutError, ConnectTimeoutError)):
-        return Setback(timed_out=True)
+        return Transient(timed_out=timed_out, after=after) if passes else None
     if isinstance(error, ThrottledError):
-        return Setback(throttled=True)
-    is_lost = isinstance(error, HTTPClientError) and not is_distrust(error)
-    return Setback() if is_lost else None
+        return Transient(throttled=True)
+    if not isinstance(error, _BROKEN) or is_distrust(error):
+        return None
+    # Botocore wraps whatever it does not know: a header that cannot be sent, or the
+    # end of a transfer of s3transfer's, which its other parts are told while they send.
+    inner = _inner(error)
+    if re.search(_LOCAL, str(inner)):
+        return None
+    is_unknown = type(error) is HTTPClientError
+    if is_unknown and not isinstance(inner, _OF_CONNECTIONS):
+        return None
+    return Transient(timed_out=isinstance(error, _TIMED_OUT))
+
+
+def _inner(error: BaseException) -> Any:
+    """Return the error that botocore's `error` was made of, or an empty text."""
+    return getattr(error, "kwargs", {}).get("error", "")
+
+
+def short_reason(error: BaseException) -> str:
+    """Return a few words on a transient `error`, without its URL."""
+    if isinstance(error, ClientError):
+        return printable(f"{status_of(error)} {code_of(error)}")
+    if isinstance(error, _TIMED_OUT):
+        return "time-out"
+    without_urls = re.sub(r"https?://\S*", "", str(error))
+    texts = (str(_inner(error)), without_urls)
+    known = next(filter(None, (re.search(_SHORT, text) for text in texts)), None)
+    return known[0].lower() if known else type(error).__name__
 
 
 def is_throttling(status: int, code: str) -> bool:
@@ -92,27 +161,29 @@ def is_distrust(error: object) -> bool:
 
 def _seconds_to_wait(error: ClientError) -> float:
     # https://www.rfc-editor.org/rfc/rfc9110#name-retry-after
-    headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
-    text = headers.get("retry-after", "")
-    date = parsedate_tz(text)
-    at = mktime_tz(date) - time.time() if date else 0.0
-    return min(max(at, float(text) if text.isdecimal() else 0.0), 60.0)
+    about: Any = error.response.get("ResponseMetadata", {})
+    text = about.get("HTTPHeaders", {}).get("retry-after", "")
+    seconds = float(text) if text.isdecimal() else 0.0
+    with suppress(ValueError, OverflowError):
+        date = parsedate_tz(text)
+        seconds = max(seconds, mktime_tz(date) - time.time() if date else 0.0)
+    return min(seconds, 60.0)
 
 
 def concerns_one_file(error: BaseException) -> bool:
     """Return whether `error` is about one file: reading it, or its name."""
     if isinstance(error, ClientError):
-        return bool(re.search(_BAD_NAME, _code(error)))
+        return bool(re.search(_BAD_NAME, code_of(error)))
     return isinstance(error, OSError)
 
 
 def concerns_bucket(error: BaseException) -> bool:
     """Tell whether `error` would meet every other file too."""
     if isinstance(error, ClientError):
-        return bool(re.fullmatch(_BUCKET_WIDE, _code(error)))
+        return bool(re.fullmatch(_BUCKET_WIDE, code_of(error)))
     is_own = isinstance(error, BotoCoreError)
     is_wide = is_own and re.search(_BUCKET_WIDE_KINDS, type(error).__name__)
-    return bool(is_wide) or is_distrust(error)
+    return isinstance(error, OutageError) or bool(is_wide) or is_distrust(error)
 
 
 def is_not_understood(error: Exception) -> bool:
@@ -152,14 +223,16 @@ def _is_denial(error: Exception) -> bool:
     # Where the bucket's name is also in the endpoint's host, the path of a listing is
     # the key of an object.
     is_listing = error.operation_name.startswith("ListObjects")
-    misses = is_listing and _code(error) == "NoSuchKey"
-    return misses or re.fullmatch(_DENIED, _code(error)) is not None
+    misses = is_listing and code_of(error) == "NoSuchKey"
+    return misses or re.fullmatch(_DENIED, code_of(error)) is not None
 
 
 def status_of(error: ClientError) -> int:
-    """Return the HTTP status of the answer."""
-    return error.response["ResponseMetadata"]["HTTPStatusCode"]
+    """Return the HTTP status of the answer; 0 if a mock has told none."""
+    about: Any = error.response.get("ResponseMetadata", {})
+    return int(about.get("HTTPStatusCode", 0))
 
 
-def _code(error: ClientError) -> str:
-    return error.response["Error"]["Code"]
+def code_of(error: ClientError) -> str:
+    """Return S3's code of the error."""
+    return str(error.response.get("Error", {}).get("Code", ""))

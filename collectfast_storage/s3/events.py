@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from botocore.exceptions import ClientError
 from urllib3.response import HTTPResponse
 
-from collectfast_storage.s3.errors import is_distrust, setback_of
+from collectfast_storage.s3.errors import is_distrust, transient_of
 
 _KINDS = {
     "ListObjects": "LIST",
@@ -72,14 +72,18 @@ def our_request(log: RequestLog, *, once: bool = False) -> Iterator[Entries]:
 
 def register(client: Any) -> None:
     """Register the handlers with `client`, once, however often this is called."""
+    events = client.meta.events
+    # Before botocore's own, which has a quota of retries for all threads.
+    events.register_first(
+        "needs-retry.s3", _needs_retry, unique_id="collectfast-needs-retry"
+    )
     for event, handler in {
         "request-created.s3": _request_created,
-        "needs-retry.s3": _needs_retry,
         # With a star it comes before botocore's own, which parse the whole answer.
         "before-parse.*.ListObjects": _read_page,
         "before-parse.*.ListObjectsV2": _read_page,
     }.items():
-        client.meta.events.register(event, handler, unique_id=f"collectfast-{event}")
+        events.register(event, handler, unique_id=f"collectfast-{event}")
 
 
 def watch(client: Any, act: Callable[[], object]) -> None:
@@ -124,8 +128,13 @@ def _needs_retry(
     if response is not None and isinstance(response[0].raw, HTTPResponse):
         call.log.has_reached_network = True
     if response is not None and response[0].status_code >= 300:
-        error = ClientError(response[1], operation.name)
-    passes = error is not None and setback_of(error)
+        # Of an error with the status 200, older releases of botocore parse no code.
+        status = response[0].status_code
+        answer: Any = {"Error": {"Code": str(status), "Message": ""}, **response[1]}
+        about = response[1].get("ResponseMetadata", {})
+        answer["ResponseMetadata"] = {**about, "HTTPStatusCode": status}
+        error = ClientError(answer, operation.name)
+    passes = error is not None and transient_of(error) is not None
     if (passes and call.is_sent_once) or is_distrust(error):
         raise error
     if response is None or attempts > 1:

@@ -11,7 +11,7 @@ from typing import Any
 from collectfast_storage.decision import UNASKED, UNKNOWN, Remote
 from collectfast_storage.exceptions import BucketError, DeniedError, reason_of
 from collectfast_storage.s3.bucket import Bucket, Page
-from collectfast_storage.s3.errors import AnswerError, naming
+from collectfast_storage.s3.errors import AnswerError, naming, transient_of
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -26,7 +26,7 @@ _Parameters = Callable[[str], dict[str, Any]]  # of a write, by key
 class Listing:
     """The objects below the prefix, listed or asked for; or raises `BucketError`."""
 
-    denial: DeniedError | None = None  # why what an object is, is `UNKNOWN`
+    denial: BucketError | None = None  # why what an object is, is `UNKNOWN`
 
     def __init__(
         self, bucket: Bucket, parameters: _Parameters, executor: Executor
@@ -142,6 +142,11 @@ class Listing:
             except DeniedError as error:
                 self.denial = error
                 self.note(name, UNKNOWN)
+            except BucketError as error:
+                if transient_of(error.cause) is None:
+                    raise
+                # Only this one was set aside.
+                self.denial, self._remotes[name] = error, UNKNOWN
 
     def _warn(self, message: str, *arguments: str) -> None:
         if not self._has_warned:

@@ -11,7 +11,7 @@ from math import inf
 
 import pytest
 
-from collectfast_storage.pace import Pace
+from collectfast_storage.congestion import Pace
 
 # It is the same with every version of what it is used with.
 pytestmark = pytest.mark.slow
@@ -186,9 +186,9 @@ def test_first_after_a_refusal_is_alone_and_waits_longer_each_time() -> None:
         pace.throttled(now, now)
         waits.append(round(pace.delay(now, 1, 0, 0), 2))
         now += waits[-1]
-        assert pace.delay(now, 1, 1, 1) == inf
-    assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     pace.started(now)
+    assert pace.delay(now, 1, 1, 1) == inf
+    assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     pace.answered(now, now, 1)
     assert pace.delay(now + 1, 1, 1, 1) == 0.0
 
@@ -198,9 +198,10 @@ def test_what_is_not_answered_halves_what_is_under_way_once() -> None:
     pace = Pace(4, 60)
     assert pace.delay(0.0, 1, 3, 3) == 0.0
     for _ in range(3):
-        pace.shrink(60.0, 0.0)
+        pace.failed(60.0, 0.0, timed_out=True)
     assert pace.delay(60.0, 1, 1, 1) == 0.0
     assert pace.delay(60.0, 1, 2, 2) == inf
-    pace.shrink(120.0, 60.0)
+    pace.answered(60.2, 60.1, None)
+    pace.failed(120.0, 60.0, timed_out=True)
     assert pace.delay(120.0, 1, 1, 1) == inf
     assert pace.delay(120.0, 1, 0, 0) == 0.0
