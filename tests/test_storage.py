@@ -305,7 +305,7 @@ def test_one_session_serves_all_threads(site: Site, preload: bool) -> None:
         site.write(name, f"other {name}")
     CountingSessions.sessions = 0
     assert site.collect().requests["PUT"] == 40
-    assert CountingSessions.sessions == 1 + (find_spec("obstore") is not None)
+    assert CountingSessions.sessions == 1
 
 
 class NotingCompression(S3StaticStorage):
