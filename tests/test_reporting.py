@@ -10,6 +10,8 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,21 @@ def test_bar_of_a_run_that_asks_nothing() -> None:
     tqdm = pytest.importorskip("tqdm", reason="tqdm is not installed")
     bar = Progress(tqdm=tqdm.tqdm)
     bar.advanced(1, 1)
+    bar.close()
+
+
+def test_bar_shows_that_the_deploy_waits() -> None:
+    """It shows the reason, until a request succeeds again."""
+    tqdm = pytest.importorskip("tqdm", reason="tqdm is not installed")
+    output = StringIO()
+    bar = Progress(tqdm=partial(tqdm.tqdm, file=output))
+    bar.waiting("time-out")  # It is not drawn yet.
+    bar.start(3)
+    bar.waiting("connection refused")
+    assert "waiting: connection refused" in output.getvalue()
+    output.truncate(0)
+    bar.waiting("")
+    assert "waiting" not in output.getvalue()
     bar.close()
 
 

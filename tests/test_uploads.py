@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from collectfast_storage.s3.bucket import TransferExecutor
 from collectfast_storage.uploads import BoundedExecutor
 from tests.proxy import Handler, Request
 from tests.site import Site
@@ -107,3 +108,23 @@ def test_what_is_cancelled_before_its_turn_does_not_run() -> None:
         bounded.shutdown(cancel_futures=True)
     assert all(each.cancelled() for each in waiting)
     assert ran == ["other"]
+
+
+@pytest.mark.parametrize("can_start", [True, False])
+def test_call_of_a_transfer_runs_once(
+    monkeypatch: pytest.MonkeyPatch, can_start: bool
+) -> None:
+    """In a thread if one can be started, or else in that of its caller."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    if not can_start:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    ran: list[int] = []
+    with TransferExecutor(2) as executor:
+        done = executor.submit(ran.append, threading.get_ident())
+        failed = executor.submit(int, "no number")
+        assert done.result(10) is None
+        assert isinstance(failed.exception(10), ValueError)
+    assert len(ran) == 1

@@ -259,7 +259,7 @@ class Bucket:
     def _transfer(self, stream: Any, key: str, extra: Any, config: Any) -> None:
         # As boto3's upload_fileobj does, but each request is retried as all others are.
         client: Any = _RetryingClient(self.client, self)
-        executor = _Executor if config.use_threads else NonThreadedExecutor
+        executor = TransferExecutor if config.use_threads else NonThreadedExecutor
         with TransferManager(client, config, executor_cls=executor) as manager:
             sized = [_Sized(stream.size)]
             uploaded = manager.upload(stream, self.name, key, extra, sized)
@@ -347,13 +347,14 @@ class _Sized(BaseSubscriber):
             future.meta.provide_transfer_size(self._size)
 
 
-class _Executor(ThreadPoolExecutor):
+class TransferExecutor(ThreadPoolExecutor):
     """Runs a call in the caller's thread if no thread can be started.
 
     A container may limit the threads, and a process that ends starts none.
     """
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run ``fn(*args, **kwargs)`` once, and return its future."""
         future: Future[Any] = Future()
         turn = threading.Lock()
 
