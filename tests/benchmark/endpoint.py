@@ -283,7 +283,8 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._store.limits.outage == "reset" and self._store.limits.is_out:
+        # One whose handshake was under way when it began, or a new one.
+        if self._store.limits.is_out and not self._store.limits.outage.isdecimal():
             self.abort()
             return
         self._buffer += data
