@@ -391,11 +391,11 @@ def live_release(storage: Any) -> LiveRelease:
         return LiveRelease(unknown="a subclass reads the manifest in its own way")
     try:
         manifest: Any = storage.load_manifest()
-        paths = manifest[0]
+        paths, is_there = manifest[0], any(manifest)  # An empty one has its own hash.
         names = frozenset(map(str, paths.values()))
     except (AttributeError, TypeError, ValueError):
         return LiveRelease(unknown="its manifest is damaged")
-    return LiveRelease(names, "" if names else "there is no manifest")
+    return LiveRelease(names, "" if is_there else "there is no manifest")
 
 
 def may_be_hashed(storage: Any, name: str) -> bool:

@@ -341,3 +341,14 @@ def test_release_before_the_one_that_another_deploy_published_is_deleted(
     live = {name for name in files if HASHED.search(name)}
     assert _hashed(site) == live | set(site.manifest().values())
     assert not old & _hashed(site)
+
+
+def test_release_without_files_is_known(site: Site) -> None:
+    """An empty manifest is one: nothing of the release before is live."""
+    site.backend = MANIFEST
+    site.write("a.css", "a")
+    site.collect()
+    (site.static / "a.css").unlink()
+    site.collect("--clear")
+    site.collect("--clear")
+    assert site.bucket.names() == ["staticfiles.json"]

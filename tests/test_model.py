@@ -81,6 +81,8 @@ class StaticMachine(RuleBasedStateMachine):
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.site = site
+        # On a busy machine, what passes may take longer than in other tests.
+        self.site.settings["COLLECTFAST_RETRY_TIMEOUT"] = 60
         self.site.backend = f"{__name__}.Static"
         self.model = Model()
         self.releases: list[tuple[dict[str, bytes], Options]] = []

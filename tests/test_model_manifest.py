@@ -69,6 +69,8 @@ class ManifestMachine(RuleBasedStateMachine):
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.site = site
+        # On a busy machine, what passes may take longer than in other tests.
+        self.site.settings["COLLECTFAST_RETRY_TIMEOUT"] = 60
         self.site.backend = f"{__name__}.Manifest"
         self.sources: set[str] = set()
         # Who spoils the manifest itself makes Django refuse to start.
