@@ -515,3 +515,25 @@ def test_child_that_exits_while_its_parent_uploads(site: Site) -> None:
     assert process.returncode == 0, errors
     assert output.split()[-1] == "3"
     assert site.bucket.files() == {"first.txt": b"first", "slow.txt": b"slow"}
+
+
+def test_uploads_have_arrived_when_a_command_forks(site: Site) -> None:
+    """A fork during a request could inherit a lock of OpenSSL's, and hang."""
+    _write(site, "one")
+    arrived: list[list[str]] = []
+
+    class Splitting(Command):
+        def copy_file(self, *source: Any) -> None:
+            super().copy_file(*source)
+            child = _fork(lambda: None)
+            arrived.append(site.bucket.names())
+            assert _status(child) == 0
+
+    def slow(handler: Handler, request: Request, body: bytes) -> bool:
+        time.sleep(0.1)
+        return False
+
+    site.proxy.fault = slow
+    with site.active():
+        _call(Splitting())
+    assert [len(names) for names in arrived] == list(range(1, len(arrived) + 1))
