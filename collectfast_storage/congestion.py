@@ -9,8 +9,8 @@ https://www.rfc-editor.org/rfc/rfc9438, as in botocore's adaptive mode:
 https://docs.aws.amazon.com/boto3/latest/guide/retries.html#adaptive-retry-mode
 
 In an outage, when several requests have failed in a row, one request after the other is
-sent as a probe, with growing pauses. The window stays as it was, so
-after the first success as many requests are sent as before.
+sent as a probe, with growing pauses. The window keeps its size, so that after the first
+success as many requests are sent as before.
 """
 
 from collections import deque
@@ -25,12 +25,12 @@ _SMALL = 64 * 1024
 _CUT, _RETURN = 0.8, 1.5
 # Seconds without requests before a probe; doubled up to the last while probes fail.
 _PAUSE, _LONG_PAUSE, _LONGEST_PAUSE = 0.1, 1.6, 5.0
-# So many failures in a row are an outage.
+# The number of failures in a row that are an outage.
 _OUTAGE = 4
-# After the time-out, so many requests that fail are given up one by one, for so many
-# seconds; then all are.
+# After the time-out, requests that fail are given up one by one, up to this number and
+# for this number of seconds. Then all are given up.
 _MOST_SET_ASIDE, _LONGEST_SETTING_ASIDE = 4, 60.0
-# While others succeed, a request is sent so many times at least.
+# The least number of times that a request is sent while others succeed.
 _LEAST_ATTEMPTS = 5
 # No request waits longer for its turn in an outage, in seconds.
 _LONGEST_TURN = 60.0
@@ -216,8 +216,8 @@ class Patience:
     ) -> Next:
         """Return what follows a request that `began` then, and failed.
 
-        It has failed `alone` in so many attempts. The server asks to come back `after`
-        so many seconds, which counts once.
+        Its attempts that failed `alone`, while others succeeded, are counted. The
+        server asks to wait for `after` seconds, which extends the time-out once.
         """
         if began - self._failed_at > self._timeout + _LONGEST_TURN:
             self._since = now  # Nothing was sent meanwhile.

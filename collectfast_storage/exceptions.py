@@ -10,6 +10,8 @@ _NAMED = 10
 # Of a URL, the path names a file and may be signed, and a user is a secret.
 _PATH = '(https?://[^/ "]+)/[^ "]*'
 _USER = '(?<=://)[^/ "@]*@'
+# The limit of this process, in the words of the operating system.
+TOO_MANY_FILES = "(?i)too many open files"
 # What to look at, by what is in an error's text.
 _ADVICE = {
     r"\(AccessControlListNotSupported\)": "(Set the option default_acl to None.)",
@@ -21,7 +23,7 @@ _ADVICE = {
     "(?i)SSL validation failed.*(wrong.version|unknown.proto|record.layer|http.req)": (
         "(The server may speak HTTP instead of HTTPS: check endpoint_url.)"
     ),
-    "(?i)too many open files": (
+    TOO_MANY_FILES: (
         "(Raise the limit of open files, or lower the option collectfast_threads.)"
     ),
     r"\(NoSuchKey\) when calling the List": (
@@ -119,10 +121,14 @@ def reason_of(failure: object) -> str:
 
 def _text_of(failure: object) -> str:
     """Return the text of `failure`, or a reason that botocore does not show."""
-    # https://github.com/boto/botocore/blob/develop/botocore/exceptions.py
-    hidden = str(getattr(failure, "kwargs", {}).get("error", ""))
-    is_limit = re.search("(?i)too many open files", hidden)
+    is_limit = re.search(TOO_MANY_FILES, str(inner_error(failure)))
     return is_limit[0] if is_limit else str(failure)
+
+
+def inner_error(failure: object) -> object:
+    """Return the error that botocore's `failure` was made of, or an empty text."""
+    # https://github.com/boto/botocore/blob/develop/botocore/exceptions.py
+    return getattr(failure, "kwargs", {}).get("error", "")
 
 
 def printable(text: str) -> str:

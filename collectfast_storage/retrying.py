@@ -25,7 +25,7 @@ logger = logging.getLogger("collectfast_storage")
 
 _T = TypeVar("_T")
 
-# After so many seconds of waiting, the user is told.
+# The seconds of waiting before a warning is logged.
 _SILENCE = 1.0
 # The pause before a single request is sent again while others succeed, in seconds.
 _PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -73,7 +73,9 @@ class RetryingSender:
                     alone.forget()
                 self._retry_or_raise(error, began, alone, transient)
             else:
-                self._success(began, size)
+                with self._changed:
+                    self._end(began, size)
+                    self._success(began, size)
                 return result
             if is_alone:
                 self._over.wait(pause)
@@ -115,7 +117,6 @@ class RetryingSender:
 
     def _success(self, began: float, size: int | None) -> None:
         with self._changed:
-            self._end(began, size)
             now = monotonic()
             waited, was_probing = self._patience.waited(now), self._pace.is_probing
             self._pace.answered(now, began, size)
@@ -130,15 +131,13 @@ class RetryingSender:
     def _failure(
         self, error: BaseException, began: float, size: int | None
     ) -> Transient | None:
-        """Note an `error`; return what is transient in it, if anything is."""
-        transient = transient_of(error)
-        if transient is None and isinstance(error, ClientError):
-            self._success(began, size)  # It is an answer.
-            return None
+        """Note an `error`; return why its request is to be sent again, if it is."""
         with self._changed:
-            self._end(began, size)
-            now = monotonic()
-            if transient is not None and transient.throttled:
+            self._end(began, size)  # Whatever the error is, others may go on.
+            transient, now = transient_of(error), monotonic()
+            if transient is None and isinstance(error, ClientError):
+                self._success(began, size)  # It is an answer.
+            elif transient is not None and transient.throttled:
                 self._pace.throttled(now, began, transient.after)
             elif transient is not None:
                 timed_out, after = transient.timed_out, transient.after
@@ -164,7 +163,7 @@ class RetryingSender:
         if following is Next.SET_ASIDE:
             raise error
         if following is Next.END:
-            ended = OutageError(error, round(waited))
+            ended = OutageError(what=error, seconds=round(waited))
             ended.__cause__ = error
             self.stop(ended)
             raise ended

@@ -240,6 +240,8 @@ def _load_manifest(method: Method, storage: Any) -> Any:
     if not (is_called and storage._collectfast_enabled):
         return method(storage)
 
+    timeout = storage._collectfast_options.retry_timeout
+
     def load() -> Any:
         try:
             with our_request(RequestLog(), once=timeout > 0):
@@ -255,7 +257,6 @@ def _load_manifest(method: Method, storage: Any) -> Any:
             storage.manifest_storage.transfer_config = config
             return method(storage)
 
-    timeout = storage._collectfast_options.retry_timeout
     sender = RetryingSender(str(bucket_name), Pace(1, 60), timeout, Progress())
     with naming(bucket_name, OSError):
         return sender.send(load)

@@ -195,9 +195,9 @@ class Uploads:
         fingerprint = payload.fingerprint  # Another thread will read the file.
         is_stream = payload.plain is None
         size = _STREAM_SIZE if is_stream else len(payload.plain or b"")
-        put, check = self._bucket.put, self._bucket.sender.check
+        put = self._bucket.put
         try:
-            future = self.executor.submit_sized(size, put, name, payload, check)
+            future = self.executor.submit_sized(size, put, name, payload)
         except BaseException:  # An interrupt, without threads.
             payload.close(uploaded=True)
             raise

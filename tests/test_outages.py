@@ -12,17 +12,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from collectfast_storage.exceptions import BucketError, UploadError
 from tests.gate import Gate, gate
 from tests.proxy import Handler, Request
 from tests.site import MANIFEST, Site
+from tests.test_changing import IN_PARTS, MIB
 
-pytestmark = [pytest.mark.slow, pytest.mark.covering(every=True)]
+pytestmark = pytest.mark.slow
 
-MIB = 1024 * 1024
+NO_CACHE = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 STATES = ["refused", "reset", "silent", "503", "500", "name"]
 PHASES = ["manifest", "LIST", "HEAD", "PUT", "part", "DELETE"]
 
@@ -112,17 +112,12 @@ def test_outage_delays_a_deploy_and_does_not_end_it(
     elif phase == "HEAD":
         site.collect()
         site.options["collectfast_preload"] = False
-        site.settings["CACHES"] = {
-            "default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
-        }
+        site.settings["CACHES"] = NO_CACHE
     elif phase == "DELETE":
         site.bucket.put("left over.txt", b"x")
         arguments.append("--clear")
     elif phase == "part":
-        config = TransferConfig(
-            multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB
-        )
-        site.options["transfer_config"] = config
+        site.options["transfer_config"] = IN_PARTS
         files["large.bin"] = bytes(11 * MIB)
         site.write("large.bin", files["large.bin"])
     number = 5 if phase == "PUT" else 1
@@ -196,9 +191,8 @@ def test_large_file_that_always_fails_does_not_stop_the_others(
     site: Site, fails: str, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The error names that file alone."""
-    config = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB)
     site.options |= {
-        "transfer_config": config,
+        "transfer_config": IN_PARTS,
         "collectfast_retry_timeout": 1,
         "collectfast_threads": threads,
     }
@@ -226,9 +220,7 @@ def test_large_file_that_always_fails_does_not_stop_the_others(
 def test_head_that_always_fails_does_not_stop_the_others(site: Site) -> None:
     """The file is uploaded, as it is not known what the bucket has."""
     site.options |= {"collectfast_preload": False, "collectfast_retry_timeout": 1}
-    site.settings["CACHES"] = {
-        "default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
-    }
+    site.settings["CACHES"] = NO_CACHE
     site.write_many(10)
     site.collect()
 
@@ -252,10 +244,7 @@ def test_interrupt_while_it_waits(
     """Ctrl-C ends the command within a second."""
     site.options["collectfast_threads"] = threads
     if parts:
-        config = TransferConfig(
-            multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB
-        )
-        site.options["transfer_config"] = config
+        site.options["transfer_config"] = IN_PARTS
         site.write("a.bin", bytes(parts * 5 * MIB))
     site.write_many(30)
     first = "partNumber" if parts else "x-id"
@@ -295,8 +284,7 @@ def test_site_may_set_the_time_to_connect(site: Site) -> None:
 
 def test_completion_whose_answer_is_lost(site: Site) -> None:
     """The upload is known to be complete by a HEAD, although it is unknown by then."""
-    config = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB)
-    site.options["transfer_config"] = config
+    site.options["transfer_config"] = IN_PARTS
     site.write("large.bin", bytes(11 * MIB))
     lost = []
 

@@ -180,13 +180,8 @@ class Bucket:
         self.has_opaque_etags = opaque or bool(self.has_opaque_etags)
         self.has_md5_etags |= not opaque
 
-    def put(
-        self, name: str, payload: Payload, check: Callable[[], object] = lambda: None
-    ) -> Stored:
-        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint.
-
-        A stream calls `check` before it is read on; an exception ends the upload.
-        """
+    def put(self, name: str, payload: Payload) -> Stored:
+        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint."""
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -194,7 +189,7 @@ class Bucket:
             raise OSError(text) from None
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
-            return self._put_stream(name, payload, tagged, check)
+            return self._put_stream(name, payload, tagged)
         put = partial(self._put_body, self.prefix + name, payload, tagged)
         return self.sender.send(put, len(payload.body))
 
@@ -233,12 +228,10 @@ class Bucket:
         _check_is_answer(answer)
         return normal_etag(answer.get("ETag"))
 
-    def _put_stream(
-        self, name: str, payload: Payload, tagged: bool, check: Callable[[], object]
-    ) -> Stored:
+    def _put_stream(self, name: str, payload: Payload, tagged: bool) -> Stored:
         key, extra = self.prefix + name, _parameters(payload, tagged)
         lost: ClientError | None = None
-        stream = payload.upload_stream(check)
+        stream = payload.upload_stream(self.sender.check)
         try:
             self._transfer(stream, key, extra, payload.config)
         except ClientError as error:

@@ -23,7 +23,13 @@ from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import ProtocolError
 
-from collectfast_storage.exceptions import BucketError, DeniedError, printable
+from collectfast_storage.exceptions import (
+    TOO_MANY_FILES,
+    BucketError,
+    DeniedError,
+    inner_error,
+    printable,
+)
 
 # What boto3's methods raise at an answer that is none: a date or a number, for one.
 UNREADABLE = (ResponseParserError, LookupError, ValueError)
@@ -48,8 +54,6 @@ _SHORT = (
     "|name or service not known|failed to resolve|name resolution|connection aborted"
     "|connection was closed|proxy|ssl"
 )
-# A limit of this process, which does not pass.
-_LOCAL = "(?i)too many open files"
 _THROTTLING = "(?i)slow.?down|throttl|too.?many|(request|bandwidth)limit|busy"
 # S3's and MinIO's codes for a name that cannot be a key.
 _BAD_NAME = "KeyTooLong|InvalidObjectName"
@@ -70,16 +74,9 @@ class ThrottledError(BotoCoreError):
 
 
 class OutageError(BotoCoreError):
-    """The end of a run in which no request succeeded for too long.
-
-    The `error` is that of the operating system, which some of botocore's do not show.
-    """
+    """The end of a run in which no request succeeded for too long."""
 
     fmt = "{what} (It was tried for {seconds} s.)"
-
-    def __init__(self, what: Exception, seconds: int) -> None:
-        """Quote the last error, `what`."""
-        super().__init__(what=what, seconds=seconds, error=_inner(what))
 
 
 class Transient(NamedTuple):
@@ -121,20 +118,15 @@ def transient_of(error: BaseException) -> Transient | None:
         return Transient(throttled=True)
     if not isinstance(error, _BROKEN) or is_distrust(error):
         return None
-    # Botocore wraps whatever it does not know: a header that cannot be sent, or the
-    # end of a transfer of s3transfer's, which its other parts are told while they send.
-    inner = _inner(error)
-    if re.search(_LOCAL, str(inner)):
+    inner = inner_error(error)
+    if re.search(TOO_MANY_FILES, str(inner)):
         return None
+    # Botocore wraps each error that it does not know: of a header that cannot be sent,
+    # or of a transfer that has failed, which s3transfer raises in its other parts.
     is_unknown = type(error) is HTTPClientError
     if is_unknown and not isinstance(inner, _OF_CONNECTIONS):
         return None
     return Transient(timed_out=isinstance(error, _TIMED_OUT))
-
-
-def _inner(error: BaseException) -> Any:
-    """Return the error that botocore's `error` was made of, or an empty text."""
-    return getattr(error, "kwargs", {}).get("error", "")
 
 
 def short_reason(error: BaseException) -> str:
@@ -144,7 +136,7 @@ def short_reason(error: BaseException) -> str:
     if isinstance(error, _TIMED_OUT):
         return "time-out"
     without_urls = re.sub(r"https?://\S*", "", str(error))
-    texts = (str(_inner(error)), without_urls)
+    texts = (str(inner_error(error)), without_urls)
     known = next(filter(None, (re.search(_SHORT, text) for text in texts)), None)
     return known[0].lower() if known else type(error).__name__
 
