@@ -9,7 +9,7 @@ from tests.bucket import BucketView
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = sorted((ROOT / ".github").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")])
 TEXT = "\n".join([README, *(page.read_text() for page in PAGES)])
 
 

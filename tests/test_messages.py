@@ -12,7 +12,7 @@ import pytest
 import collectfast_storage
 
 PACKAGE = Path(collectfast_storage.__file__).parent
-PAGE = Path(__file__).resolve().parents[1] / ".github" / "messages.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "messages.md"
 # Sentences in the source that nobody is told: patterns of what others say, keys of the
 # memory, and what only this package catches.
 SILENT = (
