@@ -53,7 +53,7 @@ _MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
 _FIRST_MARKS = 8
 
 
-class Waiting:
+class HeldPayloads:
     """Payloads that wait in memory for their upload, by name."""
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class Failures:
             raise UploadError(self.errors)
 
 
-class Pending:
+class PendingUploads:
     """The uploads of a run that have not arrived: drafts, under way, and failed."""
 
     def __init__(
@@ -159,8 +159,8 @@ class Pending:
         self._context, self._cache, self._uploads = context, cache, uploads
         self._comparison, self._tally = comparison, tally
         self.failures = Failures(context.destination.bucket_name)
-        self.drafts = Waiting()
-        self._unmarked = Waiting()  # uploads that may make a cache entry wrong
+        self.drafts = HeldPayloads()
+        self._unmarked = HeldPayloads()  # uploads that may make a cache entry wrong
 
     def fingerprint(self, name: str) -> Fingerprint | None:
         """Return the fingerprint of an upload of `name` that has not arrived."""
@@ -203,7 +203,7 @@ class Pending:
         if not context.destination.saves_as_is:
             self.wait_for(name)
 
-    def hold(self, waiting: Waiting, name: str, payload: Payload) -> bool:
+    def hold(self, waiting: HeldPayloads, name: str, payload: Payload) -> bool:
         """Let `payload` wait, if there is room, until another request is to be sent."""
         with naming(self._context.destination.bucket_name):
             self._uploads.connect()
@@ -296,7 +296,9 @@ class Run:
             context, bucket, cache, uploads.executor, self._seen
         )
         self._tally = Tally()
-        self._pending = Pending(context, cache, uploads, self._comparison, self._tally)
+        self._pending = PendingUploads(
+            context, cache, uploads, self._comparison, self._tally
+        )
         # Names to be deleted at the end; or not, if collectstatic only overwrites them.
         self._deletes: dict[str, bool] = {}
         self._replaced: set[str] = set()  # names whose content may not be the source's
@@ -313,7 +315,7 @@ class Run:
 
     def exists(self, name: str) -> bool:
         """Return whether the bucket will have `name`, after all calls so far."""
-        if self.is_gone(name):
+        if self.will_be_deleted(name):
             return False
         if self._pending.fingerprint(name):
             return True
@@ -340,7 +342,7 @@ class Run:
                 name, source, lambda payload: between(pending, payload.fingerprint)
             )
         if verdict is Verdict.UNCHANGED:
-            self._has_arrived(name, verdict)
+            self._note_saved(name, verdict)
             return newest
         try:
             return newest - timedelta(days=1)
@@ -365,11 +367,11 @@ class Run:
 
     def check_exists(self, name: str) -> None:
         """Raise FileNotFoundError if `name` was deleted."""
-        if self.is_gone(name):
+        if self.will_be_deleted(name):
             key = f"{self.context.destination.prefix}{name}"
             raise FileNotFoundError(f"File does not exist: {key}")
 
-    def asked_by_django(self) -> str | None:
+    def bucket_name_if_hashing(self) -> str | None:
         """Return the bucket's name if Django's own post-processing calls."""
         is_hashing = self.post_processing and self.context.is_hashing()
         return self.context.destination.bucket_name if is_hashing else None
@@ -379,11 +381,11 @@ class Run:
         if not self._deletes and not self.context.clears:
             return directories
         names = self._comparison.listing.names() | self._seen.keys()
-        left = [name for name in names if not self.is_gone(name)]
+        left = [name for name in names if not self.will_be_deleted(name)]
         prefixes = {each: f"{folder}{each}/" for each in directories}
         return [d for d, p in prefixes.items() if any(n.startswith(p) for n in left)]
 
-    def is_gone(self, name: str) -> bool:
+    def will_be_deleted(self, name: str) -> bool:
         """Return whether `name` was deleted, or is left over in a run that clears."""
         if name in self._deletes:
             return True
@@ -423,7 +425,7 @@ class Run:
                 self._pending.upload(name, payload, verdict)
         is_source = reopen is not None and not self.post_processing
         (self._replaced.discard if is_source else self._replaced.add)(name)
-        self._has_arrived(name, verdict)
+        self._note_saved(name, verdict)
 
     def has_copy(self, name: str, copy: str) -> bool:
         """Return whether the bucket has the unchanged source `name` as `copy`, too."""
@@ -443,7 +445,7 @@ class Run:
         verdict = context.capture_source(copy, context.sources[name], judge)
         if verdict is Verdict.UNCHANGED:
             self._deletes.pop(copy, None)
-            self._has_arrived(copy, verdict)
+            self._note_saved(copy, verdict)
         return verdict is Verdict.UNCHANGED
 
     def delete(self, name: str) -> None:
@@ -570,7 +572,7 @@ class Run:
         """Return the results so far."""
         return self._tally.report(self._bucket.log.counts)
 
-    def leave_behind(self) -> None:
+    def finish_abandoned(self) -> None:
         """End a run whose caller has left it: all that was saved is still uploaded.
 
         Failures are logged, because there is no caller that could be told.
@@ -612,7 +614,7 @@ class Run:
             self.context.closed(self._seen.keys() - arrived)
             self._cache.flush()
 
-    def _has_arrived(self, name: str, verdict: Verdict) -> None:
+    def _note_saved(self, name: str, verdict: Verdict) -> None:
         self._seen[name] = None
         if verdict is Verdict.UNCHANGED:
             self._tally.unchanged[name] = None

@@ -69,14 +69,14 @@ def current_run(storage: object, open_run: OpenRun) -> Run | None:
     frame, entry = _found(storage)
     if entry is None:
         if _runs:
-            _end_runs_left_behind()
+            _finish_abandoned_runs()
         if frame is None or frame in _inherited:
             return None
         for each in _runs_of_this_thread():
             each.wait_pending()  # Files that a calling collectstatic has saved.
         run, context = open_run(frame)
         entry = _runs[frame, id(storage)] = _Entry(run, threading.current_thread())
-        context.at_barrier(partial(_finish, frame), _end_runs_left_behind)
+        context.at_barrier(partial(_finish, frame), _finish_abandoned_runs)
     return entry.run if entry.run is not None and entry.run.is_open else None
 
 
@@ -178,7 +178,7 @@ def _to_the_barrier(
         run.close(patiently=False)
         raise
     finally:
-        run.leave_behind()
+        run.finish_abandoned()
         _forget(run)
 
 
@@ -275,7 +275,7 @@ def _runs_of_this_thread() -> Iterator[Run]:
             yield entry.run
 
 
-def _end_runs_left_behind() -> None:
+def _finish_abandoned_runs() -> None:
     """End runs whose `collect` has raised an exception, and forget those that ended."""
     here, executing = threading.current_thread(), {*callers()}
     for key, (run, thread) in list(_runs.items()):
@@ -283,7 +283,7 @@ def _end_runs_left_behind() -> None:
         if is_left and _runs.pop(key, None) is not None and run is not None:
             if not run.is_closed and _is_interrupted(key[0]):
                 run.close(patiently=False)
-            run.leave_behind()
+            run.finish_abandoned()
 
 
 def _is_interrupted(frame: FrameType) -> bool:
@@ -304,7 +304,7 @@ def _end_all_runs() -> None:
         if run is not None and is_interrupted:  # pragma: no cover (not traced)
             run.close(patiently=False)
         elif run is not None:
-            run.leave_behind()
+            run.finish_abandoned()
     _runs.clear()
 
 

@@ -159,7 +159,7 @@ class CollectfastMixin(_ConnectionMixin):
             source = run.context.source_asked_for(name_in_run)
             if source is not None:
                 return run.modified_time(name_in_run, source)
-            if run.is_gone(name_in_run):
+            if run.will_be_deleted(name_in_run):
                 raise not_found("HeadObject")
             run.wait_for(name_in_run)
         return super().get_modified_time(name)
@@ -191,7 +191,9 @@ class CollectfastMixin(_ConnectionMixin):
             run, folder = found
             prefix = f"{folder.rstrip('/')}/" if folder.strip("/") else ""
             directories = run.listed(prefix, directories)
-            files = [each for each in files if not run.is_gone(f"{prefix}{each}")]
+            files = [
+                each for each in files if not run.will_be_deleted(f"{prefix}{each}")
+            ]
         return directories, files
 
     def _save(self, name: str, content: Any) -> str:
@@ -240,7 +242,7 @@ class CollectfastMixin(_ConnectionMixin):
             if "w" in mode:
                 run.before_write(name_in_run)
             else:
-                bucket_name = run.asked_by_django()
+                bucket_name = run.bucket_name_if_hashing()
                 file = run.read(name_in_run) if bucket_name else None
                 if file is not None:
                     return File(file, name)

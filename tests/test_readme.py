@@ -376,7 +376,9 @@ def test_first_screen_has_install_settings_and_result() -> None:
 
 def test_readme_leads_to_all_pages() -> None:
     """Each page is linked from the README."""
-    links = {*re.findall(r"\]\(((?:\.github|docs)/[\w-]+\.md)(?:#[\w-]+)?\)", readme.README)}
+    links = {
+        *re.findall(r"\]\(((?:\.github|docs)/[\w-]+\.md)(?:#[\w-]+)?\)", readme.README)
+    }
     assert links == {str(page.relative_to(ROOT)) for page in readme.PAGES}
 
 
