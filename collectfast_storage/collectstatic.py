@@ -84,7 +84,7 @@ def collects_into(frame: FrameType, storage: object) -> bool:
     return getattr(target, "_wrapped", target) is storage  # It may be lazy.
 
 
-class _Names(list[str]):
+class _IndexedList(list[str]):
     """A list that finds a name without a search, which Django makes for each name."""
 
     # Whether the command is run again, although the run that replaced its list has not
@@ -110,7 +110,7 @@ class _Names(list[str]):
         return len(self) != len(self._places) and super().__contains__(name)
 
 
-class _Barrier(int):
+class _PostProcessOption(int):
     """The command's option `post_process`, which calls `act` when `collect` reads it.
 
     `collect` reads it once, when it has copied all files.
@@ -159,8 +159,10 @@ class Collectstatic(RunContext):
         names = ("copied_files", "unmodified_files")
         lists = {name: getattr(command, name) for name in names}
         # Another run of this `collect` may have replaced them already.
-        self._lists = {k: v for k, v in lists.items() if not isinstance(v, _Names)}
-        self._fast = {name: _Names(own) for name, own in self._lists.items()}
+        self._lists = {
+            k: v for k, v in lists.items() if not isinstance(v, _IndexedList)
+        }
+        self._fast = {name: _IndexedList(own) for name, own in self._lists.items()}
         for name, fast in self._fast.items():
             setattr(command, name, fast)
 
@@ -208,7 +210,7 @@ class Collectstatic(RunContext):
                 if relative is not None:
                     yield relative
 
-    def source_asked_for(self, name: str) -> tuple[Storage, str] | None:
+    def source_being_compared(self, name: str) -> tuple[Storage, str] | None:
         """Return the source of `name`, if `delete_file` calls to compare the two."""
         is_asked = False
         for frame in self._inner_frames():
@@ -250,14 +252,14 @@ class Collectstatic(RunContext):
         """Return whether the command copies files into this storage just now."""
         return collects_into(self._frame, self._storage)
 
-    def note_live_release(self) -> None:
+    def read_live_release(self) -> None:
         """Find out which release is live, before another one is published."""
         if self.clears and self._live is None:
             self._live = live_release(self._storage)
 
-    def sort_out(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
+    def split_left_over(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
         """Return the names that clearing deletes, and those that it keeps."""
-        self.note_live_release()
+        self.read_live_release()
         live, kept = self._live or LiveRelease(), {*(left_over & self.kept)}
         kept |= left_over & {*self._possible(live.names)}
         unknown = live.unknown
@@ -294,8 +296,11 @@ class Collectstatic(RunContext):
     ) -> None:
         """Call `act` when all files have been copied; `end`, if that never happens."""
         option = getattr(self._command, "post_process", False)
-        if not isinstance(option, _Barrier) or option.frame is not self._frame:
-            option = _Barrier(bool(option))
+        if (
+            not isinstance(option, _PostProcessOption)
+            or option.frame is not self._frame
+        ):
+            option = _PostProcessOption(bool(option))
             option.frame, option.act = self._frame, act
             self._command.post_process = option
         command, barrier = self._command, option
@@ -326,7 +331,7 @@ class Collectstatic(RunContext):
             # Post-processing has replaced them, but not published others.
             self._storage.hashed_files = self._hashed_files
         option = getattr(command, "post_process", False)
-        if isinstance(option, _Barrier) and option.frame is self._frame:
+        if isinstance(option, _PostProcessOption) and option.frame is self._frame:
             command.post_process = option != 0
         if lost:
             copied = command.copied_files

@@ -113,7 +113,7 @@ class RunContext:
             self.destination.capture(name, file, take)
         return results[-1] if results else None
 
-    def source_asked_for(self, name: str) -> tuple[Storage, str] | None:
+    def source_being_compared(self, name: str) -> tuple[Storage, str] | None:
         """Return the source of `name`, if the caller compares it with the bucket."""
         return None
 
@@ -125,10 +125,10 @@ class RunContext:
         """Return a function that opens `content` again, if it is a source."""
         return None
 
-    def note_live_release(self) -> None:
+    def read_live_release(self) -> None:
         """Find out which release is live, before another one is published."""
 
-    def sort_out(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
+    def split_left_over(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
         """Return the names that clearing deletes, and those that it keeps."""
         return frozenset(), frozenset()
 

@@ -393,7 +393,7 @@ class Run:
         names = (self._seen, context.sources, context.kept)
         if not context.clears or any(name in each for each in names):
             return False
-        return context.source_asked_for(name) is None
+        return context.source_being_compared(name) is None
 
     # A file is saved, or deleted.
 
@@ -452,7 +452,7 @@ class Run:
         """Delete `name` at the end, unless it is saved again."""
         self._pending.drafts.pop(name)
         self._seen.pop(name, None)
-        self._deletes[name] = self.context.source_asked_for(name) is None
+        self._deletes[name] = self.context.source_being_compared(name) is None
 
     def before_write(self, name: str) -> None:
         """Prepare for a write of `name` by other means."""
@@ -530,7 +530,9 @@ class Run:
             if self.context.destination.has_own_delete:
                 # It would delete another object, whose name is a normal form of this.
                 left_over = set(filter(self.context.is_normal, left_over))
-            deleted, self._tally.spared = map(set, self.context.sort_out(left_over))
+            deleted, self._tally.spared = map(
+                set, self.context.split_left_over(left_over)
+            )
             deletes |= deleted
         return deletes
 

@@ -216,7 +216,7 @@ def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> 
     run = storage._collectfast_run()
     if run is not None:
         run.wait_or_raise()
-        run.context.note_live_release()
+        run.context.read_live_release()
     with _batch_of(storage.manifest_storage, storage):
         return method(storage, *args, **options)
 

@@ -156,7 +156,7 @@ class CollectfastMixin(_ConnectionMixin):
         found = self._collectfast_find(name)
         if found is not None:
             run, name_in_run = found
-            source = run.context.source_asked_for(name_in_run)
+            source = run.context.source_being_compared(name_in_run)
             if source is not None:
                 return run.modified_time(name_in_run, source)
             if run.will_be_deleted(name_in_run):

@@ -30,9 +30,9 @@ def _context(destination: Destination) -> RunContext:
 def test_batch_clears_nothing_and_has_no_sources() -> None:
     """A batch deletes only the names that it is given, and compares no sources."""
     context = _context(_destination())
-    context.note_live_release()
-    assert context.sort_out({"a.css"}) == (set(), set())
-    assert context.source_asked_for("a.css") is None
+    context.read_live_release()
+    assert context.split_left_over({"a.css"}) == (set(), set())
+    assert context.source_being_compared("a.css") is None
     assert context.reopener(object()) is None
     assert not context.is_hashing()
 
