@@ -56,21 +56,23 @@ class Comparison:
         parameters = context.destination.parameters_of
         self.listing = Listing(bucket, parameters, executor)
         self._is_prepared = False
-        self._ahead: dict[str, Payload] = {}  # sources that were read and hashed
-        self._heads_left, self._has_asked_ahead = float(_SAMPLE), False
+        self._read_sources: dict[str, Payload] = {}  # sources that were read and hashed
+        self._heads_left, self._has_sent_heads_ahead = float(_SAMPLE), False
         self._last: tuple[str, Payload] | None = None  # the large source just judged
         self._for_headers = 0  # files that are uploaded for their headers
 
-    def of_source(self, name: str, source: tuple[Storage, str]) -> Verdict:
+    def verdict_of_source(self, name: str, source: tuple[Storage, str]) -> Verdict:
         """Return the verdict on the `source` of `name`, which may have been read."""
-        ahead = self._ahead.pop(name, None)
+        ahead = self._read_sources.pop(name, None)
         # A command, or a finder of a site's own, may copy another file by this name.
         if ahead is not None and self._context.sources.get(name) == source:
             return self.verdict(name, ahead)
-        verdict = self._context.capture_source(name, source, partial(self._judge, name))
+        verdict = self._context.capture_source(
+            name, source, partial(self._verdict_and_hashes, name)
+        )
         return Verdict.UNCERTAIN if verdict is None else verdict
 
-    def _judge(self, name: str, payload: Payload) -> Verdict:
+    def _verdict_and_hashes(self, name: str, payload: Payload) -> Verdict:
         verdict = self.verdict(name, payload)
         self._last = (name, payload) if payload.plain is None else None
         return verdict
@@ -127,7 +129,7 @@ class Comparison:
         listing = loader.submit(self.listing.load, context.wanted, context.clears)
         try:
             if context.destination.saves_as_is:
-                self._read_ahead(listing.done)
+                self._read_sources_until(listing.done)
             listing.result()
         finally:
             loader.shutdown(wait=False)
@@ -162,26 +164,26 @@ class Comparison:
     def _is_worth_a_head(self, payload: Payload) -> bool:
         """Return whether metadata may decide where an ETag cannot."""
         context = self._context
-        if context.collects and context.lists and not self._has_asked_ahead:
-            self._has_asked_ahead = True
-            self._ask_ahead(everything=payload.has_opaque_etag)
+        if context.collects and context.lists and not self._has_sent_heads_ahead:
+            self._has_sent_heads_ahead = True
+            self._send_heads_ahead(everything=payload.has_opaque_etag)
         self._heads_left -= 1
         is_opaque = payload.has_opaque_etag or self._bucket.has_opaque_etags
         return bool(is_opaque) or self._heads_left >= 0
 
-    def _ask_ahead(self, *, everything: bool) -> None:
+    def _send_heads_ahead(self, *, everything: bool) -> None:
         """Send HEAD requests, in parallel, for a sample of what no ETag can decide.
 
         If they show opaque ETags, or for `everything`, send them for all the rest.
         """
-        self._read_ahead(lambda: False)
-        self._bucket.has_md5_etags |= any(map(self._has_md5_etag, self._ahead))
-        undecided = self._judged(self._ahead, Verdict.NEEDS_HEAD)
+        self._read_sources_until(lambda: False)
+        self._bucket.has_md5_etags |= any(map(self._has_md5_etag, self._read_sources))
+        undecided = self._with_verdict(self._read_sources, Verdict.NEEDS_HEAD)
         sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
         self._heads_left -= len(sample)
         listed = [self.listing[name] for name in sample]
         self.listing.ask(sample)
-        found = self._judged(sample, Verdict.UNCHANGED)
+        found = self._with_verdict(sample, Verdict.UNCHANGED)
         if found:
             self._bucket.learn(opaque=True)  # The fingerprint was right.
         is_much = len(undecided) >= _SAMPLE and not found
@@ -195,38 +197,38 @@ class Comparison:
             unknown = sorted(name for name in hashed if not self._cache.get(name))
             self.listing.ask([*undecided, *unknown])
 
-    def _judged(self, names: Iterable[str], verdict: Verdict) -> list[str]:
+    def _with_verdict(self, names: Iterable[str], verdict: Verdict) -> list[str]:
         """Return those of `names`, sources that were read, which get this `verdict`."""
-        sent, there, known = self._ahead, self.listing, self._cache.get
+        sent, there, known = self._read_sources, self.listing, self._cache.get
         return [
             n for n in names if self._decide(sent[n], there[n], known(n)) is verdict
         ]
 
     def _has_md5_etag(self, name: str) -> bool:
         """Return whether the ETag of the object `name` is the MD5 of the source."""
-        sent, remote = self._ahead[name], self.listing[name]
+        sent, remote = self._read_sources[name], self.listing[name]
         etag = remote.etag if remote and not sent.has_opaque_etag else ""
         return looks_like_md5(etag) and sent.has_etag(etag)
 
     def _contradicts(self, name: str, listed: Remote | None) -> bool:
         """Return whether HEAD differs from LIST, or both from the upload's answer."""
-        sent, known = self._ahead[name].fingerprint, self._cache.get(name)
+        sent, known = self._read_sources[name].fingerprint, self._cache.get(name)
         is_known = known is not None and known.fingerprint == sent
         asked = self.listing[name]
         return is_known or (asked and asked.etag) != (listed and listed.etag)
 
-    def _read_ahead(self, is_enough: Callable[[], bool]) -> None:
+    def _read_sources_until(self, stop: Callable[[], bool]) -> None:
         """Read and hash sources; of their contents nothing is kept."""
         for name, source in self._context.sources.items():
-            if is_enough():
+            if stop():
                 return
-            if name not in self._ahead and name not in self._seen:
+            if name not in self._read_sources and name not in self._seen:
                 with suppress(OSError):  # The command will meet the error, and show it.
-                    keep = partial(self._keep, name)
+                    keep = partial(self._keep_hashes, name)
                     self._context.capture_source(name, source, keep)
 
-    def _keep(self, name: str, payload: Payload) -> None:
+    def _keep_hashes(self, name: str, payload: Payload) -> None:
         # What is in the cache need not be compressed to be compared.
         known = payload.compresses and self._cache.get(name)
         if payload.plain is not None and not known and payload.release_content():
-            self._ahead[name] = payload
+            self._read_sources[name] = payload

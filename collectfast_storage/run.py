@@ -336,7 +336,7 @@ class Run:
         pending = self._pending.fingerprint(name)
         verdict: Verdict | None
         if pending is None:
-            verdict = self._comparison.of_source(name, source)
+            verdict = self._comparison.verdict_of_source(name, source)
         else:
             verdict = self.context.capture_source(
                 name, source, lambda payload: between(pending, payload.fingerprint)
