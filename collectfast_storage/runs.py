@@ -117,7 +117,7 @@ def _finish(frame: FrameType, processes: bool) -> None:
 # What stands around methods of Django's, in whatever order a class has its bases.
 
 
-def with_barrier(method: Method, name: str) -> Method:
+def wrap_method(method: Method, name: str) -> Method:
     """Return `method`, which Django calls by this `name`, with the run's barrier."""
     barrier = _BARRIERS[name]
 
@@ -143,10 +143,10 @@ def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> A
     if run is None or not run.context.collects:
         return processed
     paths = args[0] if args else options.get("paths", {})
-    return _to_the_barrier(run, storage, paths, processed)
+    return _post_process_then_finish(run, storage, paths, processed)
 
 
-def _to_the_barrier(
+def _post_process_then_finish(
     run: Run, storage: Any, paths: Paths, processed: Processed
 ) -> Processed:
     """Post-process, then finish the run, and so wait for all uploads.
@@ -159,7 +159,7 @@ def _to_the_barrier(
     try:
         hashes = isinstance(storage, HashedFilesMixin)
         if hashes and _post_processes_as_django(type(storage).__mro__):
-            processed = _with_copies_checked(run, storage, paths, processed)
+            processed = _with_existing_copies_saved(run, storage, paths, processed)
         for each in processed or ():
             if isinstance(each[2], Exception):
                 run.checkpoint()  # The caller may raise it.
@@ -196,7 +196,7 @@ def _post_processes_as_django(classes: tuple[type, ...]) -> bool:
     return modules <= {HashedFilesMixin.__module__, "collectfast_storage.storage"}
 
 
-def _with_copies_checked(
+def _with_existing_copies_saved(
     run: Run, storage: Any, paths: Paths, processed: Processed
 ) -> Processed:
     """Save, and so compare, the files that Django did not save: their names exist."""
@@ -217,12 +217,12 @@ def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> 
     if run is not None:
         run.wait_or_raise()
         run.context.read_live_release()
-    with _batch_of(storage.manifest_storage, storage):
+    with _manifest_batch(storage.manifest_storage, storage):
         return method(storage, *args, **options)
 
 
 @contextmanager
-def _batch_of(manifest_storage: Any, storage: Any) -> Iterator[None]:
+def _manifest_batch(manifest_storage: Any, storage: Any) -> Iterator[None]:
     """Keep a manifest in another bucket from being deleted before it is replaced."""
     is_ours = getattr(manifest_storage, "_collectfast_enabled", False)
     if manifest_storage is storage or not is_ours:

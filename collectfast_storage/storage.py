@@ -71,7 +71,7 @@ class _ConnectionMixin(_Base):
     def connection(self) -> Any:
         """The boto3 resource, with as many connections as there are threads."""
         if self._collectfast_options.enabled:
-            self._collectfast_leave_parent()
+            self._collectfast_reset_after_fork()
             config: Any = _CONFIG.merge(self.client_config)
             threads = self._collectfast_options.threads
             if config.max_pool_connections < threads:
@@ -103,7 +103,7 @@ class _ConnectionMixin(_Base):
         _thread.sessions[self] = session = super()._create_session()
         return session
 
-    def _collectfast_leave_parent(self) -> None:
+    def _collectfast_reset_after_fork(self) -> None:
         """In a fork, leave the connections to the parent process."""
         if self._collectfast_pid != os.getpid():
             state: Any = self.__getstate__()
@@ -128,7 +128,7 @@ class CollectfastMixin(_ConnectionMixin):
         for name in ("load_manifest", "post_process", "save_manifest"):
             method = getattr(cls, name, None)
             if method is not None and not hasattr(method, "has_barrier"):
-                setattr(cls, name, runs.with_barrier(method, name))
+                setattr(cls, name, runs.wrap_method(method, name))
 
     def __init__(self, **settings: Any) -> None:
         """Take the options of the django-storages class, and those of this one."""
@@ -145,7 +145,7 @@ class CollectfastMixin(_ConnectionMixin):
 
     def exists(self, name: str) -> bool:
         """Return whether `name` exists; in a run, without a request."""
-        found = self._collectfast_find(name)
+        found = self._collectfast_find_run(name)
         if found is None:
             return super().exists(name)
         run, name_in_run = found
@@ -153,7 +153,7 @@ class CollectfastMixin(_ConnectionMixin):
 
     def get_modified_time(self, name: str) -> datetime:
         """Return the object's time; for collectstatic, one that carries the verdict."""
-        found = self._collectfast_find(name)
+        found = self._collectfast_find_run(name)
         if found is not None:
             run, name_in_run = found
             source = run.context.source_being_compared(name_in_run)
@@ -166,7 +166,7 @@ class CollectfastMixin(_ConnectionMixin):
 
     def delete(self, name: str) -> None:
         """Delete `name`; in a run, at its end."""
-        found = self._collectfast_find(name)
+        found = self._collectfast_find_run(name)
         if found is not None:
             run, name_in_run = found
             run.delete(name_in_run)
@@ -176,7 +176,7 @@ class CollectfastMixin(_ConnectionMixin):
 
     def size(self, name: str) -> int:
         """Return the size in bytes, after uploads that are under way."""
-        found = self._collectfast_find(name)
+        found = self._collectfast_find_run(name)
         if found is not None:
             run, name_in_run = found
             run.check_exists(name_in_run)
@@ -186,7 +186,7 @@ class CollectfastMixin(_ConnectionMixin):
     def listdir(self, name: str) -> tuple[list[str], list[str]]:
         """Return the folders and files in a folder, after uploads under way."""
         directories, files = super().listdir(name)
-        found = self._collectfast_find(name)
+        found = self._collectfast_find_run(name)
         if found is not None:
             run, folder = found
             prefix = f"{folder.rstrip('/')}/" if folder.strip("/") else ""
@@ -229,14 +229,14 @@ class CollectfastMixin(_ConnectionMixin):
                 run.close(patiently=False)
             raise
         # A subclass may have uploaded it in its own way.
-        found = None if has_taken else self._collectfast_find(saved)
+        found = None if has_taken else self._collectfast_find_run(saved)
         if found is not None:
             found[0].written(found[1])
         return saved
 
     def _open(self, name: str, mode: str = "rb") -> Any:
         """Open as django-storages does; in a run, sources are read from the disk."""
-        found = self._collectfast_find(name)
+        found = self._collectfast_find_run(name)
         if found is not None:
             run, name_in_run = found
             if "w" in mode:
@@ -274,7 +274,10 @@ class CollectfastMixin(_ConnectionMixin):
         """
         run = None
         if self._collectfast_enabled:
-            options, destination = self._collectfast_options, self._collectfast_target()
+            options, destination = (
+                self._collectfast_options,
+                self._collectfast_destination(),
+            )
             lists = options.preload if preload is None else preload
             context = RunContext(destination, options, lists=lists, trusts=False)
             run = self._collectfast_open_run(context, alias=None)
@@ -321,7 +324,7 @@ class CollectfastMixin(_ConnectionMixin):
 
     def _collectfast_real_bucket(self) -> Any:
         self._collectfast_require_name()
-        self._collectfast_leave_parent()
+        self._collectfast_reset_after_fork()
         bucket = super().bucket
         # A subclass may compute the name, and django-storages keeps the first bucket.
         if bucket.name != self.bucket_name:
@@ -336,7 +339,7 @@ class CollectfastMixin(_ConnectionMixin):
             return None
         return runs.current_run(self, self._collectfast_open)
 
-    def _collectfast_find(self, name: str) -> tuple[Run, str] | None:
+    def _collectfast_find_run(self, name: str) -> tuple[Run, str] | None:
         """Return the run that answers the caller, and `name` as the run has it."""
         run = self._collectfast_run()
         name_in_run = run.context.name_of(name) if run is not None else None
@@ -344,7 +347,10 @@ class CollectfastMixin(_ConnectionMixin):
 
     def _collectfast_open(self, frame: FrameType) -> tuple[Run, Collectstatic]:
         """Open the run of the collectstatic in `frame`."""
-        options, destination = self._collectfast_options, self._collectfast_target()
+        options, destination = (
+            self._collectfast_options,
+            self._collectfast_destination(),
+        )
         context = Collectstatic(self, destination, options, frame)
         return self._collectfast_open_run(context, options.cache), context
 
@@ -363,7 +369,7 @@ class CollectfastMixin(_ConnectionMixin):
         uploads = Uploads(bucket, BoundedExecutor(options.threads))
         return Run(context, bucket, cache, uploads)
 
-    def _collectfast_target(self) -> Destination:
+    def _collectfast_destination(self) -> Destination:
         """Read the values that a run keeps, and that may change between runs."""
         self._collectfast_require_name()
         cls = type(self)
