@@ -17,10 +17,11 @@ from collectfast_storage.decision import (
     Remembered,
     Remote,
     Verdict,
+    between,
     decide,
 )
 from collectfast_storage.exceptions import BucketError, printable
-from collectfast_storage.fingerprint import looks_like_md5
+from collectfast_storage.fingerprint import Fingerprint, looks_like_md5
 from collectfast_storage.payload import Payload
 from collectfast_storage.program import changed_headers, description_of
 from collectfast_storage.s3.bucket import Bucket
@@ -46,13 +47,15 @@ class Comparison:
         cache: UploadCache,
         executor: BoundedExecutor,
         seen: Container[str],
+        pending: Callable[[str], Fingerprint | None],
     ) -> None:
-        """Prepare for the run of `context`, which need not read the names `seen`.
+        """Compare for the run of `context`, which has `seen` some names already.
 
-        No request is sent yet.
+        `pending` returns the fingerprint of an upload that has not arrived. No request
+        is sent yet.
         """
         self._context, self._bucket, self._cache = context, bucket, cache
-        self._executor, self._seen = executor, seen
+        self._executor, self._seen, self._pending = executor, seen, pending
         parameters = context.destination.parameters_of
         self.listing = Listing(bucket, parameters, executor)
         self._is_prepared = False
@@ -85,6 +88,9 @@ class Comparison:
 
     def verdict(self, name: str, payload: Payload) -> Verdict:
         """Return whether the bucket has `payload` as `name`, or why it is uploaded."""
+        pending = self._pending(name)
+        if pending is not None:
+            return between(pending, payload.fingerprint)
         known, remote = self._cache.get(name), self.remote(name)
         verdict = self._decide(payload, remote, known)
         if verdict is Verdict.NEEDS_HEAD and self._is_worth_a_head(payload):

@@ -34,7 +34,7 @@ from collectfast_storage.run import Run
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import naming, not_found
 from collectfast_storage.upload_cache import UploadCache
-from collectfast_storage.uploads import BoundedExecutor, Uploads
+from collectfast_storage.uploads import BoundedExecutor
 
 # The class that the mixin is put before; untyped, as all of django-storages.
 _Base: Any = object
@@ -243,10 +243,10 @@ class CollectfastMixin(_ConnectionMixin):
                 run.before_write(name_in_run)
             else:
                 bucket_name = run.bucket_name_if_hashing()
-                file = run.read(name_in_run) if bucket_name else None
+                run.check_exists(name_in_run)
+                file = run.open_source(name_in_run) if bucket_name else None
                 if file is not None:
                     return File(file, name)
-                run.check_exists(name_in_run)
                 run.wait_for(name_in_run)
                 with naming(bucket_name):
                     return super()._open(name, mode)
@@ -366,8 +366,7 @@ class CollectfastMixin(_ConnectionMixin):
             self.object_parameters,
         )
         cache = self._collectfast_cache(alias, trusted=context.trusts)
-        uploads = Uploads(bucket, BoundedExecutor(options.threads))
-        return Run(context, bucket, cache, uploads)
+        return Run(context, bucket, cache, BoundedExecutor(options.threads))
 
     def _collectfast_destination(self) -> Destination:
         """Read the values that a run keeps, and that may change between runs."""
