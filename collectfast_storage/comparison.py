@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from functools import partial
-from math import inf
+from math import ceil, inf
 
 from django.core.files.storage import Storage
 
@@ -21,14 +21,14 @@ from collectfast_storage.decision import (
     decide,
 )
 from collectfast_storage.exceptions import BucketError, printable
-from collectfast_storage.fingerprint import Fingerprint, looks_like_md5
+from collectfast_storage.fingerprint import looks_like_md5
 from collectfast_storage.payload import Payload
 from collectfast_storage.program import changed_headers, description_of
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import naming
 from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
-from collectfast_storage.uploads import BoundedExecutor
+from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -45,23 +45,20 @@ class Comparison:
         context: RunContext,
         bucket: Bucket,
         cache: UploadCache,
-        executor: BoundedExecutor,
+        listing: Listing,
+        uploads: Uploads,
         seen: Container[str],
-        pending: Callable[[str], Fingerprint | None],
     ) -> None:
         """Compare for the run of `context`, which has `seen` some names already.
 
-        `pending` returns the fingerprint of an upload that has not arrived. No request
-        is sent yet.
+        Uploads that have not arrived are compared too. No request is sent yet.
         """
         self._context, self._bucket, self._cache = context, bucket, cache
-        self._executor, self._seen, self._pending = executor, seen, pending
-        parameters = context.destination.parameters_of
-        self.listing = Listing(bucket, parameters, executor)
+        self.listing, self._uploads, self._seen = listing, uploads, seen
         self._is_prepared = False
         self._read_sources: dict[str, Payload] = {}  # sources that were read and hashed
-        self._heads_left, self._has_sent_heads_ahead = float(_SAMPLE), False
-        self._last: tuple[str, Payload] | None = None  # the large source just judged
+        self._heads_left = float(_SAMPLE)
+        self._last_large: dict[str, Payload] = {}  # the source of the last verdict
         self._for_headers = 0  # files that are uploaded for their headers
 
     def verdict_of_source(self, name: str, source: tuple[Storage, str]) -> Verdict:
@@ -77,18 +74,18 @@ class Comparison:
 
     def _verdict_and_hashes(self, name: str, payload: Payload) -> Verdict:
         verdict = self.verdict(name, payload)
-        self._last = (name, payload) if payload.plain is None else None
+        self._last_large = {name: payload} if payload.plain is None else {}
         return verdict
 
     def take_hashes(self, name: str, payload: Payload) -> None:
-        """Let `payload` not be read to be hashed, if the source `name` just was."""
-        if self._last is not None and self._last[0] == name:
-            payload.take_hashes(self._last[1])
-        self._last = None
+        """Spare hashing `payload`, if the source `name` was hashed just before."""
+        source = self._last_large.pop(name, None)
+        if source is not None:
+            payload.take_hashes(source)
 
     def verdict(self, name: str, payload: Payload) -> Verdict:
         """Return whether the bucket has `payload` as `name`, or why it is uploaded."""
-        pending = self._pending(name)
+        pending = self._uploads.fingerprint(name)
         if pending is not None:
             return between(pending, payload.fingerprint)
         known, remote = self._cache.get(name), self.remote(name)
@@ -101,11 +98,7 @@ class Comparison:
                 self._heads_left = inf
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
                 self._bucket.learn(opaque=True)  # The fingerprint was right.
-        if (
-            verdict is Verdict.UNCHANGED
-            and remote is not UNASKED
-            and remote is not None
-        ):
+        if verdict is Verdict.UNCHANGED and remote and remote is not UNASKED:
             self._cache.remember(name, Remembered(payload.fingerprint, remote.etag))
         if known and known.etag == known.fingerprint.md5 != "":
             self._bucket.learn(opaque=False)
@@ -152,7 +145,7 @@ class Comparison:
             return str(verdict.value)
         changed, sent = "which, a HEAD does not tell", payload.parameters
         with suppress(BucketError), naming(self._bucket.name):
-            head = self._executor.submit(self._bucket.headers, name, sent).result()
+            head = self._bucket.headers(name, sent)
             changed = description_of(changed_headers(head or {}, sent)) or changed
         text = "Most files go up to the bucket %r for headers alone; of %r, %s."
         logger.warning(text, self._bucket.name, name, printable(changed))
@@ -170,8 +163,8 @@ class Comparison:
     def _is_worth_a_head(self, payload: Payload) -> bool:
         """Return whether metadata may decide where an ETag cannot."""
         context = self._context
-        if context.collects and context.lists and not self._has_sent_heads_ahead:
-            self._has_sent_heads_ahead = True
+        is_first = self._heads_left == _SAMPLE
+        if is_first and context.collects and context.lists:
             self._send_heads_ahead(everything=payload.has_opaque_etag)
         self._heads_left -= 1
         is_opaque = payload.has_opaque_etag or self._bucket.has_opaque_etags
@@ -185,7 +178,7 @@ class Comparison:
         self._read_sources_until(lambda: False)
         self._bucket.has_md5_etags |= any(map(self._has_md5_etag, self._read_sources))
         undecided = self._with_verdict(self._read_sources, Verdict.NEEDS_HEAD)
-        sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
+        sample = undecided[:: max(ceil(len(undecided) / _SAMPLE), 1)]
         self._heads_left -= len(sample)
         listed = [self.listing[name] for name in sample]
         self.listing.ask(sample)

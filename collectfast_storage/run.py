@@ -12,26 +12,22 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import IO, Any
 
+from django.core.files import File
 from django.core.files.storage import Storage
 
 from collectfast_storage.comparison import Comparison
 from collectfast_storage.context import RunContext
 from collectfast_storage.decision import DOUBTFUL, UNKNOWN, Verdict
 from collectfast_storage.exceptions import CollectfastError, DeleteError, UploadError
-from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Report, Tally
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import naming
+from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
-from collectfast_storage.uploads import (
-    INTERRUPTED,
-    BoundedExecutor,
-    HeldPayloads,
-    Uploads,
-)
+from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -56,16 +52,14 @@ class Run:
         self._is_closed = False
         self._is_deleting = False  # by a subclass's own method
         self._pid, self._thread = os.getpid(), threading.get_ident()
+        self._saves_as_is = context.destination.saves_as_is
         self._bucket, self._cache, self._tally = bucket, cache, Tally()
         self._seen: dict[str, None] = {}  # saved or found by this run
+        listing = Listing(bucket, context.destination.parameters_of, executor)
+        self._uploads = Uploads(context, bucket, cache, executor, listing, self._tally)
         self._comparison = Comparison(
-            context, bucket, cache, executor, self._seen, self._pending_fingerprint
+            context, bucket, cache, listing, self._uploads, self._seen
         )
-        self._uploads = Uploads(
-            context, bucket, cache, executor, self._comparison.listing, self._tally
-        )
-        # Files that post-processing may delete or replace before they are uploaded.
-        self._drafts = HeldPayloads()
         # Names to be deleted at the end; or not, if collectstatic only overwrites them.
         self._deletes: dict[str, bool] = {}
         self._replaced: set[str] = set()  # names whose content may not be the source's
@@ -89,7 +83,7 @@ class Run:
         """Return whether the bucket will have `name`, after all calls so far."""
         if self.will_be_deleted(name):
             return False
-        if self._pending_fingerprint(name):
+        if self._uploads.fingerprint(name):
             return True
         remote, denial = self._comparison.remote(name), self._comparison.listing.denial
         # Saving overwrites an object that may be there, or chooses a name that is free.
@@ -102,7 +96,7 @@ class Run:
 
         Raises NotImplementedError to force a copy.
         """
-        if not self.context.destination.saves_as_is:
+        if not self._saves_as_is:
             raise NotImplementedError("A subclass saves files in its own way.")
         newest = source[0].get_modified_time(source[1])
         verdict = self._comparison.verdict_of_source(name, source)
@@ -114,14 +108,18 @@ class Run:
         except OverflowError as error:
             raise NotImplementedError("No time is older than that.") from error
 
-    def open_source(self, name: str) -> Any:
-        """Open the source of `name`; return None if its content may be another."""
+    def read(self, name: str) -> IO[bytes] | File[bytes] | None:
+        """Open the source of `name` if Django hashes it and it is as saved.
+
+        Otherwise make sure that the bucket has it, and return `None`.
+        """
+        self.check_exists(name)
         source = self.context.sources.get(name)
-        is_as_saved = self.context.destination.saves_as_is
-        if source is None or name in self._replaced or not is_as_saved:
-            return None
-        storage, path = source
-        return storage.open(path)
+        is_as_saved = name not in self._replaced and self._saves_as_is
+        if source is not None and is_as_saved and self.bucket_name_if_hashing():
+            return source[0].open(source[1])
+        self.wait_for(name)
+        return None
 
     def check_exists(self, name: str) -> None:
         """Raise FileNotFoundError if `name` was deleted."""
@@ -140,8 +138,9 @@ class Run:
             return directories
         names = self._comparison.listing.names() | self._seen.keys()
         left = [name for name in names if not self.will_be_deleted(name)]
-        prefixes = {each: f"{folder}{each}/" for each in directories}
-        return [d for d, p in prefixes.items() if any(n.startswith(p) for n in left)]
+        return [
+            d for d in directories if any(n.startswith(f"{folder}{d}/") for n in left)
+        ]
 
     def will_be_deleted(self, name: str) -> bool:
         """Return whether `name` was deleted, or is left over in a run that clears."""
@@ -168,30 +167,23 @@ class Run:
         If it is large, `reopen` opens its file again, for an upload in the background.
         """
         self._deletes.pop(name, None)
-        self._drafts.pop(name)
+        self._uploads.drafts.pop(name)
         if payload.plain is None and reopen is not None:
             self._comparison.take_hashes(name, payload)
         verdict = self._comparison.verdict(name, payload)
         # A later pass of post-processing may delete or replace a file that exists in
         # memory only. And it saves a processed file over some of the sources.
         is_draft = in_memory if self.post_processing else name in self.context.processed
-        if verdict is not Verdict.UNCHANGED and not (
-            is_draft and self._hold_draft(name, payload)
-        ):
-            payload.reopen = reopen if self.context.destination.saves_as_is else None
+        is_draft = is_draft and self._saves_as_is
+        is_changed = verdict is not Verdict.UNCHANGED
+        if is_changed and not (is_draft and self._uploads.hold(name, payload)):
+            payload.reopen = reopen if self._saves_as_is else None
             self._upload(name, payload, verdict)
         if reopen is not None and not self.post_processing:
             self._replaced.discard(name)
         else:
             self._replaced.add(name)
         self._note_saved(name, verdict)
-
-    def _hold_draft(self, name: str, payload: Payload) -> bool:
-        """Hold `payload` as a draft and return True, if that is possible."""
-        if not self.context.destination.saves_as_is:
-            return False
-        self._uploads.connect()  # Then a site's own request sends the drafts.
-        return self._drafts.add(name, payload)
 
     def _upload(self, name: str, payload: Payload, verdict: Verdict) -> None:
         """Upload `payload` in the background, unless this is a dry run."""
@@ -200,22 +192,17 @@ class Run:
         if self.context.dry_run:
             return
         self._uploads.add(name, payload)
-        if not self.context.destination.saves_as_is:
+        if not self._saves_as_is:
             self.wait_for(name)
-
-    def _pending_fingerprint(self, name: str) -> Fingerprint | None:
-        """Return the fingerprint of an upload of `name` that has not arrived."""
-        draft = self._drafts.get(name)
-        return draft.fingerprint if draft else self._uploads.fingerprint(name)
 
     def has_copy(self, name: str, copy: str) -> bool:
         """Return whether the bucket has the unchanged source `name` as `copy`, too."""
         context, cached = self.context, self._cache.get(name)
         if cached is None or cached is DOUBTFUL or name not in self._tally.unchanged:
             return False
-        # The hash in the copy's name is of the content that Django has read.
+        # The copy's name contains a hash of the content that Django has read.
         is_copy = cached.fingerprint.md5[:12] in copy and copy not in context.sources
-        if not (is_copy and context.destination.saves_as_is):
+        if not (is_copy and self._saves_as_is):
             return False
 
         def judge(payload: Payload) -> Verdict:
@@ -231,7 +218,7 @@ class Run:
 
     def delete(self, name: str) -> None:
         """Delete `name` at the end, unless it is saved again."""
-        self._drafts.pop(name)
+        self._uploads.drafts.pop(name)
         self._seen.pop(name, None)
         self._deletes[name] = self.context.source_being_compared(name) is None
 
@@ -244,7 +231,7 @@ class Run:
 
     def written(self, name: str) -> None:
         """Note that this thread writes `name` by other means."""
-        self._drafts.pop(name)
+        self._uploads.drafts.pop(name)
         self._deletes.pop(name, None)
         self._uploads.forget(name)
         self._seen[name] = None
@@ -254,7 +241,7 @@ class Run:
 
     def wait_for(self, name: str) -> None:
         """Wait until `name` has arrived; raise `UploadError` if it could not."""
-        draft = self._drafts.pop(name)
+        draft = self._uploads.drafts.pop(name)
         if draft is not None:
             self._upload(name, draft, self._comparison.verdict(name, draft))
         self._uploads.wait(name)
@@ -264,7 +251,7 @@ class Run:
 
     def wait_pending(self) -> None:
         """Send all drafts, and wait for all uploads; failures are only noted."""
-        for name, draft in self._drafts.pop_all().items():
+        for name, draft in self._uploads.drafts.pop_all().items():
             self._upload(name, draft, self._comparison.verdict(name, draft))
         self._uploads.wait_all()
 
@@ -292,38 +279,32 @@ class Run:
         # Another barrier, or an error that was caught, may have closed the run.
         if self.is_closed:
             self._uploads.failures.raise_any()
-            return self._report()
+            return self._tally.report(self._bucket.log.counts)
         with self._closing():
             if not self.context.dry_run:
                 self.wait_or_raise()
             self._delete(self._deletes_at_end())
             self._cache.complete()
             self.context.is_complete = True
-        report = self._report()
+        report = self._tally.report(self._bucket.log.counts)
         self.context.finished(report)
         return report
-
-    def _report(self) -> Report:
-        return self._tally.report(self._bucket.log.counts)
 
     def _deletes_at_end(self) -> set[str]:
         remote = self._comparison.remote
         names = (name for name, is_final in self._deletes.items() if is_final)
         deletes = {name for name in names if remote(name) is not None}
-        if self.context.clears:
-            self._comparison.prepare()
-            # A name with a slash at its end stands for a folder in some tools.
-            listed = self._comparison.listing.names()
-            files = {name for name in listed if name and not name.endswith("/")}
-            left_over = files - self._seen.keys() - self.context.sources.keys()
-            if self.context.destination.has_own_delete:
-                # It would delete another object, whose name is a normal form of this.
-                left_over = set(filter(self.context.is_normal, left_over))
-            deleted, self._tally.spared = map(
-                set, self.context.split_left_over(left_over)
-            )
-            deletes |= deleted
-        return deletes
+        if not self.context.clears:
+            return deletes
+        # A name that ends with a slash stands for a folder in some tools.
+        listed = self._comparison.listing.names()
+        files = {name for name in listed if name and not name.endswith("/")}
+        left_over = files - self._seen.keys() - self.context.sources.keys()
+        if self.context.destination.has_own_delete:
+            # It would delete another object, whose name is a normal form of this.
+            left_over = set(filter(self.context.is_normal, left_over))
+        deleted, self._tally.spared = map(set, self.context.split_left_over(left_over))
+        return deletes | deleted
 
     def _delete(self, names: Iterable[str]) -> None:
         """Delete `names`; `DeleteError` names those that could not be deleted."""
@@ -368,7 +349,7 @@ class Run:
             return
         # Post-processing would have replaced these contents.
         for name in self.context.processed - self._replaced:
-            self._drafts.pop(name)
+            self._uploads.drafts.pop(name)
         with self._closing():
             try:
                 self.wait_or_raise()
@@ -393,11 +374,8 @@ class Run:
         self._is_closed = True
         self._bucket.close()
         self._uploads.close(patiently=patiently)
-        failures = self._uploads.failures
-        for name in self._drafts.pop_all():
-            failures.add(name, InterruptedError(INTERRUPTED))
         self.context.progress.close()
-        self.context.closed(failures.errors.keys())
+        self.context.closed(self._uploads.failures.errors.keys())
         if not self.context.dry_run:
             self._cache.flush()
 
@@ -405,5 +383,4 @@ class Run:
         self._seen[name] = None
         if verdict is Verdict.UNCHANGED:
             self._tally.unchanged[name] = None
-        progress = self.context.progress
-        progress.advanced(int(not self.post_processing), self._tally.bytes)
+        self.context.progress.advanced(not self.post_processing, self._tally.bytes)

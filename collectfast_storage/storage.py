@@ -243,10 +243,10 @@ class CollectfastMixin(_ConnectionMixin):
                 run.before_write(name_in_run)
             else:
                 bucket_name = run.bucket_name_if_hashing()
-                run.check_exists(name_in_run)
-                file = run.open_source(name_in_run) if bucket_name else None
+                file = run.read(name_in_run) if bucket_name else None
                 if file is not None:
                     return File(file, name)
+                run.check_exists(name_in_run)
                 run.wait_for(name_in_run)
                 with naming(bucket_name):
                     return super()._open(name, mode)

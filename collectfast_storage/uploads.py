@@ -236,15 +236,23 @@ class Uploads:
     ) -> None:
         """Upload to `bucket`; note results in `cache`, `listing` and `tally`."""
         self._context, self._bucket, self._cache = context, bucket, cache
-        self._executor, self._listing, self._tally = executor, listing, tally
+        self.executor, self._listing, self._tally = executor, listing, tally
         self.failures = Failures(bucket.name)
         self._fingerprints: dict[str, Fingerprint] = {}  # that have not arrived
         self._under_way: dict[str, Future[Stored]] = {}
         self._unmarked = HeldPayloads()  # uploads that may make a cache entry wrong
+        # Files that post-processing may delete or replace before they are uploaded.
+        self.drafts = HeldPayloads()
 
     def fingerprint(self, name: str) -> Fingerprint | None:
-        """Return the fingerprint of an upload of `name` that has not arrived."""
-        return self._fingerprints.get(name)
+        """Return the fingerprint of a draft or an upload that has not arrived."""
+        draft = self.drafts.get(name)
+        return draft.fingerprint if draft else self._fingerprints.get(name)
+
+    def hold(self, name: str, draft: Payload) -> bool:
+        """Hold `draft` as `name`; return whether there is room for its content."""
+        self.connect()  # Then a site's own request sends drafts before.
+        return self.drafts.add(name, draft)
 
     def connect(self) -> None:
         """Make the bucket's client in this thread, and watch it from then on."""
@@ -295,11 +303,12 @@ class Uploads:
     def close(self, *, patiently: bool) -> None:
         """Cancel uploads that have not begun, and `patiently` wait for the others."""
         self._bucket.sender.stop()
-        self._executor.shutdown(wait=patiently, cancel_futures=True)
+        self.executor.shutdown(wait=patiently, cancel_futures=True)
         for name in list(self._under_way):
             with suppress(CollectfastError):
                 self._note(name)
-        for name in self._fingerprints.keys() - self.failures.errors.keys():
+        left = self._fingerprints.keys() | self.drafts.pop_all().keys()
+        for name in left - self.failures.errors.keys():
             self.failures.add(name, InterruptedError(INTERRUPTED))
 
     def _send(self, name: str, payload: Payload) -> None:
@@ -309,7 +318,7 @@ class Uploads:
         self.connect()
         size = _STREAM_SIZE if plain is None else len(plain)
         try:
-            future = self._executor.submit_sized(size, self._bucket.put, name, payload)
+            future = self.executor.submit_sized(size, self._bucket.put, name, payload)
         except BaseException:  # An interrupt, without threads.
             payload.close(uploaded=True)
             raise
