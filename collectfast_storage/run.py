@@ -74,8 +74,7 @@ class Run:
     @property
     def is_open(self) -> bool:
         """Whether the run answers. Otherwise django-storages answers."""
-        has_ended = self.is_closed or self._uploads.failures.end is not None
-        return not (has_ended or self._is_deleting)
+        return not (self.is_closed or self._is_deleting or self._uploads.failures.end)
 
     # The command asks for a file.
 
@@ -138,9 +137,8 @@ class Run:
             return directories
         names = self._comparison.listing.names() | self._seen.keys()
         left = [name for name in names if not self.will_be_deleted(name)]
-        return [
-            d for d in directories if any(n.startswith(f"{folder}{d}/") for n in left)
-        ]
+        prefixes = {each: f"{folder}{each}/" for each in directories}
+        return [d for d, p in prefixes.items() if any(n.startswith(p) for n in left)]
 
     def will_be_deleted(self, name: str) -> bool:
         """Return whether `name` was deleted, or is left over in a run that clears."""
@@ -210,11 +208,10 @@ class Run:
             return self._comparison.verdict(copy, payload)
 
         verdict = context.capture_source(copy, context.sources[name], judge)
-        if verdict is not Verdict.UNCHANGED:
-            return False
-        self._deletes.pop(copy, None)
-        self._note_saved(copy, verdict)
-        return True
+        if verdict is Verdict.UNCHANGED:
+            self._deletes.pop(copy, None)
+            self._note_saved(copy, verdict)
+        return verdict is Verdict.UNCHANGED
 
     def delete(self, name: str) -> None:
         """Delete `name` at the end, unless it is saved again."""
