@@ -15,16 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# The name of the fingerprint in an object's metadata.
+# The name of the fingerprint in the metadata of an object.
 FINGERPRINT = "collectfast-fingerprint"
 _canonical = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 class Fingerprint(NamedTuple):
-    """An upload's content and headers, which decide whether it must be repeated."""
+    """Hashes of an upload's content and headers; equal ones need no other upload."""
 
     md5: str  # of the content before compression
-    headers: str  # digest of the parameters of the write
+    headers: str  # digest of the parameters of the upload
 
     def __str__(self) -> str:
         return f"{self.md5}-{self.headers}"
@@ -57,7 +57,7 @@ def md5_and_etag_of(chunks: Iterable[bytes], part_size: int) -> tuple[str, str]:
 
 
 def digest_of(parameters: Mapping[str, object]) -> str:
-    """Return a digest of the parameters of a write that does not reveal them."""
+    """Return a digest that does not reveal the `parameters` of an upload."""
     return _digest_of(_canonical(parameters))
 
 
@@ -72,7 +72,7 @@ def normal_etag(header: str | None) -> str:
 
 
 def looks_like_md5(etag: str) -> bool:
-    """Return whether `etag` has the form of an MD5, of one request's content."""
+    """Return whether `etag` has the form of an MD5, and not of a multipart upload."""
     return re.fullmatch("[0-9a-f]{32}", etag) is not None
 
 

@@ -1,7 +1,7 @@
 """One run, of a collectstatic or of a program's batch, from its first call to its end.
 
-The methods of `Run` are in the order in which a file meets them: the command asks for
-it, saves it, and it is uploaded. At the end objects are deleted, and there is a report.
+The methods of `Run` are in the order of their calls: the command compares a file, then
+saves it, and the run uploads it. At the end the run deletes objects, and reports.
 """
 
 from __future__ import annotations
@@ -76,16 +76,16 @@ class Run:
         """Whether the run answers. Otherwise django-storages answers."""
         return not (self.is_closed or self._is_deleting or self._uploads.failures.end)
 
-    # The command asks for a file.
+    # The command compares or reads a file.
 
     def exists(self, name: str) -> bool:
-        """Return whether the bucket will have `name`, after all calls so far."""
+        """Return whether the bucket will contain `name`, after all calls so far."""
         if self.will_be_deleted(name):
             return False
         if self._uploads.fingerprint(name):
             return True
         remote, denial = self._comparison.remote(name), self._comparison.listing.denial
-        # Saving overwrites an object that may be there, or chooses a name that is free.
+        # If saving does not overwrite, the name must be free.
         if remote is UNKNOWN and denial and not self.context.destination.overwrites:
             raise denial
         return remote is not None and remote is not UNKNOWN
@@ -127,12 +127,12 @@ class Run:
             raise FileNotFoundError(f"File does not exist: {key}")
 
     def bucket_name_if_hashing(self) -> str | None:
-        """Return the bucket's name if Django's own post-processing calls."""
+        """Return the bucket's name if Django's post-processing hashes a file."""
         is_hashing = self.post_processing and self.context.is_hashing()
         return self.context.destination.bucket_name if is_hashing else None
 
     def listed(self, folder: str, directories: list[str]) -> list[str]:
-        """Return those of the `directories` of `folder` that have a file."""
+        """Return those of the `directories` of `folder` that contain a file."""
         if not self._deletes and not self.context.clears:
             return directories
         names = self._comparison.listing.names() | self._seen.keys()
@@ -141,7 +141,7 @@ class Run:
         return [d for d, p in prefixes.items() if any(n.startswith(p) for n in left)]
 
     def will_be_deleted(self, name: str) -> bool:
-        """Return whether `name` was deleted, or is left over in a run that clears."""
+        """Return whether `name` was deleted, or is deleted by ``--clear``."""
         if name in self._deletes:
             return True
         context = self.context
@@ -150,7 +150,7 @@ class Run:
             return False
         return context.source_being_compared(name) is None
 
-    # A file is saved, or deleted.
+    # The command saves or deletes a file.
 
     def save(
         self,
@@ -160,17 +160,17 @@ class Run:
         in_memory: bool = False,
         reopen: Callable[[], Any] | None = None,
     ) -> None:
-        """Upload `payload` as `name`, unless the bucket has it.
+        """Upload `payload` as `name`, unless it is unchanged.
 
         If it is large, `reopen` opens its file again, for an upload in the background.
         """
         self._deletes.pop(name, None)
         self._uploads.drafts.pop(name)
         if payload.plain is None and reopen is not None:
-            self._comparison.take_hashes(name, payload)
+            self._comparison.reuse_hashes(name, payload)
         verdict = self._comparison.verdict(name, payload)
-        # A later pass of post-processing may delete or replace a file that exists in
-        # memory only. And it saves a processed file over some of the sources.
+        # Post-processing may delete or replace a file that exists in memory only, and
+        # replaces some of the sources. These wait, because uploads may be needless.
         is_draft = in_memory if self.post_processing else name in self.context.processed
         is_draft = is_draft and self._saves_as_is
         is_changed = verdict is not Verdict.UNCHANGED
@@ -194,7 +194,7 @@ class Run:
             self.wait_for(name)
 
     def has_copy(self, name: str, copy: str) -> bool:
-        """Return whether the bucket has the unchanged source `name` as `copy`, too."""
+        """Return whether the unchanged source `name` is in the bucket as `copy` too."""
         context, cached = self.context, self._cache.get(name)
         if cached is None or cached is DOUBTFUL or name not in self._tally.unchanged:
             return False
@@ -220,14 +220,14 @@ class Run:
         self._deletes[name] = self.context.source_being_compared(name) is None
 
     def before_write(self, name: str) -> None:
-        """Prepare for a write of `name` by other means."""
+        """Prepare for a write of `name` that this run does not upload."""
         self.wait_for(name)
         if name in self._deletes:
             self._delete([name])
         self.written(name)
 
     def written(self, name: str) -> None:
-        """Note that this thread writes `name` by other means."""
+        """Note that this thread writes `name` without this run."""
         self._uploads.drafts.pop(name)
         self._deletes.pop(name, None)
         self._uploads.forget(name)
@@ -247,7 +247,7 @@ class Run:
             raise UploadError({name: error}) from error
 
     def wait_pending(self) -> None:
-        """Send all drafts, and wait for all uploads; failures are only noted."""
+        """Upload all drafts, and wait for all uploads; failures are only noted."""
         for name, draft in self._uploads.drafts.pop_all().items():
             self._upload(name, draft, self._comparison.verdict(name, draft))
         self._uploads.wait_all()
@@ -309,10 +309,10 @@ class Run:
         if self.context.dry_run:
             self._tally.deleted += names
             return
-        known = [name for name in names if self._cache.get(name)]
-        if known and self.context.trusts:
-            self._cache.mark(dict.fromkeys(known))
-        for name in known:  # in case the outcome is never known
+        cached = [name for name in names if self._cache.get(name)]
+        if cached and self.context.trusts:
+            self._cache.mark(dict.fromkeys(cached))
+        for name in cached:  # until the outcome is known
             self._cache.remember(name, DOUBTFUL)
         failures = {}
         for name, error in self._deletions(names):
@@ -338,9 +338,9 @@ class Run:
             self._is_deleting = False
 
     def finish_abandoned(self) -> None:
-        """End a run whose caller has left it: all that was saved is still uploaded.
+        """End a run that its caller has abandoned, and upload all files that it saved.
 
-        Failures are logged, because there is no caller that could be told.
+        Failures are logged, because an exception would reach another caller.
         """
         if self.is_closed:
             return

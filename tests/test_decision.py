@@ -11,7 +11,7 @@ from boto3.s3.transfer import TransferConfig
 
 from collectfast_storage.decision import (
     DOUBTFUL,
-    UNASKED,
+    UNCHECKED,
     Remembered,
     Remote,
     Verdict,
@@ -158,15 +158,15 @@ def test_without_preload_memory_decides_alone(
 ) -> None:
     """And what it does not know is asked for."""
     case = Case("the MD5", "none", memory, is_encrypted)
-    assert decide(case.sent, UNASKED, case.remembered) is expected
+    assert decide(case.sent, UNCHECKED, case.remembered) is expected
 
 
-@pytest.mark.parametrize("remote", [None, UNASKED, Remote(MD5), Remote(MD5, "")])
+@pytest.mark.parametrize("remote", [None, UNCHECKED, Remote(MD5), Remote(MD5, "")])
 @pytest.mark.parametrize("memory", MEMORY)
 def test_everything_goes_up_that_is_forced(remote: Remote | None, memory: str) -> None:
     """With `collectfast_ignore_etag`, whatever is known."""
     case = Case("the MD5", "none", memory, False)
-    verdict = decide(case.sent, remote, case.remembered, forced=True)
+    verdict = decide(case.sent, remote, case.remembered, ignore_etag=True)
     assert verdict is Verdict.FORCED
 
 

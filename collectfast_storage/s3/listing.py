@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from math import inf
 from typing import Any
 
-from collectfast_storage.decision import UNASKED, UNKNOWN, Remote
+from collectfast_storage.decision import UNCHECKED, UNKNOWN, Remote
 from collectfast_storage.exceptions import BucketError, DeniedError, reason_of
 from collectfast_storage.s3.bucket import Bucket, Page
 from collectfast_storage.s3.errors import AnswerError, naming, transient_of
@@ -76,7 +76,7 @@ class Listing:
 
     def ask(self, names: Iterable[str]) -> None:
         """Send a HEAD request for each of `names` that may exist, but only once."""
-        missing = None if self._is_complete else UNASKED
+        missing = None if self._is_complete else UNCHECKED
         self._ask(
             *(
                 name
