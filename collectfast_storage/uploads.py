@@ -251,7 +251,7 @@ class Uploads:
 
     def hold(self, name: str, draft: Payload) -> bool:
         """Hold `draft` as `name`; return whether there is room for its content."""
-        self.connect()  # Then a site's own request sends drafts before.
+        self.connect()  # From then on, a site's own request sends drafts first.
         return self.drafts.add(name, draft)
 
     def connect(self) -> None:
@@ -271,7 +271,7 @@ class Uploads:
             self._context.trusts or cached.fingerprint.headers != fingerprint.headers
         )
         if is_risky:
-            self.connect()  # Then a site's own request sends uploads that are held.
+            self.connect()  # From then on, a site's own request sends these first.
             if self._unmarked.add(name, payload):
                 self._fingerprints[name] = fingerprint
                 if len(self._unmarked) >= max(_FIRST_MARKS, len(self._tally.uploaded)):
@@ -308,7 +308,7 @@ class Uploads:
             with suppress(CollectfastError):
                 self._note(name)
         left = self._fingerprints.keys() | self.drafts.pop_all().keys()
-        for name in left - self.failures.errors.keys():
+        for name in sorted(left - self.failures.errors.keys()):
             self.failures.add(name, InterruptedError(INTERRUPTED))
 
     def _send(self, name: str, payload: Payload) -> None:
