@@ -1,0 +1,83 @@
+"""The page of messages: whatever this package says to somebody is explained there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import collectfast_storage
+
+PACKAGE = Path(collectfast_storage.__file__).parent
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "messages.md"
+# Sentences in the source that nobody is told: patterns of what others say, keys of the
+# memory, and what only this package catches.
+SILENT = (
+    r".*when calling.*",
+    r".*\(\?i\).*|.*https\?.*|.*\[!-~\].*|status \(.*",
+    r"SSL validation failed.*|Parameter valid.*|Invalid header value ",
+    r"start new thread.*",
+    r"the bucket has it|a HEAD request can tell",
+    r"A subclass saves files in its own way\.|No time is older than that\.",
+    r"[…:, ]*(such as …: …)?",
+    r"… MB uploaded|Failed for …",
+)
+
+
+def _sentences(tree: ast.Module) -> Iterator[str]:
+    """Yield all texts of more than two words; … is what is filled in."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [*ast.walk(tree)]
+    parts = {
+        id(part) for n in nodes if isinstance(n, ast.JoinedStr) for part in ast.walk(n)
+    }
+    docstrings = {
+        id(n.body[0].value)
+        for n in nodes
+        if isinstance(n, documented) and isinstance(n.body[0], ast.Expr)
+    }
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            values = [getattr(each, "value", None) for each in node.values]
+            text = "".join(v if isinstance(v, str) else "…" for v in values)
+        elif isinstance(node, ast.Constant) and id(node) not in parts | docstrings:
+            text = node.value if isinstance(node.value, str) else ""
+        else:
+            continue
+        text = re.sub(r"%[rsd]|\{\w*\}", "…", text)
+        if text.count(" ") >= 2:
+            yield text
+
+
+def _is_silent(text: str) -> bool:
+    return any(re.fullmatch(pattern, text) for pattern in SILENT)
+
+
+def _normal(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip("… .")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "checks.py"],
+    ids=lambda path: path.stem,
+)
+def test_every_message_is_explained(path: Path) -> None:
+    """Word for word; those of the checks are in a table of their ids."""
+    page = _normal(PAGE.read_text())
+    said = {*_sentences(ast.parse(path.read_text()))}
+    missing = {e for e in said if not _is_silent(e) and _normal(e) not in page}
+    assert missing == set()
+
+
+def test_every_message_on_the_page_is_said() -> None:
+    """What is in bold there is in the source."""
+    sources = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    said = [_normal(each) for tree in sources for each in _sentences(tree)]
+    explained = re.findall(r"\*\*(.+?)\*\*", _normal(PAGE.read_text()))
+    assert len(explained) > 40
+    strange = [e for e in explained if not any(_normal(e) in text for text in said)]
+    assert strange == []
