@@ -18,7 +18,7 @@ from tests.support.site import Deploy, Site
 
 pytestmark = pytest.mark.slow
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+MIGRATING = Path(__file__).resolve().parents[2] / "docs" / "migrating.md"
 YEAR_1980 = 315532800.0
 
 STOCK = "storages.backends.s3.S3StaticStorage"
@@ -193,7 +193,9 @@ def _source(app: str) -> str:
 @pytest.mark.parametrize("app", PREDECESSORS)
 def test_every_setting_and_flag_of_theirs_is_in_the_table(app: str) -> None:
     """Each with its counterpart, or the reason why there is none."""
-    _, _, section = README.read_text().partition("\n## Moving over\n")
+    _, _, section = MIGRATING.read_text().partition(
+        "\n## Collectfast and Collectfasta\n"
+    )
     section, _, _ = section.partition("\n## ")
     source = _source(app)
     settings = r"\"((?:COLLECTFASTA?|AWS|GZIP)_[A-Z_]+)\""

@@ -1,9 +1,10 @@
-"""What is built and installed, and what pyproject.toml says of it."""
+"""The built and installed package, and its declarations in pyproject.toml."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -31,7 +32,7 @@ def pyproject() -> dict[str, Any]:
 
 
 def test_what_is_tested_is_what_the_environment_has() -> None:
-    """In the matrix the wheel, as users get it; elsewhere the checkout."""
+    """The matrix tests the wheel, as users install it; other runs test the checkout."""
     in_matrix = "TEST_ENVIRONMENT" in os.environ
     installed = Path(sysconfig.get_path("purelib"))
     imported = Path(collectfast_storage.__file__).parent
@@ -39,7 +40,7 @@ def test_what_is_tested_is_what_the_environment_has() -> None:
 
 
 def test_source_distribution_has_the_package_and_its_papers(tmp_path: Path) -> None:
-    """And neither tests nor what belongs to the repository."""
+    """The source distribution has no tests, and no other files of the repository."""
     with tarfile.open(_build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     papers = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO"}
@@ -48,21 +49,83 @@ def test_source_distribution_has_the_package_and_its_papers(tmp_path: Path) -> N
 
 
 def test_wheel_has_the_package_and_nothing_else(tmp_path: Path) -> None:
-    """With the marker by which type checkers know that it is typed."""
+    """The wheel has the marker `py.typed`, and the README as its description."""
     with zipfile.ZipFile(_build("wheel", tmp_path)) as archive:
         names = {*archive.namelist()}
         metadata = next(name for name in names if name.endswith("/METADATA"))
-        text = archive.read(metadata).decode()
     folder = metadata.partition("/")[0]
     files = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE"}
     assert names == _package() | {f"{folder}/{name}" for name in files}
     assert "collectfast_storage/py.typed" in names
+
+
+def test_wheel_of_the_source_distribution_is_the_same(tmp_path: Path) -> None:
+    """The source distribution has all files that a build of the wheel needs."""
+    with tarfile.open(_build("sdist", tmp_path)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [unpacked] = (path.parent for path in tmp_path.glob("*/pyproject.toml"))
+    built = _build("wheel", tmp_path, unpacked)
+    wheel = _build("wheel", unpacked)
+    assert _metadata(built) == _metadata(wheel)
+    with zipfile.ZipFile(built) as ours, zipfile.ZipFile(wheel) as other:
+        assert {*ours.namelist()} == {*other.namelist()}
+
+
+def test_description_differs_from_the_readme_in_links_only(tmp_path: Path) -> None:
+    """The description has each line of the README, in which only links may differ."""
+    _, _, description = _metadata(_build("wheel", tmp_path)).partition("\n\n")
     readme = (PROJECT / "README.md").read_text()
-    assert text.endswith(readme)
+    lines = zip(description.splitlines(), readme.splitlines(), strict=True)
+    changed = [line for shown, line in lines if shown != line]
+    assert changed
+    assert [line for line in changed if not {"[", "]"} & {*line}] == []
+
+
+@pytest.mark.parametrize("address", ["", "https://example.com/owner/name/blob/main"])
+def test_package_page_has_no_relative_links(tmp_path: Path, address: str) -> None:
+    """Links on the page of PyPI are absolute if the repository's address is set.
+
+    Without the address, the text names the files instead.
+    """
+    render = pytest.importorskip("readme_renderer.markdown").render
+    project = tmp_path / "project"
+    shutil.copytree(PACKAGE, project / PACKAGE.name)
+    for name in ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(PROJECT / name, project)
+    if address:
+        settings = (project / "pyproject.toml").read_text()
+        assert settings.count("= '](unknown:") == 1  # One variable is enough.
+        settings = settings.replace("= '](unknown:", f"= ']({address}")
+        (project / "pyproject.toml").write_text(settings)
+    text = _metadata(_build("wheel", tmp_path, project))
+    assert "Description-Content-Type: text/markdown\n" in text
+    page = render(text.partition("\n\n")[2])
+    assert page is not None
+    links = re.findall(r'(?:href|src)="([^"]*)"', page)
+    anchors = {f"#{each}" for each in re.findall(r'id="([^"]*)"', page)}
+    others = [link for link in links if link not in anchors]
+    assert [link for link in others if not link.startswith("https://")] == []
+    ours = {link for link in others if "example.com" in link}
+    for name in ("docs/servers.md", ".github/CONTRIBUTING.md"):
+        assert (f"{address}/{name}" in ours) is bool(address)
+        assert (f"<code>{name}</code>" in page) is not bool(address)
+    picture = f"{address.replace('/blob/', '/raw/')}/tests/benchmark/chart.svg"
+    assert (f'<img src="{picture}"' in re.sub(r' alt="[^"]*"', "", page)) is bool(
+        address
+    )
+
+
+def test_twine_accepts_the_distributions(tmp_path: Path) -> None:
+    """PyPI would accept the files, and can render their description."""
+    pytest.importorskip("twine")
+    files = [str(_build(kind, tmp_path)) for kind in ("wheel", "sdist")]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_classifiers_are_what_the_matrix_tests(pyproject: dict[str, Any]) -> None:
-    """No Python and no Django is promised that is not tested, nor the reverse."""
+    """The classifiers name exactly the versions of Python and Django in the matrix."""
     environments = " ".join(pyproject["tool"]["tox"]["env_list"])
     classifiers = pyproject["project"]["classifiers"]
     pythons = {f"3.{minor}" for minor in re.findall(r"\bpy3(\d+)", environments)}
@@ -74,7 +137,10 @@ def test_classifiers_are_what_the_matrix_tests(pyproject: dict[str, Any]) -> Non
 
 
 def test_workflow_runs_the_matrix(pyproject: dict[str, Any]) -> None:
-    """Each of tox's environments, with its Python: tox skips those it has none for."""
+    """The workflow runs each environment of tox with the right Python.
+
+    Without this Python, tox would skip the environment.
+    """
     workflow = (PROJECT / ".github/workflows/tests.yml").read_text()
     runs = re.findall(r'python: "3\.(\d+)", environment: (\S+) ', workflow)
     assert [name for _, name in runs] == pyproject["tool"]["tox"]["env_list"]
@@ -86,7 +152,7 @@ def test_workflow_runs_the_matrix(pyproject: dict[str, Any]) -> None:
     reason="not where the oldest of everything is installed: make lowest",
 )
 def test_lowest_has_the_oldest_that_is_allowed(pyproject: dict[str, Any]) -> None:
-    """What a dependency is said to be at least is what was tested."""
+    """The lowest version of each dependency that is allowed is the tested version."""
     needed = [Requirement(each) for each in pyproject["project"]["dependencies"]]
     oldest = {each.name: str(each.specifier).replace(">=", "==") for each in needed}
     installed = {name: version(name) for name in oldest}
@@ -116,9 +182,16 @@ def _package() -> set[str]:
     return {path.relative_to(PROJECT).as_posix() for path in files}
 
 
-def _build(kind: str, folder: Path) -> Path:
-    """Build as pip does, by the hook of the project's build backend."""
+def _metadata(wheel: Path) -> str:
+    """Return the metadata in `wheel`, which end with the description."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = (n for n in archive.namelist() if n.endswith("/METADATA"))
+        return archive.read(name).decode()
+
+
+def _build(kind: str, folder: Path, project: Path = PROJECT) -> Path:
+    """Build `project` as pip does, by the hook of its build backend."""
     code = f"from hatchling.build import *; print(build_{kind}({str(folder)!r}))"
     command = [sys.executable, "-c", code]
-    built = subprocess.run(command, cwd=PROJECT, capture_output=True, check=True)
+    built = subprocess.run(command, cwd=project, capture_output=True, check=True)
     return folder / built.stdout.decode().split()[-1]

@@ -159,6 +159,7 @@ def _moto(bucket: str) -> Iterator[Server]:
             {
                 "newlines in keys",
                 "a check of Content-MD5",
+                "bucket policies",
                 "listings as SeaweedFS writes them",
             }
         )
@@ -180,6 +181,7 @@ def _rclone(bucket: str) -> Iterator[Server]:
                 "metadata in lower case",
                 "a listing with control characters",
                 "objects with a slash at the end",
+                "bucket policies",
                 "listings as SeaweedFS writes them",
             }
         )
@@ -202,7 +204,9 @@ def _rclone(bucket: str) -> Iterator[Server]:
 def _ministack(bucket: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="ministack-") as directory:
         [port] = free_ports(1)
-        lacks = frozenset({"listings as SeaweedFS writes them", "ACLs"})
+        lacks = frozenset(
+            {"bucket policies", "listings as SeaweedFS writes them", "ACLs"}
+        )
         server = Server("MiniStack", f"http://127.0.0.1:{port}", bucket, lacks=lacks)
         environment = {
             "BIND_HOST": "127.0.0.1",
