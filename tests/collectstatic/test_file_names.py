@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from io import BytesIO
 from typing import Any
 
 import pytest
 from django.core.management.base import CommandError
 
+from tests.support.names import NAMES
 from tests.support.proxy import Handler, Request
 from tests.support.site import Site
 from tests.support.sources import finder_of
 from tests.support.tracing import BACKENDS
-
-# Names.
-
-NAMES = [
-    "with space.css",
-    " leading space.css",
-    "trailing space ",
-    "plus+plus.css",
-    "per%20cent.css",
-    "%2e%2e.css",
-    "%2e%2e",
-    "%2B.css",
-    "...",
-    "dir./file.",
-    ".hidden.css",
-    "tilde~",
-    "amp&ersand.css",
-    "hash#tag.css",
-    "semi;colon.css",
-    "quote'\"<tag>.css",
-    "cdata]]>.css",
-    "new\nline.css",
-    "carriage\rreturn.css",
-    "both\r\n.css",
-    "tab\t.css",
-    "control\x01.css",
-    "vertical\x0btab.css",
-    "delete\x7f.css",
-    "next\x85line.css",
-    "line\u2028separator.css",
-    "non\uffffcharacter.css",
-    "equals=question?.css",
-    "dir with space/~tilde.css",
-    "ünï/çödé-文.css",
-    "emoji-\U0001f600.css",
-    unicodedata.normalize("NFC", "café.css"),
-    unicodedata.normalize("NFD", "café.css"),
-]
 
 
 @pytest.mark.needs("newlines in keys")

@@ -19,11 +19,12 @@ from storages.backends.s3 import S3StaticStorage
 
 from collectfast_storage import CollectfastMixin, CollectfastS3StaticStorage
 from collectfast_storage.exceptions import UploadError
-from tests.failures.test_changing_files import IN_PARTS, MIB, STREAMED, Changing
-from tests.s3.test_opaque_etags import Opaque
+from tests.support.changing import Changing
+from tests.support.opaque_etags import Opaque
 from tests.support.proxy import Handler, Proxy, Request
 from tests.support.site import MANIFEST, STATIC, Deploy, Site
 from tests.support.sources import Source, finder_of
+from tests.support.transfers import IN_PARTS, MIB, STREAMED
 from tests.support.twins import Unseekable
 
 pytestmark = [pytest.mark.slow, pytest.mark.covering]

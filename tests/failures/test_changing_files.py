@@ -4,55 +4,18 @@ from __future__ import annotations
 
 import gzip
 import random
-from collections.abc import Callable, Mapping
-from io import SEEK_END, SEEK_SET, RawIOBase
+from collections.abc import Mapping
 from itertools import cycle
 
 import pytest
-from boto3.s3.transfer import TransferConfig
 
 from collectfast_storage.exceptions import UploadError
+from tests.support.changing import Changing
 from tests.support.site import Site
 from tests.support.sources import Source, finder_of
+from tests.support.transfers import IN_PARTS, MIB, STREAMED
 
 pytestmark = pytest.mark.slow
-
-MIB = 1024 * 1024
-# Everything of a kilobyte and more is streamed.
-STREAMED = TransferConfig(multipart_threshold=1024)
-IN_PARTS = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB)
-
-
-class Changing(RawIOBase):
-    """A file that is in another of its states whenever `next_state` is asked."""
-
-    def __init__(self, next_state: Callable[[], bytes], *, each_read: bool) -> None:
-        """Ask each time that it is read, or only if it is read from its beginning."""
-        self._next_state = next_state
-        self._each_read = each_read
-        self._position = 0
-        self._state = next_state()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        start = {SEEK_SET: 0, SEEK_END: len(self._state)}
-        self._position = start.get(whence, self._position) + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        if size and (self._each_read or self._position == 0):
-            self._state = self._next_state()
-        # Little by little, that there be something to happen in between.
-        piece = max(5000, len(self._state) // 8)
-        end = self._position + (min(size, piece) if size >= 0 else piece)
-        chunk = self._state[self._position : end]
-        self._position += len(chunk)
-        return chunk
 
 
 def _patterns(one: bytes, other: bytes, *, each_read: bool) -> dict[str, Source]:

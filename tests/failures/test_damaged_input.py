@@ -19,9 +19,10 @@ from storages.utils import clean_name
 
 from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.exceptions import UploadError
-from tests.s3.test_listing import entry, result
-from tests.s3.test_opaque_etags import METADATA, Opaque, cold
+from tests.support.caches import cold
 from tests.support.faults import sign_again
+from tests.support.listings import entry, result
+from tests.support.opaque_etags import METADATA, Opaque
 from tests.support.proxy import Handler, Request, proxy
 from tests.support.servers import Server
 from tests.support.site import MANIFEST, Site

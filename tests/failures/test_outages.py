@@ -15,10 +15,10 @@ import pytest
 from botocore.config import Config
 
 from collectfast_storage.exceptions import BucketError, UploadError
-from tests.failures.test_changing_files import IN_PARTS, MIB
 from tests.support.gate import Gate, gate
 from tests.support.proxy import Handler, Request
 from tests.support.site import MANIFEST, Site
+from tests.support.transfers import IN_PARTS, MIB
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,13 @@ import pytest
 from botocore.config import Config
 from django.core.management.base import CommandError
 
+from tests.support.listings import NAMESPACE, XML, entry, result
 from tests.support.proxy import Fault, Handler, Request
 from tests.support.site import Site
 from tests.support.tracing import BACKENDS
 
 pytestmark = pytest.mark.slow
 
-XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
-NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 HTML = "<!DOCTYPE html><html><head><title>Welcome<br></title></head><body>Log in"
 VERSIONS = (
     f"<ListVersionsResult {NAMESPACE}><Name>tests</Name><Prefix></Prefix>"
@@ -27,27 +26,6 @@ BUCKETS = f"<ListAllMyBucketsResult {NAMESPACE}><Buckets/></ListAllMyBucketsResu
 PORTAL = "<html><body><p>Log in</p></body></html>"
 
 A = md5(b"a").hexdigest()
-
-
-def entry(key: str, etag: str = "d41d8cd98f00b204e9800998ecf8427e") -> str:
-    return (
-        f"<Contents><Key>{key}</Key><ETag>&quot;{etag}&quot;</ETag>"
-        "<LastModified>2020-01-01T00:00:00.000Z</LastModified>"
-        "<Size>0</Size><StorageClass>STANDARD</StorageClass></Contents>"
-    )
-
-
-def result(*entries: str, truncated: bool = False, token: str = "") -> str:
-    """A listing as S3 words it."""
-    more = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
-    return (
-        f"{XML}<ListBucketResult {NAMESPACE}><Name>tests</Name>"
-        f"<KeyCount>{len(entries)}</KeyCount><MaxKeys>1000</MaxKeys>"
-        "<EncodingType>url</EncodingType>"
-        f"<IsTruncated>{str(truncated).lower()}</IsTruncated>{more}{''.join(entries)}"
-        "</ListBucketResult>"
-    )
-
 
 ANSWERS = {
     "empty body": "",

@@ -31,9 +31,9 @@ from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.native import Native, native_to
-from tests.collectstatic.test_file_names import NAMES
 from tests.support import certificates
 from tests.support.faults import Refusal
+from tests.support.names import NAMES
 from tests.support.proxy import Handler, Proxy, Request, proxy, refuse
 from tests.support.servers import Server
 from tests.support.site import Site

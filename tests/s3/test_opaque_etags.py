@@ -5,80 +5,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-import re
 import threading
 from collections.abc import Iterator
-from typing import Any
-from urllib.parse import unquote_plus
 
 import pytest
 from django.core.files.base import ContentFile
 
-from tests.support.proxy import Handler, Proxy, Request
+from tests.support.caches import cold
+from tests.support.opaque_etags import METADATA, Opaque
+from tests.support.proxy import Handler, Request
 from tests.support.site import MANIFEST, STATIC, Site
 
 # What makes its ETags opaque, in the proxy, knows one way to write a listing.
 pytestmark = pytest.mark.needs("listings as SeaweedFS writes them")
-
-METADATA = "x-amz-meta-collectfast-fingerprint"
-
-
-class Opaque:
-    """Makes every ETag that passes the proxy another one, as encryption does.
-
-    SeaweedFS has no SSE-KMS unless it is configured. S3 makes a new ETag for each
-    upload under a new data key, and names the encryption in the answers.
-    """
-
-    def __init__(self, proxy: Proxy, encryption: str | None = "aws:kms") -> None:
-        self._encryption = encryption
-        self._made: dict[str, str] = {}
-        self._numbers = itertools.count()
-        proxy.fault = self
-
-    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
-        status, content, headers = handler.ask(body)
-        if request.method == "PUT":
-            self._made[request.key] = hashlib.md5(
-                b"%d" % next(self._numbers)
-            ).hexdigest()
-        if request.kind == "LIST":
-            content = self._rewritten(content.decode()).encode()
-        etag = self._made.get(request.key)
-        if etag is not None and status == 200:
-            headers = [(k, v) for k, v in headers if k.lower() != "etag"]
-            headers.append(("ETag", f'"{etag}"'))
-            if self._encryption:
-                headers.append(("x-amz-server-side-encryption", self._encryption))
-        handler.answer(status, content, headers)
-        return True
-
-    def _rewritten(self, listing: str) -> str:
-        def entry(match: re.Match[str]) -> str:
-            key = re.search("<Key>(.*?)</Key>", match[0])
-            assert key is not None
-            etag = self._made.get(unquote_plus(key[1]))
-            return re.sub(
-                "&#34;.*?&#34;|&quot;.*?&quot;", f"&quot;{etag}&quot;", match[0]
-            )
-
-        return re.sub("<Contents>.*?</Contents>", entry, listing, flags=re.DOTALL)
 
 
 @pytest.fixture(params=["aws:kms", "aws:kms:dsse", None])
 def opaque(site: Site, request: pytest.FixtureRequest) -> Iterator[Opaque]:
     """A bucket that encrypts by default, or a look-alike that just counts."""
     yield Opaque(site.proxy, request.param)
-
-
-_numbers = itertools.count()
-
-
-def cold(site: Site) -> dict[str, Any]:
-    """The settings of a site whose cache knows nothing."""
-    location = f"{site.root}-cold-{next(_numbers)}"
-    backend = "django.core.cache.backends.locmem.LocMemCache"
-    return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": location}}}
 
 
 def test_unchanged_files_stay_with_a_warm_cache_and_no_request_more(

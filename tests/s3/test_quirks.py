@@ -9,9 +9,10 @@ import pytest
 from botocore.config import Config
 from django.core.management.base import CommandError
 
-from tests.s3.test_opaque_etags import Opaque, cold
 from tests.support import quirks
+from tests.support.caches import cold
 from tests.support.faults import OtherRegion, sign_again
+from tests.support.opaque_etags import Opaque
 from tests.support.proxy import Handler, Request
 from tests.support.quirks import Quirks
 from tests.support.site import LOCAL, MANIFEST, STATIC, Deploy, Site

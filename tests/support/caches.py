@@ -6,6 +6,7 @@ A test is skipped where there is no such server, or no client for it.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import socket
 import subprocess
@@ -19,8 +20,11 @@ from typing import Any
 import pytest
 
 from tests.support.servers import end, free_ports
+from tests.support.site import Site
 
 BACKENDS = "django.core.cache.backends"
+
+_numbers = itertools.count()
 
 
 @dataclass
@@ -127,3 +131,10 @@ def _started(arguments: list[str], port: int) -> subprocess.Popen[bytes]:
             return process
     end(process)
     raise RuntimeError(f"{Path(arguments[0]).name} did not start.")
+
+
+def cold(site: Site) -> dict[str, Any]:
+    """Return settings with a cache that is empty."""
+    location = f"{site.root}-cold-{next(_numbers)}"
+    backend = f"{BACKENDS}.locmem.LocMemCache"
+    return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": location}}}
