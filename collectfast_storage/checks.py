@@ -90,8 +90,8 @@ def _predecessor() -> Iterator[checks.CheckMessage]:
     app = get_commands().get("collectstatic")
     if app in ("collectfast", "collectfasta"):
         yield checks.Warning(
-            f"{app!r} is in INSTALLED_APPS: its collectstatic replaces Django's, "
-            "which this storage is made for.",
+            f"{app!r} is in INSTALLED_APPS, so its collectstatic command replaces "
+            "Django's. This storage needs Django's command.",
             hint=f"Remove {app!r} from INSTALLED_APPS.",
             id="collectfast_storage.W001",
         )
@@ -101,24 +101,24 @@ def _class(storage: Configured) -> Iterator[checks.CheckMessage]:
     name, order = storage.backend.__qualname__, storage.backend.__mro__
     if order.index(CollectfastMixin) > order.index(S3Storage):
         yield checks.Error(
-            f"{name} names CollectfastMixin behind an S3 storage, whose methods hide "
-            "those of the mixin.",
-            hint="Put CollectfastMixin first among its bases.",
+            f"{name} lists CollectfastMixin after an S3 storage, so the mixin has no "
+            "effect.",
+            hint="Make CollectfastMixin the first base class.",
             id="collectfast_storage.E002",
         )
     if storage.is_in_force and not hasattr(storage.backend.post_process, "has_barrier"):
         yield checks.Error(
-            f"{name}.post_process was replaced after the class was made: collectstatic "
-            "would end before all uploads have arrived.",
-            hint="Define post_process in the class, or in a subclass of it.",
+            f"{name}.post_process was replaced after the class was created, so "
+            "collectstatic would end before all uploads have arrived.",
+            hint="Define post_process in the class body or in a subclass.",
             id="collectfast_storage.E003",
         )
     own = overridden(storage.backend, "bucket")
     if own and storage.known.get("collectfast_enabled") is not False:
         name = own.__qualname__
         yield checks.Warning(
-            f"{name} defines bucket: STORAGES[{storage.alias!r}] is left to "
-            "django-storages altogether, and nothing is skipped.",
+            f"{name} defines bucket, so STORAGES[{storage.alias!r}] behaves as a plain "
+            "django-storages class and uploads unchanged files too.",
             hint=f"Remove bucket from {name} and set the option bucket_name, or set "
             "collectfast_enabled to False.",
             id="collectfast_storage.W006",
@@ -145,8 +145,8 @@ def _options(storage: Configured) -> Iterator[checks.CheckMessage]:
     auth, is_plain = known.get("querystring_auth"), not known.get("custom_domain", "?")
     if auth and is_plain and issubclass(storage.backend, ManifestFilesMixin):
         yield checks.Warning(
-            f"{entry} is a manifest storage with querystring_auth={auth!r}: the signed "
-            "URLs that it writes into CSS files expire, and differ in each deploy.",
+            f"{entry} is a manifest storage with querystring_auth={auth!r}, so it "
+            "writes signed URLs into CSS files. They expire and differ in each deploy.",
             hint="Set querystring_auth to False.",
             id="collectfast_storage.W004",
         )
@@ -157,9 +157,10 @@ def _ways(storage: Configured) -> Iterator[checks.CheckMessage]:
     overwrites = known.get("file_overwrite", True)
     if storage.alias == "staticfiles" and storage.is_in_force and not overwrites:
         yield checks.Warning(
-            f"{entry} has file_overwrite={overwrites!r}: a program's save() of a name "
-            "that is taken uploads the file under another name, changed or not, and "
-            "without the permission s3:ListBucket collectstatic fails at a new file.",
+            f"{entry} has file_overwrite={overwrites!r}. If a program saves a file "
+            "under an existing name, the file is uploaded under another name, even if "
+            "it is unchanged. Without the permission s3:ListBucket, collectstatic "
+            "fails at the first new file.",
             hint="Set file_overwrite to True.",
             id="collectfast_storage.W005",
         )
@@ -168,11 +169,10 @@ def _ways(storage: Configured) -> Iterator[checks.CheckMessage]:
     backend = settings.CACHES.get(cache, {}).get("BACKEND", "")
     if trusts and backend.removeprefix("django.core.cache.backends.") in _LOCAL_CACHES:
         yield checks.Warning(
-            f"{entry} has collectfast_preload=False, and the cache {cache!r} forgets "
-            "at the end of each process: each run asks the bucket for every file, one "
-            "by one.",
+            f"{entry} has collectfast_preload=False, but the cache {cache!r} does not "
+            "outlive the process, so each run sends one HEAD request per file.",
             hint="Set collectfast_preload to True, or collectfast_cache to the alias "
-            "of a cache that lasts.",
+            "of a persistent cache.",
             id="collectfast_storage.W002",
         )
 
@@ -188,9 +188,9 @@ def _shared(storage: Configured) -> Iterator[checks.CheckMessage]:
         there = [known.get("bucket_name"), known.get("endpoint_url", "unknown")]
         if alias != storage.alias and there == place[:2] and is_below:
             yield checks.Warning(
-                f"STORAGES['staticfiles'] and STORAGES[{alias!r}] share the bucket "
-                f"{place[0]!r}, and the latter's files are below the location of the "
-                "former: a deploy lists them, and --clear is refused.",
+                f"STORAGES['staticfiles'] and STORAGES[{alias!r}] share bucket "
+                f"{place[0]!r}, and the latter stores files below the location of the "
+                "former. Each deploy lists these files, and --clear is refused.",
                 hint="Give STORAGES['staticfiles'] a location of its own.",
                 id="collectfast_storage.W003",
             )

@@ -142,11 +142,14 @@ class Comparison:
         files, self._for_headers = len(self._context.sources), self._for_headers + 1
         if self._for_headers != files // 2 + 1 or not files:
             return str(verdict.value)
-        changed, sent = "which, a HEAD does not tell", payload.parameters
+        changed, sent = "a parameter that HEAD does not report", payload.parameters
         with suppress(BucketError), naming(self._bucket.name):
             head = self._executor.submit(self._bucket.headers, name, sent).result()
             changed = description_of(changed_headers(head or {}, sent)) or changed
-        text = "Most files go up to the bucket %r for headers alone; of %r, %s."
+        text = (
+            "Most files are uploaded to bucket %r only because their headers changed. "
+            "Example: %r, %s."
+        )
         logger.warning(text, self._bucket.name, name, printable(changed))
         return f"{verdict.value}: {changed}"
 
@@ -187,7 +190,10 @@ class Comparison:
         is_much = len(undecided) >= _SAMPLE and not found
         if is_much and all(map(self._contradicts, sample, listed)):
             self._bucket.learn(opaque=True)
-            text = "The ETags of the bucket %r tell nothing: %d files go up again."
+            text = (
+                "The ETags in bucket %r do not identify contents; uploading %d files "
+                "again."
+            )
             logger.warning(text, self._bucket.name, len(undecided))
         if everything or found or self._bucket.has_opaque_etags:
             self._heads_left = inf

@@ -14,30 +14,32 @@ _USER = '(?<=://)[^/ "@]*@'
 TOO_MANY_FILES = "(?i)too many open files"
 # What to look at, by what is in an error's text.
 _ADVICE = {
-    r"\(AccessControlListNotSupported\)": "(Set the option default_acl to None.)",
-    r"\(AccessDenied\) when calling the PutObject": (
-        "(Is s3:PutObject permitted, and with default_acl also s3:PutObjectAcl?)"
+    r"\(AccessControlListNotSupported\)": (
+        "(The bucket has ACLs disabled: set the option default_acl to None.)"
     ),
-    r"\(AccessDenied\) when calling the Delete": "(Is s3:DeleteObject permitted?)",
-    r"\(AccessDenied\) when calling the List": "(Is s3:ListBucket permitted?)",
+    r"\(AccessDenied\) when calling the PutObject": (
+        "(Grant s3:PutObject, and s3:PutObjectAcl if default_acl is set.)"
+    ),
+    r"\(AccessDenied\) when calling the Delete": "(Grant the permission s3:DeleteObject.)",
+    r"\(AccessDenied\) when calling the List": "(Grant the permission s3:ListBucket.)",
     "(?i)SSL validation failed.*(wrong.version|unknown.proto|record.layer|http.req)": (
-        "(The server may speak HTTP instead of HTTPS: check endpoint_url.)"
+        "(The server may use HTTP instead of HTTPS: check endpoint_url.)"
     ),
     TOO_MANY_FILES: (
-        "(Raise the limit of open files, or lower the option collectfast_threads.)"
+        "(Increase the limit of open files, or decrease collectfast_threads.)"
     ),
     r"\(NoSuchKey\) when calling the List": (
-        "(Is the bucket's name also in the host of endpoint_url? Remove it there.)"
+        "(If the host in endpoint_url contains the bucket name, remove it there.)"
     ),
     "SSL validation failed.*(?i:certificate|hostname|no such file)": (
-        "(If a CA of your own issued the certificate, set the option verify, or else "
-        "AWS_CA_BUNDLE in the environment, to that CA's file.)"
+        "(If a private CA issued the certificate, set the option verify or the "
+        "environment variable AWS_CA_BUNDLE to the path of its CA file.)"
     ),
-    "Parameter valid(?!(?s:.*)bucket name)": "(See the option object_parameters.)",
+    "Parameter valid(?!(?s:.*)bucket name)": "(Check the option object_parameters.)",
     # A redirection to nowhere botocore follows as deep as it can.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
-        "(It gives no reason. It may be credentials, a missing permission such as "
-        "s3:ListBucket or s3:GetObject, the region, the endpoint, or a proxy.)"
+        "(The response gives no reason. Check credentials, region_name, endpoint_url, "
+        "proxies, and permissions such as s3:ListBucket and s3:GetObject.)"
     ),
 }
 
@@ -56,7 +58,7 @@ class BucketError(CollectfastError):
     def __init__(self, bucket_name: str, cause: BaseException) -> None:
         self.cause = cause
         reason = reason_of(cause)
-        super().__init__(f"The bucket {bucket_name!r} cannot be used: {reason}")
+        super().__init__(f"Cannot use bucket {bucket_name!r}: {reason}")
 
 
 class DeniedError(BucketError):
@@ -68,9 +70,9 @@ class ClearError(CollectfastError):
 
     def __init__(self, bucket: str, reason: str) -> None:
         super().__init__(
-            f"--clear would delete more than static files from the bucket {bucket!r}: "
-            f"{reason}. Set their option location (AWS_LOCATION is that of all) to a "
-            "folder of their own."
+            f"--clear would delete more than static files from bucket {bucket!r}: "
+            f"{reason}. Set the option location of the static files storage to a "
+            "separate folder. (The setting AWS_LOCATION applies to all storages.)"
         )
 
 
@@ -85,13 +87,15 @@ class FilesError(CollectfastError):
         for name, failure in failures.items():
             names.setdefault(reason_of(failure), []).append(name)
         lines = [self.summary.format(count=_counted(len(failures)))]
-        lines[0] += ":" if tried_all else "; the rest was not tried:"
+        lines[0] += ":" if tried_all else "; the other files were not tried:"
         for reason, alike in names.items():
             if len(alike) <= _NAMED:
                 lines += [f"  {printable(name)}: {reason}" for name in alike]
             else:
                 example = printable(alike[0])
-                lines.append(f"  {_counted(len(alike))}, such as {example}: {reason}")
+                lines.append(
+                    f"  {_counted(len(alike))}, for example {example}: {reason}"
+                )
         super().__init__("\n".join(lines))
 
 
@@ -112,7 +116,7 @@ def reason_of(failure: object) -> str:
     # http.client quotes the header that it refuses to send, such as a signature with an
     # access key in it that ends with a line break.
     text, refused, _ = _text_of(failure).partition("Invalid header value ")
-    remedy = "Invalid header value: is there a line break in the credentials?"
+    remedy = "Invalid header value. Check the credentials for a line break."
     text = re.sub(_PATH, r"\1/…", re.sub(_USER, "", text))
     text = printable(text.replace("\n", " "))
     advice = [each for words, each in _ADVICE.items() if re.search(words, text)]

@@ -42,16 +42,16 @@ class Options:
             _require(name, values, isinstance(values[name], bool), "True or False")
         known = ", ".join(map(repr, settings.CACHES))
         valid = isinstance(values["cache"], str) and values["cache"] in settings.CACHES
-        _require("cache", values, valid, f"an alias that CACHES has: {known}")
+        _require("cache", values, valid, f"an alias in CACHES: {known}")
         valid = values["cache_timeout"] is None or _is_count(values["cache_timeout"])
-        remedy = "None or a whole number of seconds, 0 or more"
+        remedy = "None or an integer of at least 0 (seconds)"
         _require("cache_timeout", values, valid, remedy)
         valid = _is_count(values["threads"]) and values["threads"] <= _MOST
-        _require("threads", values, valid, f"a whole number of requests, 0 to {_MOST}")
+        _require("threads", values, valid, f"an integer from 0 to {_MOST}")
         seconds = values["retry_timeout"]
         is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
         valid = is_number and 0 <= seconds <= _LONGEST
-        remedy = f"a number of seconds, 0 to {_LONGEST}"
+        remedy = f"a number from 0 to {_LONGEST} (seconds)"
         _require("retry_timeout", values, valid, remedy)
         variable = os.environ.get("COLLECTFAST_IGNORE_ETAG", "").strip().lower()
         if variable not in _TRUE | _FALSE:

@@ -124,7 +124,7 @@ class RetryingSender:
             self._patience.succeeded(now, ends_outage=ends_outage)
             had_warned, self._has_warned = self._has_warned, False
         if had_warned:
-            text = "The bucket %r answers again, after %d s."
+            text = "Requests to bucket %r succeed again after %d s."
             logger.info(text, self._bucket_name, round(waited))
             self._progress.waiting("")
 
@@ -157,13 +157,13 @@ class RetryingSender:
             self._has_warned |= warns
         if warns:
             reason = short_reason(error)
-            text = "The bucket %r does not answer (%s); retrying for up to %d s."
+            text = "No request to bucket %r succeeds (%s); retrying for up to %d s."
             logger.warning(text, self._bucket_name, reason, round(timeout))
             self._progress.waiting(reason)
         if following is Next.SET_ASIDE:
             raise error
         if following is Next.END:
-            ended = OutageError(what=error, seconds=round(waited))
+            ended = OutageError(error=error, seconds=round(waited))
             ended.__cause__ = error
             self.stop(ended)
             raise ended

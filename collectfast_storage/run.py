@@ -329,7 +329,7 @@ class Run:
         Raises NotImplementedError to force a copy.
         """
         if not self.context.destination.saves_as_is:
-            raise NotImplementedError("A subclass saves files in its own way.")
+            raise NotImplementedError("A subclass overrides save.")
         newest = source[0].get_modified_time(source[1])
         pending = self._pending.fingerprint(name)
         verdict: Verdict | None
@@ -345,7 +345,7 @@ class Run:
         try:
             return newest - timedelta(days=1)
         except OverflowError as error:
-            raise NotImplementedError("No time is older than that.") from error
+            raise NotImplementedError("No earlier time exists.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
         """Return the content of `name` if it is on this machine.
@@ -528,7 +528,7 @@ class Run:
             if self.context.destination.has_own_delete:
                 # It would delete another object, whose name is a normal form of this.
                 left_over = set(filter(self.context.is_normal, left_over))
-            deleted, self._tally.spared = map(set, self.context.sort_out(left_over))
+            deleted, self._tally.kept = map(set, self.context.sort_out(left_over))
             deletes |= deleted
         return deletes
 

@@ -447,8 +447,8 @@ def _warn_of_predecessors() -> None:
         if app in apps and app not in _warned_of:
             _warned_of.add(app)
             text = (
-                "%r is in INSTALLED_APPS, and its collectstatic command replaces "
-                "Django's. Remove it: this storage is made for Django's own command."
+                "%r is in INSTALLED_APPS, so its collectstatic command replaces "
+                "Django's. Remove it, because this storage needs Django's command."
             )
             logger.warning(text, app)
 

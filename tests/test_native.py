@@ -292,7 +292,8 @@ def test_parameters_that_it_does_not_send_go_by_boto3(
     files = site.write_many(3)
     with caplog.at_level("INFO", "collectfast_storage"):
         site.collect()
-    assert _said(caplog) == [f"obstore is not used for files with {named}."]
+    line = f"boto3 uploads files with {named}, because obstore cannot."
+    assert _said(caplog) == [line]
     assert site.put_by_obstore() == []
     assert site.bucket.files() == files
     metadata = {k.lower(): v for k, v in parameters.get("Metadata", {}).items()}
@@ -345,14 +346,17 @@ SPECIAL: dict[str, tuple[Change, str]] = {
         lambda site, _: site.options.update(
             client_config=Config(client_cert=_certificate(site))
         ),
-        "there is a client certificate",
+        "a client certificate is configured",
     ),
     "threads": (lambda site, _: site.options.update(collectfast_threads=0), ""),
     "connection": (
         lambda site, _: setattr(site, "backend", f"{__name__}.OwnConnection"),
         "",
     ),
-    **{n: (_variable(n, value), f"{n} is set") for n, value in VARIABLES.items()},
+    **{
+        n: (_variable(n, value), f"the environment variable {n} is set")
+        for n, value in VARIABLES.items()
+    },
 }
 
 
@@ -381,7 +385,7 @@ def test_a_site_behind_a_proxy_goes_by_boto3(
     with proxy(server.endpoint, sign=server.signed, tls=False) as plain:
         site.proxy = plain
         PROXIED[name](site, monkeypatch)
-        _goes_by_boto3(site, "there is a proxy", monkeypatch, caplog)
+        _goes_by_boto3(site, "a proxy is configured", monkeypatch, caplog)
 
 
 def _goes_by_boto3(
@@ -400,18 +404,23 @@ def _goes_by_boto3(
 
 
 PLACES: dict[str, tuple[str, str | None, dict[str, Any], str]] = {
-    "directory bucket": ("site--use1-az4--x-s3", None, {}, "the bucket's name is not"),
-    "outposts alias": ("site-o01--op-s3", None, {}, "the bucket's name is not"),
+    "directory bucket": ("site--use1-az4--x-s3", None, {}, "the bucket name is an ARN"),
+    "outposts alias": ("site-o01--op-s3", None, {}, "the bucket name is an ARN"),
     "access point": (
         "arn:aws:s3:us-east-1:123456789012:accesspoint/mine",
         None,
         {},
-        "the bucket's name is not one of a plain bucket.",
+        "the bucket name is an ARN or has a reserved suffix.",
     ),
-    "below a path": ("site", "http://127.0.0.1:1/s3", {}, "the bucket is not reached"),
-    "no verify": ("site", None, {"verify": False}, "certificates are not to be ver"),
+    "below a path": (
+        "site",
+        "http://127.0.0.1:1/s3",
+        {},
+        "endpoint_url contains a path",
+    ),
+    "no verify": ("site", None, {"verify": False}, "certificate verification is d"),
     "no CAs": ("site", None, {"verify": "/none.pem"}, "FileNotFoundError."),
-    "signature": ("site", None, {"signature_version": "s3"}, "requests are signed by"),
+    "signature": ("site", None, {"signature_version": "s3"}, "the signature version"),
     "no TLS, verify": ("site", "http://127.0.0.1:1", {"verify": "/my.pem"}, ""),
     "no TLS, bundle": ("site", "http://127.0.0.1:1", {"AWS_CA_BUNDLE": "/my.pem"}, ""),
     "plain": ("site", None, {}, ""),
@@ -473,8 +482,8 @@ def test_what_goes_wrong_with_it_costs_speed_alone(
 @pytest.mark.parametrize(
     ("release", "reason"),
     [
-        ("0.7.3", "it is older than 0.11"),
-        ("0.10.1", "it is older than 0.11"),
+        ("0.7.3", "its version is older than 0.11"),
+        ("0.10.1", "its version is older than 0.11"),
     ],
 )
 def test_one_that_is_too_old_is_left_alone(
@@ -548,8 +557,8 @@ def test_three_failures_in_a_row_are_enough(
     assert site.bucket.files() == {name: name.encode() for name in names}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert _said(caplog) == [
-        "obstore is not used any more: it failed three times in a row where boto3 did "
-        "not, last with PermissionDeniedError (403)."
+        "obstore is not used any more, because three uploads in a row failed with it "
+        "and succeeded with boto3. The last error was: PermissionDeniedError (403)"
     ]
     # Those that were under way in the other threads fail too.
     assert 3 <= len(site.put_by_obstore()) < 3 + threads

@@ -162,7 +162,7 @@ def test_all_requests_end_after_a_few_were_set_aside() -> None:
     for _ in range(4):
         with pytest.raises(ConnectionClosedError):
             sender.send(_closed)
-    with pytest.raises(OutageError, match=r"It was tried for \d s"):
+    with pytest.raises(OutageError, match=r"No request succeeded for \d s"):
         sender.send(_closed)
     with pytest.raises(OutageError):
         sender.send(int)

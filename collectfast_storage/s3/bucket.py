@@ -172,7 +172,9 @@ class Bucket:
             return None
         _check_is_answer(answer)
         if not answer.keys() & {"ETag", "LastModified"}:
-            raise errors.AnswerError(what="What it answers to HeadObject is no object")
+            raise errors.AnswerError(
+                problem="The response to HeadObject does not describe an object"
+            )
         return {**answer}
 
     def learn(self, *, opaque: bool) -> None:
@@ -185,7 +187,7 @@ class Bucket:
         try:
             name.encode()
         except UnicodeEncodeError:
-            text = "its name is not UTF-8, as S3's keys are; rename the file"
+            text = "the file name is not valid UTF-8, which S3 requires; rename it"
             raise OSError(text) from None
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
@@ -422,7 +424,7 @@ def _check_is_answer(answer: Any) -> None:
     about = answer["ResponseMetadata"]
     is_page = "html" in about["HTTPHeaders"].get("content-type", "")
     if is_page and "ETag" not in answer and about["HTTPStatusCode"] != 204:
-        raise errors.AnswerError(what="It answered with a web page")
+        raise errors.AnswerError(problem="The response is a web page")
 
 
 def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
@@ -446,9 +448,10 @@ def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
     for key, header in found:
         etag = normal_etag(header)
         if key and not key.startswith(prefix):
-            raise errors.AnswerError(what=f"It lists {key!r} below {prefix!r}")
+            problem = f"The listing of prefix {prefix!r} contains the key {key!r}"
+            raise errors.AnswerError(problem=problem)
         if not key or etags.setdefault(key.removeprefix(prefix), etag) != etag:
             is_listing = False
     if not is_listing or (more and not any(following.values())):
-        raise errors.AnswerError(what="Its listing is none")
+        raise errors.AnswerError(problem="The response to ListObjects is not a listing")
     return Page(etags, following if more else {})

@@ -64,19 +64,22 @@ _DENIED = "403|405|501|AccessDenied|Forbidden|MethodNotAllowed|NotImplemented"
 class AnswerError(BotoCoreError):
     """An answer that is none of S3's, of which nothing may be concluded."""
 
-    fmt = "{what}. Is its endpoint the right one, and does nothing answer in its place?"
+    fmt = (
+        "{problem}. Check endpoint_url: a proxy, gateway or login page may be "
+        "answering instead of S3."
+    )
 
 
 class ThrottledError(BotoCoreError):
     """What obstore was told; how, is for boto3 to find out."""
 
-    fmt = "{what}"
+    fmt = "{error}"
 
 
 class OutageError(BotoCoreError):
     """The end of a run in which no request succeeded for too long."""
 
-    fmt = "{what} (It was tried for {seconds} s.)"
+    fmt = "{error} (No request succeeded for {seconds} s.)"
 
 
 class Transient(NamedTuple):

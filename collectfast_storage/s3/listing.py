@@ -60,11 +60,13 @@ class Listing:
             is_none = isinstance(error.cause, AnswerError)
             if whole or not (is_none or isinstance(error, DeniedError)):
                 raise
-            failure = reason_of(error.cause).rstrip(".")
+            failure = reason_of(error.cause)
         if not self._is_complete:
             self.ask(name for name in wanted if name not in self._remotes)
         if failure:
-            text = "The bucket %r may not be listed, so each file is asked for: %s."
+            text = (
+                "Cannot list bucket %r; sending one HEAD request per file instead: %s"
+            )
             self._warn(text, failure)
 
     def __getitem__(self, name: str) -> Remote | None:
@@ -98,8 +100,8 @@ class Listing:
         self._remotes[name] = remote
         if remote is UNKNOWN:
             self._warn(
-                "The bucket %r does not tell whether some files are there, so they go "
-                "up: HEADs are refused (s3:GetObject), or s3:ListBucket is missing."
+                "Cannot find out whether some files exist in bucket %r, so they are "
+                "uploaded. Grant s3:GetObject and s3:ListBucket."
             )
 
     def forget(self, name: str) -> None:
@@ -118,7 +120,7 @@ class Listing:
                 last = max([last, *page.etags])
                 is_repeated = page.etags and page.etags.keys() <= seen
                 if following and (is_repeated or idle > self._idle_pages):
-                    raise AnswerError(what="Its listing does not end")
+                    raise AnswerError(problem="The listing does not end")
             seen |= page.etags.keys()
             for name, etag in page.etags.items():
                 # What was done to it since is newer than a listing.

@@ -61,7 +61,9 @@ class Native:
         if lacking:
             if not self._has_declined:
                 self._has_declined = True
-                logger.info("obstore is not used for files with %s.", lacking)
+                logger.info(
+                    "boto3 uploads files with %s, because obstore cannot.", lacking
+                )
             return None
         headers = {**payload.parameters}
         attributes = {**headers.pop("Metadata", {})}
@@ -76,7 +78,7 @@ class Native:
         except BaseException as error:  # Rust's panics are no Exceptions.
             if is_throttling(*_answer_in(error)):
                 self._throttled.add(request["path"])  # Boto3 is next: it has words.
-                raise ThrottledError(what=_told(error)) from None
+                raise ThrottledError(error=_told(error)) from None
             return None, _told(error)
         self._failures.clear()
         return etag, None
@@ -86,8 +88,11 @@ class Native:
         self._failures.append(error)
         if len(self._failures) >= 3 and not self._is_off:
             self._is_off = True
-            text = "it failed three times in a row where boto3 did not, last with"
-            logger.warning("obstore is not used any more: %s %s.", text, error)
+            text = (
+                "obstore is not used any more, because three uploads in a row failed "
+                "with it and succeeded with boto3. The last error was: %s"
+            )
+            logger.warning(text, error)
 
 
 def native_to(
@@ -133,20 +138,26 @@ def _reasons(client: Any, bucket: str, trusted: Any, forked: bool) -> Iterator[s
     release = [int(number) for number in version("obstore").split(".")[:2]]
     proxies = [n for n in os.environ if re.fullmatch("(?i)(http|https|all)_proxy", n)]
     reasons = {
-        "its threads stayed in the parent process": stayed,
+        "this process was forked after obstore had started its threads": stayed,
         # Those before trust no CA of one's own.
-        "it is older than 0.11": release < [0, 11],
-        "the bucket's name is not one of a plain bucket": re.search(_NO_BUCKET, bucket),
+        "its version is older than 0.11": release < [0, 11],
+        "the bucket name is an ARN or has a reserved suffix": re.search(
+            _NO_BUCKET, bucket
+        ),
         # Those of the environment it obeys, but not as botocore does.
-        "there is a proxy": config.proxies or proxies,
-        "there is a client certificate": config.client_cert is not None,
-        "certificates are not to be verified": not trusted,
-        f"requests are signed by {signed}": signed not in (None, "s3v4"),
+        "a proxy is configured": config.proxies or proxies,
+        "a client certificate is configured": config.client_cert is not None,
+        "certificate verification is disabled": not trusted,
+        f"the signature version is {signed}": signed not in (None, "s3v4"),
     }
     yield from (reason for reason, holds in reasons.items() if holds)
     if _place(client, bucket).path not in (_PROBE, f"/{bucket}{_PROBE}"):
-        yield "the bucket is not reached directly"
-    yield from (f"{name} is set" for name in os.environ if re.match(_VARIABLES, name))
+        yield "endpoint_url contains a path"
+    yield from (
+        f"the environment variable {name} is set"
+        for name in os.environ
+        if re.match(_VARIABLES, name)
+    )
 
 
 def _place(client: Any, bucket: str) -> SplitResult:
