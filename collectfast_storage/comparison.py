@@ -24,7 +24,7 @@ from collectfast_storage.fingerprint import looks_like_md5
 from collectfast_storage.payload import Payload
 from collectfast_storage.program import changed_headers, description_of
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import naming
+from collectfast_storage.s3.errors import as_bucket_error
 from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor
@@ -120,7 +120,7 @@ class Comparison:
         context.progress.start(len(context.sources))
         if not context.lists:
             return
-        with naming(self._bucket.name, OSError):  # of a credentials file, say
+        with as_bucket_error(self._bucket.name, OSError):  # of a credentials file, say
             self._bucket.connect()  # in this thread
         # Not in a thread of the executor, which has to run HEAD requests for this.
         loader = BoundedExecutor(1)
@@ -143,7 +143,7 @@ class Comparison:
         if self._for_headers != files // 2 + 1 or not files:
             return str(verdict.value)
         changed, sent = "a parameter that HEAD does not report", payload.parameters
-        with suppress(BucketError), naming(self._bucket.name):
+        with suppress(BucketError), as_bucket_error(self._bucket.name):
             head = self._executor.submit(self._bucket.headers, name, sent).result()
             changed = description_of(changed_headers(head or {}, sent)) or changed
         text = (

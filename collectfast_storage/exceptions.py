@@ -20,7 +20,9 @@ _ADVICE = {
     r"\(AccessDenied\) when calling the PutObject": (
         "(Grant s3:PutObject, and s3:PutObjectAcl if default_acl is set.)"
     ),
-    r"\(AccessDenied\) when calling the Delete": "(Grant the permission s3:DeleteObject.)",
+    r"\(AccessDenied\) when calling the Delete": (
+        "(Grant the permission s3:DeleteObject.)"
+    ),
     r"\(AccessDenied\) when calling the List": "(Grant the permission s3:ListBucket.)",
     "(?i)SSL validation failed.*(wrong.version|unknown.proto|record.layer|http.req)": (
         "(The server may use HTTP instead of HTTPS: check endpoint_url.)"

@@ -138,9 +138,9 @@ class RetryingSender:
             if transient is None and isinstance(error, ClientError):
                 self._success(began, size)  # It is an answer.
             elif transient is not None and transient.throttled:
-                self._pace.throttled(now, began, transient.after)
+                self._pace.throttled(now, began, transient.retry_after)
             elif transient is not None:
-                timed_out, after = transient.timed_out, transient.after
+                timed_out, after = transient.timed_out, transient.retry_after
                 self._pace.failed(now, began, timed_out=timed_out, after=after)
         return transient if self.retries else None
 
@@ -150,7 +150,7 @@ class RetryingSender:
         """Raise `error` if its request, which `began` then, is not to be sent again."""
         now = monotonic()
         with self._changed:
-            following = self._patience.failed(now, began, alone, transient.after)
+            following = self._patience.failed(now, began, alone, transient.retry_after)
             waited, timeout = self._patience.waited(now), self._patience.timeout
             is_long = waited >= _SILENCE or transient.timed_out
             warns = self._pace.is_probing and is_long and not self._has_warned

@@ -38,7 +38,11 @@ from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Report, Tally
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import concerns_bucket, concerns_one_file, naming
+from collectfast_storage.s3.errors import (
+    affects_one_file,
+    affects_whole_bucket,
+    as_bucket_error,
+)
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import INTERRUPTED, Outcome, Uploads
 
@@ -103,9 +107,9 @@ class Failures:
         reason = reason_of(error)
         self._alike = self._alike + 1 if reason == self._last_reason else 1
         self._last_reason = reason
-        if concerns_bucket(error):
+        if affects_whole_bucket(error):
             self.end = BucketError(self._bucket_name, error)
-        elif self._alike >= _ENOUGH_ALIKE and not concerns_one_file(error):
+        elif self._alike >= _ENOUGH_ALIKE and not affects_one_file(error):
             self.end = UploadError(self.errors, tried_all=False)
         return self.end is not None
 
@@ -205,7 +209,7 @@ class Pending:
 
     def hold(self, waiting: Waiting, name: str, payload: Payload) -> bool:
         """Let `payload` wait, if there is room, until another request is to be sent."""
-        with naming(self._context.destination.bucket_name):
+        with as_bucket_error(self._context.destination.bucket_name):
             self._uploads.connect()
         return waiting.add(name, payload)
 
@@ -259,7 +263,7 @@ class Pending:
         # An error of the file, which is read now, is not one of the bucket.
         _ = payload.fingerprint
         waits = payload.plain is None and not payload.read_again()
-        with naming(self._context.destination.bucket_name):
+        with as_bucket_error(self._context.destination.bucket_name):
             self._uploads.submit(name, payload)
         # The caller closes the file of a stream. And the first upload shows whether
         # ETags are MD5s: others would have to be repeated with a fingerprint.
@@ -557,7 +561,7 @@ class Run:
         """Delete, and yield each name with its error, if any."""
         destination = self.context.destination
         if not destination.has_own_delete:
-            with naming(self._bucket.name):
+            with as_bucket_error(self._bucket.name):
                 yield from self._bucket.delete(names)
             return
         self._is_deleting = True

@@ -32,7 +32,7 @@ from collectfast_storage.program import save_unless_unchanged
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import naming, not_found
+from collectfast_storage.s3.errors import as_bucket_error, not_found
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor, Uploads
 
@@ -246,7 +246,7 @@ class CollectfastMixin(_ConnectionMixin):
                     return File(file, name)
                 run.check_exists(name_in_run)
                 run.wait_for(name_in_run)
-                with naming(bucket_name):
+                with as_bucket_error(bucket_name):
                     return super()._open(name, mode)
         opened = super()._open(name, mode)
         if "w" in mode and not self._collectfast_options.preload:

@@ -135,14 +135,14 @@ class Bucket:
 
         def read_page() -> tuple[Mapping[str, Any], Entries]:
             response: Mapping[str, Any] = {}
-            with self.our_request() as read, suppress(*errors.UNREADABLE):
+            with self.our_request() as read, suppress(*errors.PARSE_ERRORS):
                 response = request(Prefix=self.prefix, **self._place, **start)
             return response, read
 
         try:
             response, read = self.sender.send(read_page)
         except ClientError as error:
-            if start or not errors.is_not_understood(error):
+            if start or not errors.is_unsupported_request(error):
                 raise
             return self.list({"Marker": ""})
         return _page_of(response, read, self.prefix)
@@ -286,10 +286,10 @@ class Bucket:
         while many and (batch := many[:1000]):
             try:
                 failed = self._delete_many(batch)
-            except errors.FAILURES as error:
-                if errors.is_not_understood(error):
+            except errors.REQUEST_ERRORS as error:
+                if errors.is_unsupported_request(error):
                     break
-                if errors.concerns_bucket(error):
+                if errors.affects_whole_bucket(error):
                     raise
                 failed = dict.fromkeys(batch, error.with_traceback(None))
             yield from ((name, failed.get(name)) for name in batch)
@@ -299,8 +299,8 @@ class Bucket:
                 delete, key = self.client.delete_object, self.prefix + name
                 answer = self.send(delete, Key=key, **self._place)
                 _check_is_answer(answer)
-            except errors.FAILURES as error:
-                if errors.concerns_bucket(error):
+            except errors.REQUEST_ERRORS as error:
+                if errors.affects_whole_bucket(error):
                     raise
                 yield name, error.with_traceback(None)
             else:

@@ -11,7 +11,7 @@ from typing import Any
 from collectfast_storage.decision import UNASKED, UNKNOWN, Remote
 from collectfast_storage.exceptions import BucketError, DeniedError, reason_of
 from collectfast_storage.s3.bucket import Bucket, Page
-from collectfast_storage.s3.errors import AnswerError, naming, transient_of
+from collectfast_storage.s3.errors import AnswerError, as_bucket_error, transient_of
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -113,7 +113,9 @@ class Listing:
         following: dict[str, Any] = {}
         last, idle = "", 0  # the greatest key; pages that did not come after it
         while True:
-            with naming(self._bucket.name, OSError):  # of a credentials file, say
+            with as_bucket_error(
+                self._bucket.name, OSError
+            ):  # of a credentials file, say
                 page = self._bucket.list(following)
                 following = page.following
                 idle += min(page.etags, default="") <= last
@@ -139,7 +141,9 @@ class Listing:
         answers = [self._executor.submit(head, n, parameters(key + n)) for n in names]
         for name, answer in zip(names, answers, strict=True):
             try:
-                with naming(self._bucket.name, OSError):  # of a credentials file, say
+                with as_bucket_error(
+                    self._bucket.name, OSError
+                ):  # of a credentials file, say
                     self.note(name, answer.result())
             except DeniedError as error:
                 self.denial = error
