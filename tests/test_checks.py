@@ -188,7 +188,7 @@ def test_trust_in_a_cache_of_one_process(kind: str) -> None:
     assert _check(storages, CACHES=caches) == [
         checks.Warning(
             "STORAGES['staticfiles'] has collectfast_preload=False, but the cache "
-            "'default' does not outlive the process, so each run sends one HEAD "
+            "'default' does not outlive the process, so each run sends a HEAD "
             "request per file.",
             hint="Set collectfast_preload to True, or collectfast_cache to the alias "
             "of a persistent cache.",
