@@ -92,7 +92,7 @@ class Comparison:
             if verdict is Verdict.UNCHANGED:  # So HEAD requests help for others too.
                 self._heads_left = inf
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
-                self._bucket.learn(opaque=True)  # The fingerprint was right.
+                self._bucket.note_etag(opaque=True)  # The fingerprint was right.
         if (
             verdict is Verdict.UNCHANGED
             and remote is not UNASKED
@@ -100,7 +100,7 @@ class Comparison:
         ):
             self._cache.remember(name, Remembered(payload.fingerprint, remote.etag))
         if known and known.etag == known.fingerprint.md5 != "":
-            self._bucket.learn(opaque=False)
+            self._bucket.note_etag(opaque=False)
         return Verdict.CONTENT if verdict is Verdict.NEEDS_HEAD else verdict
 
     def remote(self, name: str) -> Remote | None:
@@ -186,10 +186,10 @@ class Comparison:
         self.listing.ask(sample)
         found = self._judged(sample, Verdict.UNCHANGED)
         if found:
-            self._bucket.learn(opaque=True)  # The fingerprint was right.
+            self._bucket.note_etag(opaque=True)  # The fingerprint was right.
         is_much = len(undecided) >= _SAMPLE and not found
         if is_much and all(map(self._contradicts, sample, listed)):
-            self._bucket.learn(opaque=True)
+            self._bucket.note_etag(opaque=True)
             text = (
                 "The ETags in bucket %r do not identify contents; uploading %d files "
                 "again."

@@ -39,7 +39,7 @@ class Options:
 
     @classmethod
     def of(cls, storage: object) -> Options:
-        """Read the options of `storage`; raise ImproperlyConfigured if one is invalid."""
+        """Read the options of `storage`; raise ImproperlyConfigured if one is bad."""
         values = {
             f.name: getattr(storage, f"collectfast_{f.name}") for f in fields(cls)
         }

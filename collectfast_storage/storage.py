@@ -354,7 +354,7 @@ class CollectfastMixin(_ConnectionMixin):
             context.destination.prefix,
             RetryingSender(name, pace, options.retry_timeout, context.progress),
             lambda: self.connection.meta.client,
-            self._collectfast_native,
+            self._collectfast_obstore,
             self.object_parameters,
         )
         cache = self._collectfast_cache(alias, trusted=context.trusts)
@@ -377,14 +377,14 @@ class CollectfastMixin(_ConnectionMixin):
             delete=self.delete,
         )
 
-    def _collectfast_native(self, client: Any) -> Any:
+    def _collectfast_obstore(self, client: Any) -> Any:
         # A subclass that makes its own connections may need them as they are.
         is_own = overridden(type(self), "connection")
         if is_own or not self._collectfast_options.threads:
             return None
-        from collectfast_storage.s3.native import native_to
+        from collectfast_storage.s3.obstore import obstore_uploader
 
-        return native_to(
+        return obstore_uploader(
             client,
             self.bucket_name,
             self._collectfast_credentials,

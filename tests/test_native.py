@@ -30,7 +30,7 @@ from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.native import Native, native_to
+from collectfast_storage.s3.obstore import ObstoreUploader, obstore_uploader
 from tests import certificates
 from tests.faults import Refusal
 from tests.proxy import Handler, Proxy, Request, proxy, refuse
@@ -93,8 +93,8 @@ class Place:
             **self.proxy.trust,
         )
 
-    def native(self, client: Any = None) -> Native | None:
-        return native_to(
+    def native(self, client: Any = None) -> ObstoreUploader | None:
+        return obstore_uploader(
             self.client,
             self.server.bucket,
             lambda: self.credentials,
@@ -102,7 +102,7 @@ class Place:
             is_forked=False,
         )
 
-    def bucket(self, native: Callable[[Any], Native | None] | None) -> Bucket:
+    def bucket(self, native: Callable[[Any], ObstoreUploader | None] | None) -> Bucket:
         name = self.server.bucket
         bucket = Bucket(name, self.prefix, _sender(), lambda: self.client, native)
         bucket.head("nothing", {})  # The network has to be there.
@@ -184,11 +184,11 @@ def test_nothing_of_it_outlasts_a_run(site: Site) -> None:
     """A program that saves in batches does not grow by a client each time."""
     site.write_many(3)
     # Failed runs of earlier tests may have some, until their threads have ended.
-    before = [each for each in gc.get_objects() if type(each) is Native]
+    before = [each for each in gc.get_objects() if type(each) is ObstoreUploader]
     site.collect()
     assert site.put_by_obstore() != []
     gc.collect()
-    after = [each for each in gc.get_objects() if type(each) is Native]
+    after = [each for each in gc.get_objects() if type(each) is ObstoreUploader]
     assert [each for each in after if not any(each is old for old in before)] == []
 
 
@@ -233,9 +233,9 @@ def test_it_addresses_the_bucket_as_boto3_does(
         **counting.trust,
     )
 
-    def native(client: Any) -> Native | None:
+    def native(client: Any) -> ObstoreUploader | None:
         credentials, verify = Credentials("a", "b"), counting.trust["verify"]
-        return native_to(
+        return obstore_uploader(
             client, name, lambda: credentials, verify=verify, is_forked=False
         )
 
@@ -447,7 +447,7 @@ def test_places_that_it_does_not_reach_as_boto3_does(
         config=Config(signature_version=options.get("signature_version")),
     )
     with caplog.at_level("INFO", "collectfast_storage"):
-        native = native_to(
+        native = obstore_uploader(
             client,
             bucket,
             lambda: Credentials("a", "b"),
@@ -469,8 +469,10 @@ def test_what_goes_wrong_with_it_costs_speed_alone(
 
     client = server.client()
 
-    def made(error: BaseException) -> Native | None:
-        return native_to(client, "b", lambda: fail(error), verify=None, is_forked=False)
+    def made(error: BaseException) -> ObstoreUploader | None:
+        return obstore_uploader(
+            client, "b", lambda: fail(error), verify=None, is_forked=False
+        )
 
     with caplog.at_level("INFO", "collectfast_storage"):
         assert made(RuntimeError(f"with {server.secret_key}")) is None
@@ -519,8 +521,8 @@ def test_keys_that_it_would_not_use_as_they_are(place: Place, name: str) -> None
     """
     native = place.native()
     assert native is not None
-    assert native.prepared(f"static/{name}", _payload({})) is None
-    assert native.prepared("static/a/b", _payload({})) is not None
+    assert native.request_for(f"static/{name}", _payload({})) is None
+    assert native.request_for("static/a/b", _payload({})) is not None
 
 
 # What becomes of its failures.

@@ -47,7 +47,7 @@ class Listing:
         The rest is asked for: all, if no listing is to be had nor the `whole` needed.
         """
         skips = wanted is not None and not whole
-        wanted = [name for name in wanted or () if self._bucket.is_possible(name)]
+        wanted = [name for name in wanted or () if self._bucket.is_valid_name(name)]
         listed, failure = 0, None
         try:
             for page in self._pages():
