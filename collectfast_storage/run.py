@@ -38,7 +38,11 @@ from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Report, Tally
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import concerns_bucket, concerns_one_file, naming
+from collectfast_storage.s3.errors import (
+    affects_one_file,
+    affects_whole_bucket,
+    as_bucket_error,
+)
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import INTERRUPTED, Outcome, Uploads
 
@@ -103,9 +107,9 @@ class Failures:
         reason = reason_of(error)
         self._alike = self._alike + 1 if reason == self._last_reason else 1
         self._last_reason = reason
-        if concerns_bucket(error):
+        if affects_whole_bucket(error):
             self.end = BucketError(self._bucket_name, error)
-        elif self._alike >= _ENOUGH_ALIKE and not concerns_one_file(error):
+        elif self._alike >= _ENOUGH_ALIKE and not affects_one_file(error):
             self.end = UploadError(self.errors, tried_all=False)
         return self.end is not None
 
@@ -205,7 +209,7 @@ class PendingUploads:
 
     def hold(self, waiting: HeldPayloads, name: str, payload: Payload) -> bool:
         """Let `payload` wait, if there is room, until another request is to be sent."""
-        with naming(self._context.destination.bucket_name):
+        with as_bucket_error(self._context.destination.bucket_name):
             self._uploads.connect()
         return waiting.add(name, payload)
 
@@ -259,7 +263,7 @@ class PendingUploads:
         # An error of the file, which is read now, is not one of the bucket.
         _ = payload.fingerprint
         waits = payload.plain is None and not payload.read_again()
-        with naming(self._context.destination.bucket_name):
+        with as_bucket_error(self._context.destination.bucket_name):
             self._uploads.submit(name, payload)
         # The caller closes the file of a stream. And the first upload shows whether
         # ETags are MD5s: others would have to be repeated with a fingerprint.
@@ -331,7 +335,7 @@ class Run:
         Raises NotImplementedError to force a copy.
         """
         if not self.context.destination.saves_as_is:
-            raise NotImplementedError("A subclass saves files in its own way.")
+            raise NotImplementedError("A subclass overrides save.")
         newest = source[0].get_modified_time(source[1])
         pending = self._pending.fingerprint(name)
         verdict: Verdict | None
@@ -347,7 +351,7 @@ class Run:
         try:
             return newest - timedelta(days=1)
         except OverflowError as error:
-            raise NotImplementedError("No time is older than that.") from error
+            raise NotImplementedError("No earlier time exists.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
         """Return the content of `name` if it is on this machine.
@@ -530,7 +534,7 @@ class Run:
             if self.context.destination.has_own_delete:
                 # It would delete another object, whose name is a normal form of this.
                 left_over = set(filter(self.context.is_normal, left_over))
-            deleted, self._tally.spared = map(
+            deleted, self._tally.kept = map(
                 set, self.context.split_left_over(left_over)
             )
             deletes |= deleted
@@ -561,7 +565,7 @@ class Run:
         """Delete, and yield each name with its error, if any."""
         destination = self.context.destination
         if not destination.has_own_delete:
-            with naming(self._bucket.name):
+            with as_bucket_error(self._bucket.name):
                 yield from self._bucket.delete(names)
             return
         self._is_deleting = True

@@ -22,7 +22,7 @@ _Work = tuple[Future[Any], Callable[[], Any]]
 
 # Enough that no thread is ever without work; more would only take memory.
 _WAITING_PER_THREAD = 8
-INTERRUPTED = "it was interrupted"
+INTERRUPTED = "the upload was interrupted"
 # Seconds after which an idle thread ends. A later call starts a new one.
 _LONGEST_IDLE = 1.0
 # Of the bytes that may be under way, each stream takes a third: s3transfer reads up to

@@ -66,7 +66,7 @@ def test_where_another_storage_stores_it_refuses(
     options = {**site.storage_options, "location": site.bucket.location + below}
     media = {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}
     storages = {"default": media, "staticfiles": static}
-    with pytest.raises(CommandError, match=r"STORAGES\['default'\] stores below"):
+    with pytest.raises(CommandError, match=r"STORAGES\['default'\] stores files below"):
         site.collect(*arguments, STORAGES=storages)
     assert site.bucket.names() == ["media/me.jpg"]
     site.collect(STORAGES=storages)
@@ -89,7 +89,7 @@ def test_storage_of_a_sites_own_below_the_location(site: Site) -> None:
     media = {"BACKEND": f"{__name__}.MediaStorage", "OPTIONS": options}
     static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
     site.bucket.put("media/me.jpg", b"me")
-    with pytest.raises(CommandError, match=r"STORAGES\['default'\] stores below"):
+    with pytest.raises(CommandError, match=r"STORAGES\['default'\] stores files below"):
         site.collect("--clear", STORAGES={"default": media, "staticfiles": static})
     assert site.bucket.names() == ["media/me.jpg"]
 
@@ -110,7 +110,8 @@ def test_other_names_of_the_same_storage(
     site.write("a.css", "a")
     storages = {"default": local, "staticfiles": static}
     refused = {**storages, "other": static if other == "same" else broken}
-    reason = "stores below" if other == "same" else r"cannot be built \(ModuleNotFound"
+    broken_reason = r"cannot be created \(ModuleNotFound"
+    reason = "stores files below" if other == "same" else broken_reason
     with pytest.raises(CommandError, match=rf"STORAGES\['other'\] {reason}"):
         site.collect(*arguments, STORAGES=refused)
     assert site.bucket.names() == ["left over.css"]
@@ -196,12 +197,12 @@ def test_release_before_is_there_at_each_moment(site: Site) -> None:
         etags = site.bucket.etags()
         assert lost == [*(before.items() - etags.items())] == []
         release = {name: etags[name] for name in site.manifest().values()}
-        assert reports[-1].spared == tuple(sorted(before))
-        assert ("3 spared" in str(reports[-1])) == (number > 0)
+        assert reports[-1].kept == tuple(sorted(before))
+        assert ("3 kept" in str(reports[-1])) == (number > 0)
         assert len(reports[-1].deleted) == (3 if number > 1 else 0)
         before = release
     assert site.collect("--clear").requests["DELETE MANY"] == 1
-    assert reports[-1].spared == ()
+    assert reports[-1].kept == ()
 
 
 def test_manifest_storage_keeps_what_the_new_manifest_names(site: Site) -> None:

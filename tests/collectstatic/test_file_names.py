@@ -153,7 +153,7 @@ def test_name_that_is_no_utf8_is_named_and_the_rest_arrives(
         with pytest.raises(CommandError) as caught:
             site.collect()
         assert "Could not upload 1 file" in str(caught.value)
-        assert r"caf\udce9.css: its name is not UTF-8" in str(caught.value)
+        assert r"caf\udce9.css: the file name is not valid UTF-8" in str(caught.value)
         assert str(caught.value).encode().decode() == str(caught.value)
         assert site.put() == put
     assert site.bucket.names() == ["a.css", "z.css"]

@@ -310,7 +310,10 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
 
-MOST = "Most files go up to the bucket {!r} for headers alone; of {!r}, {}."
+MOST = (
+    "Most files are uploaded to bucket {!r} only because their headers changed. "
+    "Example: {!r}, {}."
+)
 OLD = {"CacheControl": "max-age=60", "Expires": "Thu, 31 Dec 2037 23:55:55 GMT"}
 SAME_TIME = datetime(2037, 12, 31, 23, 55, 55, tzinfo=UTC)
 
@@ -322,35 +325,35 @@ SAME_TIME = datetime(2037, 12, 31, 23, 55, 55, tzinfo=UTC)
         pytest.param(
             OLD,
             {"CacheControl": "max-age=61", "Expires": SAME_TIME},
-            "CacheControl was max-age=60, and is max-age=61",
+            "CacheControl was max-age=60, is now max-age=61",
             id="one of two",
             marks=pytest.mark.needs("Expires"),
         ),
         pytest.param(
             OLD,
             {"Expires": OLD["Expires"]},
-            "CacheControl was max-age=60, and is None",
+            "CacheControl was max-age=60, is now None",
             id="no longer",
             marks=pytest.mark.needs("Expires"),
         ),
         pytest.param(
             OLD,
             OLD | {"Expires": datetime(2038, 1, 1, tzinfo=UTC)},
-            "Expires was 2037-12-31 23:55:55+00:00, and is 2038-01-01 00:00:00+00:00",
+            "Expires was 2037-12-31 23:55:55+00:00, is now 2038-01-01 00:00:00+00:00",
             id="a time",
             marks=pytest.mark.needs("Expires"),
         ),
         pytest.param(
             {"Metadata": {"Build": "1", "other": "a"}},
             {"Metadata": {"Build": "2", "other": "a"}, "ContentLanguage": "en"},
-            "ContentLanguage was None, and is en, Metadata build was 1, and is 2",
+            "ContentLanguage was None, is now en, Metadata build was 1, is now 2",
             id="metadata",
             marks=pytest.mark.needs("metadata in lower case"),
         ),
         pytest.param(
             {},
             {"Tagging": "a=1"},
-            "which, a HEAD does not tell",
+            "a parameter that HEAD does not report",
             id="not told",
             marks=pytest.mark.needs("tags"),
         ),
@@ -373,8 +376,8 @@ def test_headers_that_differ_in_most_files_are_named(
     (warning,) = _warnings(caplog)
     name = next(each for each in NAMES if repr(each) in warning)
     assert warning == MOST.format(site.bucket.name, name, told)
-    assert f"Uploading '{name}' (headers: {told})" in changed.output
-    assert changed.output.count("(headers: ") == 1
+    assert f"Uploading '{name}' (headers changed: {told})" in changed.output
+    assert changed.output.count("(headers changed: ") == 1
     assert site.collect().put == []
     assert len(_warnings(caplog)) == 1
 
@@ -404,7 +407,7 @@ def test_headers_that_may_not_be_asked_for_are_not_named(
     site.proxy.fault = refuse("HEAD", "")
     assert site.collect().put == NAMES
     (warning,) = _warnings(caplog)
-    assert "which, a HEAD does not tell" in warning
+    assert "a parameter that HEAD does not report" in warning
 
 
 @pytest.mark.needs("customers' keys")
@@ -419,6 +422,9 @@ def test_customers_key_is_named_nowhere(
         changed = site.collect("--verbosity=2")
         assert changed.put == NAMES
     # moto tells headers without the key, but not this one.
-    told = "(which, a HEAD does not tell|SSECustomerAlgorithm was None, and is AES256)"
-    assert re.search(rf"\(headers: {told}\)", changed.output)
+    told = (
+        "(a parameter that HEAD does not report"
+        "|SSECustomerAlgorithm was None, is now AES256)"
+    )
+    assert re.search(rf"\(headers changed: {told}\)", changed.output)
     assert not any(key in caplog.text + changed.output for key in keys)

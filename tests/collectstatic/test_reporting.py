@@ -77,12 +77,12 @@ def test_verbosity_2_names_each_upload_and_its_reason(site: Site) -> None:
     output = site.collect("-v2").output
     lines = sorted(line for line in output.splitlines() if line.startswith("Upl"))
     assert lines == [
-        "Uploading 'absent.css' (absent)",
-        "Uploading 'content.css' (content)",
-        "Uploading 'headers.pdf' (headers)",
+        "Uploading 'absent.css' (new)",
+        "Uploading 'content.css' (content changed)",
+        "Uploading 'headers.pdf' (headers changed)",
     ]
     site.options["collectfast_ignore_etag"] = True
-    assert "Uploading 'same.css' (forced)" in site.collect("-v2").output
+    assert "Uploading 'same.css' (ignore_etag)" in site.collect("-v2").output
     assert "Uploading" not in site.collect().output
 
 

@@ -589,7 +589,7 @@ def test_error_names_the_files_that_an_interrupt_cancelled(
     new: dict[str, Source] = {f"{n}.txt": b"%d new" % n for n in range(6)}
     finder = finder_of({**new, "z.txt": Interrupting})
     with site.active(STATICFILES_FINDERS=[finder]):
-        with pytest.raises(UploadError, match="it was interrupted") as caught:
+        with pytest.raises(UploadError, match="the upload was interrupted") as caught:
             _call(Undeterred())
         over.set()
     # The first upload may have begun, or not, when the source interrupts.

@@ -113,5 +113,5 @@ def test_file_that_changed_while_it_was_read_is_named(site: Site) -> None:
     states = STATES["text"]
     errors = _collect(site, _patterns(*states, each_read=False), cache=0)
     assert len(errors) > 1
-    assert {*errors.values()} == {"the file changed while it was read"}
+    assert {*errors.values()} == {"the file changed while it was being read"}
     assert {_stored(site, name) for name in ("0000.css", "1111.css")} == {*states}

@@ -56,8 +56,9 @@ def test_every_upload_is_refused(
 
     site.proxy.fault = fault
     error = _fails(site, capsys)
-    assert error.startswith("Could not upload 20 files; the rest was not tried:")
-    assert re.search(rf"  20 files, such as \S+: .*{code}.*{advice}", error)
+    first_line = "Could not upload 20 files; the other files were not tried:"
+    assert error.startswith(first_line)
+    assert re.search(rf"  20 files, for example \S+: .*{code}.*{advice}", error)
     # One by one, until the first success tells what ETags are like.
     assert 20 <= len(site.put()) <= 60
 
@@ -98,7 +99,7 @@ def test_in_the_middle(
 
     site.proxy.fault = fault
     error = _fails(site, capsys)
-    assert error.startswith(f"The bucket {site.bucket.name!r} cannot be used: ")
+    assert error.startswith(f"Cannot use bucket {site.bucket.name!r}: ")
     assert code in error
     assert len(site.put()) <= 250
     arrived = set(site.bucket.names())
@@ -122,7 +123,7 @@ def test_credentials_that_cannot_be_refreshed(
     site.options |= {"access_key": None, "secret_key": None}
     site.write_many(300)
     error = _fails(site, capsys)
-    assert error.startswith(f"The bucket {site.bucket.name!r} cannot be used: ")
+    assert error.startswith(f"Cannot use bucket {site.bucket.name!r}: ")
     assert site.proxy.count() == {}
 
 
@@ -143,7 +144,7 @@ def test_some_that_fail_of_their_own_stop_nobody(site: Site) -> None:
     assert caught.value.failures.keys() == refused
     assert len(refused) == 30
     assert site.bucket.files().keys() == files.keys() - refused
-    assert str(caught.value).startswith("Could not upload 30 files:\n  30 files, such")
+    assert str(caught.value).startswith("Could not upload 30 files:\n  30 files, for")
 
 
 def test_few_of_one_reason_are_each_named(site: Site) -> None:
@@ -160,6 +161,4 @@ def test_urls_are_cut_to_their_host(site: Site) -> None:
     """They may be signed, and differ for each file."""
     cause = ValueError('at "https://s3.example.com/b/a.css?X-Amz-Signature=1" it ended')
     text = str(BucketError("b", cause))
-    assert text == (
-        "The bucket 'b' cannot be used: at \"https://s3.example.com/…\" it ended"
-    )
+    assert text == ("Cannot use bucket 'b': at \"https://s3.example.com/…\" it ended")

@@ -93,7 +93,7 @@ def test_many_files_on_disk_whose_names_are_not_utf8(
     with pytest.raises(UploadError, match="UTF-8") as caught:
         site.collect(*arguments)
     assert len(caught.value.failures) == ENOUGH
-    assert "the rest was not tried" not in str(caught.value)
+    assert "the other files were not tried" not in str(caught.value)
     assert site.bucket.files() == good
 
 

@@ -68,7 +68,7 @@ def test_import_brings_no_library_along() -> None:
         "import collectfast_storage; "
         "new = {name.partition('.')[0] for name in {*sys.modules} - before}; "
         "print(sorted(new - sys.stdlib_module_names)); "
-        "print('collectfast_storage.s3.native' in sys.modules)"
+        "print('collectfast_storage.s3.obstore' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -150,14 +150,14 @@ class ManifestMachine(RuleBasedStateMachine):
         clear: bool,
         upset: Upset | None,
         expected: dict[str, bytes],
-        spared: set[str],
+        kept: set[str],
     ) -> None:
         if upset is not None and upset.for_good:
             assert not {unhashed(name) for name in self.site.put()} & upset.names
         actual = self.objects()
         assert {name: actual.get(name) for name in expected} == expected
         extra = actual.keys() - expected.keys()
-        assert not clear or extra <= spared
+        assert not clear or extra <= kept
         again = self.site.collect(*arguments(clear))
         assert again.put == []
         cleared = {"DELETE MANY"} if extra else set()

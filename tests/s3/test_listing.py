@@ -77,7 +77,7 @@ def test_answer_that_is_no_listing(
     site.bucket.put("held.css", b"new")
     before = site.bucket.files()
     site.proxy.fault = listing(site, answer)
-    with pytest.raises(CommandError, match="bucket 'tests' cannot be used: ") as e:
+    with pytest.raises(CommandError, match="Cannot use bucket 'tests': ") as e:
         site.collect("--clear")
     assert "log in" not in str(e.value).lower()
     assert site.proxy.count().keys() == {"LIST"}
@@ -88,7 +88,7 @@ def test_answer_that_is_no_listing(
     assert site.collect().put == ["a.css"]
     assert site.bucket.files() == before | {"a.css": b"new"}
     [message] = caplog.messages
-    assert "bucket 'tests' may not be listed, so each file is asked for" in message
+    assert "Cannot list bucket 'tests'; sending one HEAD request per file" in message
 
 
 def test_listing_that_is_wrong_from_its_second_page_on(site: Site) -> None:
@@ -105,7 +105,7 @@ def test_listing_that_is_wrong_from_its_second_page_on(site: Site) -> None:
             return (rest if again else first)(handler, request, body)  # noqa: B023
 
         site.proxy.fault = fault
-        with pytest.raises(CommandError, match="bucket 'tests' cannot be used: "):
+        with pytest.raises(CommandError, match="Cannot use bucket 'tests': "):
             site.collect("--clear")
         assert site.proxy.count().keys() == {"LIST"}
 
@@ -200,12 +200,12 @@ def test_answers_that_are_none_to_other_questions(site: Site) -> None:
 
     site.write("a.css", "a")
     site.proxy.fault = put
-    with pytest.raises(CommandError, match=r"a\.css: It answered with a web page"):
+    with pytest.raises(CommandError, match=r"a\.css: The response is a web page"):
         site.collect()
     site.options["collectfast_preload"] = False
     site.proxy.fault = portal
     with pytest.raises(
-        CommandError, match=r"'tests' cannot be used: It answered with a web page"
+        CommandError, match=r"Cannot use bucket 'tests': The response is a web page"
     ):
         site.collect()
     site.proxy.fault = None

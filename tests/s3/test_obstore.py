@@ -30,7 +30,7 @@ from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.native import Native, native_to
+from collectfast_storage.s3.obstore import ObstoreUploader, obstore_uploader
 from tests.support import certificates
 from tests.support.faults import Refusal
 from tests.support.names import NAMES
@@ -93,8 +93,8 @@ class Place:
             **self.proxy.trust,
         )
 
-    def native(self, client: Any = None) -> Native | None:
-        return native_to(
+    def native(self, client: Any = None) -> ObstoreUploader | None:
+        return obstore_uploader(
             self.client,
             self.server.bucket,
             lambda: self.credentials,
@@ -102,7 +102,7 @@ class Place:
             is_forked=False,
         )
 
-    def bucket(self, native: Callable[[Any], Native | None] | None) -> Bucket:
+    def bucket(self, native: Callable[[Any], ObstoreUploader | None] | None) -> Bucket:
         name = self.server.bucket
         bucket = Bucket(name, self.prefix, _sender(), lambda: self.client, native)
         bucket.head("nothing", {})  # The network has to be there.
@@ -184,11 +184,11 @@ def test_nothing_of_it_outlasts_a_run(site: Site) -> None:
     """A program that saves in batches does not grow by a client each time."""
     site.write_many(3)
     # Failed runs of earlier tests may have some, until their threads have ended.
-    before = [each for each in gc.get_objects() if type(each) is Native]
+    before = [each for each in gc.get_objects() if type(each) is ObstoreUploader]
     site.collect()
     assert site.put_by_obstore() != []
     gc.collect()
-    after = [each for each in gc.get_objects() if type(each) is Native]
+    after = [each for each in gc.get_objects() if type(each) is ObstoreUploader]
     assert [each for each in after if not any(each is old for old in before)] == []
 
 
@@ -233,9 +233,9 @@ def test_it_addresses_the_bucket_as_boto3_does(
         **counting.trust,
     )
 
-    def native(client: Any) -> Native | None:
+    def native(client: Any) -> ObstoreUploader | None:
         credentials, verify = Credentials("a", "b"), counting.trust["verify"]
-        return native_to(
+        return obstore_uploader(
             client, name, lambda: credentials, verify=verify, is_forked=False
         )
 
@@ -292,7 +292,8 @@ def test_parameters_that_it_does_not_send_go_by_boto3(
     files = site.write_many(3)
     with caplog.at_level("INFO", "collectfast_storage"):
         site.collect()
-    assert _said(caplog) == [f"obstore is not used for files with {named}."]
+    line = f"boto3 uploads files with {named}, because obstore cannot."
+    assert _said(caplog) == [line]
     assert site.put_by_obstore() == []
     assert site.bucket.files() == files
     metadata = {k.lower(): v for k, v in parameters.get("Metadata", {}).items()}
@@ -345,14 +346,17 @@ SPECIAL: dict[str, tuple[Change, str]] = {
         lambda site, _: site.options.update(
             client_config=Config(client_cert=_certificate(site))
         ),
-        "there is a client certificate",
+        "a client certificate is configured",
     ),
     "threads": (lambda site, _: site.options.update(collectfast_threads=0), ""),
     "connection": (
         lambda site, _: setattr(site, "backend", f"{__name__}.OwnConnection"),
         "",
     ),
-    **{n: (_variable(n, value), f"{n} is set") for n, value in VARIABLES.items()},
+    **{
+        n: (_variable(n, value), f"the environment variable {n} is set")
+        for n, value in VARIABLES.items()
+    },
 }
 
 
@@ -381,7 +385,7 @@ def test_a_site_behind_a_proxy_goes_by_boto3(
     with proxy(server.endpoint, sign=server.signed, tls=False) as plain:
         site.proxy = plain
         PROXIED[name](site, monkeypatch)
-        _goes_by_boto3(site, "there is a proxy", monkeypatch, caplog)
+        _goes_by_boto3(site, "a proxy is configured", monkeypatch, caplog)
 
 
 def _goes_by_boto3(
@@ -400,18 +404,23 @@ def _goes_by_boto3(
 
 
 PLACES: dict[str, tuple[str, str | None, dict[str, Any], str]] = {
-    "directory bucket": ("site--use1-az4--x-s3", None, {}, "the bucket's name is not"),
-    "outposts alias": ("site-o01--op-s3", None, {}, "the bucket's name is not"),
+    "directory bucket": ("site--use1-az4--x-s3", None, {}, "the bucket name is an ARN"),
+    "outposts alias": ("site-o01--op-s3", None, {}, "the bucket name is an ARN"),
     "access point": (
         "arn:aws:s3:us-east-1:123456789012:accesspoint/mine",
         None,
         {},
-        "the bucket's name is not one of a plain bucket.",
+        "the bucket name is an ARN or has a reserved suffix.",
     ),
-    "below a path": ("site", "http://127.0.0.1:1/s3", {}, "the bucket is not reached"),
-    "no verify": ("site", None, {"verify": False}, "certificates are not to be ver"),
+    "below a path": (
+        "site",
+        "http://127.0.0.1:1/s3",
+        {},
+        "endpoint_url contains a path",
+    ),
+    "no verify": ("site", None, {"verify": False}, "certificate verification is d"),
     "no CAs": ("site", None, {"verify": "/none.pem"}, "FileNotFoundError."),
-    "signature": ("site", None, {"signature_version": "s3"}, "requests are signed by"),
+    "signature": ("site", None, {"signature_version": "s3"}, "the signature version"),
     "no TLS, verify": ("site", "http://127.0.0.1:1", {"verify": "/my.pem"}, ""),
     "no TLS, bundle": ("site", "http://127.0.0.1:1", {"AWS_CA_BUNDLE": "/my.pem"}, ""),
     "plain": ("site", None, {}, ""),
@@ -438,7 +447,7 @@ def test_places_that_it_does_not_reach_as_boto3_does(
         config=Config(signature_version=options.get("signature_version")),
     )
     with caplog.at_level("INFO", "collectfast_storage"):
-        native = native_to(
+        native = obstore_uploader(
             client,
             bucket,
             lambda: Credentials("a", "b"),
@@ -460,8 +469,10 @@ def test_what_goes_wrong_with_it_costs_speed_alone(
 
     client = server.client()
 
-    def made(error: BaseException) -> Native | None:
-        return native_to(client, "b", lambda: fail(error), verify=None, is_forked=False)
+    def made(error: BaseException) -> ObstoreUploader | None:
+        return obstore_uploader(
+            client, "b", lambda: fail(error), verify=None, is_forked=False
+        )
 
     with caplog.at_level("INFO", "collectfast_storage"):
         assert made(RuntimeError(f"with {server.secret_key}")) is None
@@ -473,8 +484,8 @@ def test_what_goes_wrong_with_it_costs_speed_alone(
 @pytest.mark.parametrize(
     ("release", "reason"),
     [
-        ("0.7.3", "it is older than 0.11"),
-        ("0.10.1", "it is older than 0.11"),
+        ("0.7.3", "its version is older than 0.11"),
+        ("0.10.1", "its version is older than 0.11"),
     ],
 )
 def test_one_that_is_too_old_is_left_alone(
@@ -510,8 +521,8 @@ def test_keys_that_it_would_not_use_as_they_are(place: Place, name: str) -> None
     """
     native = place.native()
     assert native is not None
-    assert native.prepared(f"static/{name}", _payload({})) is None
-    assert native.prepared("static/a/b", _payload({})) is not None
+    assert native.request_for(f"static/{name}", _payload({})) is None
+    assert native.request_for("static/a/b", _payload({})) is not None
 
 
 # What becomes of its failures.
@@ -548,8 +559,8 @@ def test_three_failures_in_a_row_are_enough(
     assert site.bucket.files() == {name: name.encode() for name in names}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert _said(caplog) == [
-        "obstore is not used any more: it failed three times in a row where boto3 did "
-        "not, last with PermissionDeniedError (403)."
+        "obstore is not used any more, because three uploads in a row failed with it "
+        "and succeeded with boto3. The last error was: PermissionDeniedError (403)"
     ]
     # Those that were under way in the other threads fail too.
     assert 3 <= len(site.put_by_obstore()) < 3 + threads

@@ -139,7 +139,7 @@ def test_https_goes_through_a_tunnel(
     site.options["client_config"] = Config(
         retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}
     )
-    with pytest.raises(BucketError, match=r"'tests' cannot be used: .*proxy") as caught:
+    with pytest.raises(BucketError, match=r"bucket 'tests': .*proxy") as caught:
         site.collect()
     assert "secret" not in str(caught.value)
     assert {r.path for r in forward.requests} == {"s3.example.com:443"}

@@ -83,7 +83,7 @@ def _check_refusal(site: Site, error: BaseException, reason: str) -> None:
     """One sentence about the certificate and the remedy, after one connection."""
     assert isinstance(error, BucketError)
     [line] = str(error).splitlines()
-    assert line.startswith(f"The bucket {site.bucket.name!r} cannot be used: ")
+    assert line.startswith(f"Cannot use bucket {site.bucket.name!r}: ")
     assert f"SSL validation failed for {site.proxy.endpoint}/" in line
     assert reason in line
     assert "option verify" in line
@@ -140,7 +140,7 @@ def test_command_line_says_it_without_a_traceback(site: Site, way: str) -> None:
     status, errors = deploy(site)
     assert status == 1
     [line] = errors.splitlines()
-    assert line.startswith("BucketError: The bucket")
+    assert line.startswith("BucketError: Cannot use bucket")
     assert "SSL validation failed" in line
     assert site.proxy.accepted == 1
 

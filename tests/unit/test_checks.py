@@ -68,7 +68,7 @@ def test_invalid_option() -> None:
         Error(
             "STORAGES['staticfiles']: The option collectfast_threads (setting "
             "COLLECTFAST_THREADS) is 1001.",
-            hint="Set it to a whole number of requests, 0 to 1000.",
+            hint="Set it to an integer from 0 to 1000.",
             id="collectfast_storage.E001",
         )
     ]
@@ -79,7 +79,7 @@ def test_cache_that_does_not_exist() -> None:
         Error(
             "STORAGES['staticfiles']: The option collectfast_cache (setting "
             "COLLECTFAST_CACHE) is 'no-such'.",
-            hint="Set it to an alias that CACHES has: 'default'.",
+            hint="Set it to an alias in CACHES: 'default'.",
             id="collectfast_storage.E001",
         )
     ]
@@ -92,9 +92,9 @@ class Behind(S3StaticStorage, CollectfastMixin):
 def test_mixin_behind_its_base() -> None:
     assert _check(_storages(f"{__name__}.Behind")) == [
         Error(
-            "Behind names CollectfastMixin behind an S3 storage, whose methods hide "
-            "those of the mixin.",
-            hint="Put CollectfastMixin first among its bases.",
+            "Behind lists CollectfastMixin after an S3 storage, so the mixin has no "
+            "effect.",
+            hint="Make CollectfastMixin the first base class.",
             id="collectfast_storage.E002",
         )
     ]
@@ -110,9 +110,9 @@ Replaced.post_process = lambda self, *args, **options: iter(())  # type: ignore[
 def test_post_process_that_never_reaches_the_barrier() -> None:
     assert _check(_storages(f"{__name__}.Replaced")) == [
         Error(
-            "Replaced.post_process was replaced after the class was made: "
+            "Replaced.post_process was replaced after the class was created, so "
             "collectstatic would end before all uploads have arrived.",
-            hint="Define post_process in the class, or in a subclass of it.",
+            hint="Define post_process in the class body or in a subclass.",
             id="collectfast_storage.E003",
         )
     ]
@@ -167,8 +167,8 @@ def test_predecessor_in_installed_apps(predecessor: str) -> None:
     apps = [predecessor, "django.contrib.staticfiles"]
     assert _check(_storages(), INSTALLED_APPS=apps) == [
         checks.Warning(
-            f"{predecessor!r} is in INSTALLED_APPS: its collectstatic replaces "
-            "Django's, which this storage is made for.",
+            f"{predecessor!r} is in INSTALLED_APPS, so its collectstatic command "
+            "replaces Django's. This storage needs Django's command.",
             hint=f"Remove {predecessor!r} from INSTALLED_APPS.",
             id="collectfast_storage.W001",
         )
@@ -187,11 +187,11 @@ def test_trust_in_a_cache_of_one_process(kind: str) -> None:
     storages = _storages(collectfast_preload=False)
     assert _check(storages, CACHES=caches) == [
         checks.Warning(
-            "STORAGES['staticfiles'] has collectfast_preload=False, and the cache "
-            "'default' forgets at the end of each process: each run asks the bucket "
-            "for every file, one by one.",
+            "STORAGES['staticfiles'] has collectfast_preload=False, but the cache "
+            "'default' does not outlive the process, so each run sends a HEAD "
+            "request per file.",
             hint="Set collectfast_preload to True, or collectfast_cache to the alias "
-            "of a cache that lasts.",
+            "of a persistent cache.",
             id="collectfast_storage.W002",
         )
     ]
@@ -214,9 +214,9 @@ def test_bucket_that_is_shared_without_a_location() -> None:
     storages = _shared()
     assert _check(storages) == [
         checks.Warning(
-            "STORAGES['staticfiles'] and STORAGES['default'] share the bucket 'b', and "
-            "the latter's files are below the location of the former: a deploy lists "
-            "them, and --clear is refused.",
+            "STORAGES['staticfiles'] and STORAGES['default'] share bucket 'b', and "
+            "the latter stores files below the location of the former. Each deploy "
+            "lists these files, and --clear is refused.",
             hint="Give STORAGES['staticfiles'] a location of its own.",
             id="collectfast_storage.W003",
         )
@@ -266,8 +266,8 @@ def test_signed_urls_in_css() -> None:
     assert issubclass(Signed, ManifestFilesMixin)
     assert _check(_storages(f"{__name__}.Signed")) == [
         checks.Warning(
-            "STORAGES['staticfiles'] is a manifest storage with querystring_auth=True: "
-            "the signed URLs that it writes into CSS files expire, and differ in each "
+            "STORAGES['staticfiles'] is a manifest storage with querystring_auth=True, "
+            "so it writes signed URLs into CSS files. They expire and differ in each "
             "deploy.",
             hint="Set querystring_auth to False.",
             id="collectfast_storage.W004",
@@ -284,10 +284,10 @@ def test_signed_urls_of_a_domain() -> None:
 def test_no_overwriting() -> None:
     assert _check(_storages(), AWS_S3_FILE_OVERWRITE=False) == [
         checks.Warning(
-            "STORAGES['staticfiles'] has file_overwrite=False: a program's save() of a "
-            "name that is taken uploads the file under another name, changed or not, "
-            "and without the permission s3:ListBucket collectstatic fails at a new "
-            "file.",
+            "STORAGES['staticfiles'] has file_overwrite=False. If a program saves a "
+            "file under an existing name, the file is uploaded under another name, "
+            "even if it is unchanged. Without the permission s3:ListBucket, "
+            "collectstatic fails at the first new file.",
             hint="Set file_overwrite to True.",
             id="collectfast_storage.W005",
         )
@@ -310,8 +310,8 @@ def test_bucket_of_its_own() -> None:
     assert overridden(OwnBucket, "bucket")
     assert _check(_storages(backend)) == [
         checks.Warning(
-            "Theirs defines bucket: STORAGES['staticfiles'] is left to django-storages "
-            "altogether, and nothing is skipped.",
+            "Theirs defines bucket, so STORAGES['staticfiles'] behaves as a plain "
+            "django-storages class and uploads unchanged files too.",
             hint="Remove bucket from Theirs and set the option bucket_name, or set "
             "collectfast_enabled to False.",
             id="collectfast_storage.W006",

@@ -51,17 +51,17 @@ def test_class_attribute_is_an_option_too() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("threads", -1, "a whole number of requests, 0 to 1000"),
-        ("threads", 1001, "a whole number of requests, 0 to 1000"),
-        ("threads", "8", "a whole number of requests, 0 to 1000"),
-        ("threads", True, "a whole number of requests, 0 to 1000"),
-        ("cache_timeout", -1, "None or a whole number of seconds, 0 or more"),
-        ("cache_timeout", 1.5, "None or a whole number of seconds, 0 or more"),
+        ("threads", -1, "an integer from 0 to 1000"),
+        ("threads", 1001, "an integer from 0 to 1000"),
+        ("threads", "8", "an integer from 0 to 1000"),
+        ("threads", True, "an integer from 0 to 1000"),
+        ("cache_timeout", -1, "None or an integer of at least 0 (seconds)"),
+        ("cache_timeout", 1.5, "None or an integer of at least 0 (seconds)"),
         ("enabled", "no", "True or False"),
         ("preload", None, "True or False"),
         ("ignore_etag", 1, "True or False"),
-        ("cache", "no-such", "an alias that CACHES has: 'default'"),
-        ("cache", None, "an alias that CACHES has: 'default'"),
+        ("cache", "no-such", "an alias in CACHES: 'default'"),
+        ("cache", None, "an alias in CACHES: 'default'"),
     ],
 )
 def test_invalid_option_names_itself_its_value_and_the_remedy(

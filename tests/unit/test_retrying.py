@@ -56,8 +56,8 @@ def _answer(status: int, code: str = "", **headers: str) -> ClientError:
         (_answer(400, "RequestTimeout"), Transient(timed_out=True)),
         (_answer(408), Transient(timed_out=True)),
         (_answer(504), Transient(timed_out=True)),
-        (_answer(503, retry_after="7"), Transient(throttled=True, after=7)),
-        (_answer(500, "InternalError", retry_after="7"), Transient(after=7)),
+        (_answer(503, retry_after="7"), Transient(throttled=True, retry_after=7)),
+        (_answer(500, "InternalError", retry_after="7"), Transient(retry_after=7)),
         (_answer(500, "InternalError"), Transient()),
         (_answer(502), Transient()),
         (_answer(400, "InvalidArgument"), None),
@@ -108,14 +108,14 @@ def test_what_passes(error: Exception, transient: Transient | None) -> None:
 def test_when_to_come_back(text: str, seconds: float) -> None:
     """In seconds or as a date; nonsense is as good as nothing."""
     transient = transient_of(_answer(503, retry_after=text))
-    assert transient == Transient(throttled=True, after=seconds)
+    assert transient == Transient(throttled=True, retry_after=seconds)
 
 
 def test_date_to_come_back_at() -> None:
     date = formatdate(time.time() + 30, usegmt=True)
     transient = transient_of(_answer(503, retry_after=date))
     assert transient is not None
-    assert 25 < transient.after <= 30
+    assert 25 < transient.retry_after <= 30
 
 
 @pytest.mark.parametrize("gives_up", [False, True])
@@ -162,7 +162,7 @@ def test_all_requests_end_after_a_few_were_set_aside() -> None:
     for _ in range(4):
         with pytest.raises(ConnectionClosedError):
             sender.send(_closed)
-    with pytest.raises(OutageError, match=r"It was tried for \d s"):
+    with pytest.raises(OutageError, match=r"No request succeeded for \d s"):
         sender.send(_closed)
     with pytest.raises(OutageError):
         sender.send(int)
