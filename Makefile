@@ -21,8 +21,9 @@ test: $(VENV)/test
 # Random sequences of edits, deploys and faults; SEQUENCES=5000 for more of them.
 SEQUENCES ?= 500
 model: $(VENV)/test
-	$(BIN)/python -m pytest tests/test_model.py tests/test_model_manifest.py \
-		-n 2 --sequences $(SEQUENCES) $(ARGS)
+	$(BIN)/python -m pytest -n 2 \
+		tests/properties/test_model.py tests/properties/test_model_manifest.py \
+		--sequences $(SEQUENCES) $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -68,7 +68,7 @@ class Batch:
     @contextmanager
     def _calling(self, name: str) -> Iterator[None]:
         if self._is_over or self._pid != os.getpid():
-            reason = "has ended" if self._is_over else "is one of another process"
+            reason = "has ended" if self._is_over else "belongs to another process"
             raise RuntimeError(f"{name!r} cannot be changed in a batch that {reason}.")
         with self._lock, self.answering():
             if self._run is not None:

@@ -269,8 +269,8 @@ class Collectstatic(RunContext):
             hashed = {name for name in left_over if may_be_hashed(self._storage, name)}
             if hashed - kept:
                 text = (
-                    "The live release in the bucket %r is not known (%s), so --clear "
-                    "keeps each file with a hashed name: %d files."
+                    "Cannot determine the live release in bucket %r (%s), so --clear "
+                    "keeps all files with hashed names: %d files."
                 )
                 bucket_name = self.destination.bucket_name
                 logger.warning(text, bucket_name, unknown, len(hashed))
@@ -355,7 +355,7 @@ class LiveRelease(NamedTuple):
 def reasons_not_to_clear(storage: Any, prefix: str) -> Iterator[str]:
     """Yield why objects below `prefix` may not all be static files of `storage`."""
     if not prefix:
-        yield "these have no location"
+        yield "the static files storage has no location"
     for alias in map(str, settings.STORAGES):
         if reason := _overlap(alias, storage, prefix):
             yield f"STORAGES[{alias!r}] {reason}"
@@ -373,12 +373,12 @@ def _overlap(alias: str, storage: Any, prefix: str) -> str:
         key, bucket_name = str(other._normalize_name("")), other.bucket_name
     except Exception as error:  # What it stores, and where, is not known then.
         name = type(error).__name__
-        return f"cannot be built ({name}), and may store below their location"
+        return f"cannot be created ({name}) and may store files below its location"
     # The endpoint is not compared: one storage may name it where another finds it in
     # the environment.
     is_below = bucket_name == storage.bucket_name and key.startswith(prefix)
     is_same = alias == _ALIAS and key == prefix
-    return "stores below their location" if is_below and not is_same else ""
+    return "stores files below its location" if is_below and not is_same else ""
 
 
 def live_release(storage: Any) -> LiveRelease:
@@ -390,16 +390,18 @@ def live_release(storage: Any) -> LiveRelease:
         return LiveRelease(unknown=f"manifest_name is not {default!r}")
     # Other storages may be on this machine only, and know other releases.
     if not isinstance(storage.manifest_storage, S3Storage):
-        return LiveRelease(unknown="the manifest is kept in another storage")
+        return LiveRelease(unknown="the manifest is in another storage")
     methods = (type(storage).read_manifest, type(storage).load_manifest)
     if any(not _is_djangos(method) for method in methods):
-        return LiveRelease(unknown="a subclass reads the manifest in its own way")
+        return LiveRelease(
+            unknown="a subclass overrides read_manifest or load_manifest"
+        )
     try:
         manifest: Any = storage.load_manifest()
         paths, is_there = manifest[0], any(manifest)  # An empty one has its own hash.
         names = frozenset(map(str, paths.values()))
     except (AttributeError, TypeError, ValueError):
-        return LiveRelease(unknown="its manifest is damaged")
+        return LiveRelease(unknown="the manifest is damaged")
     return LiveRelease(names, "" if is_there else "there is no manifest")
 
 

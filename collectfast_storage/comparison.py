@@ -25,7 +25,7 @@ from collectfast_storage.fingerprint import looks_like_md5
 from collectfast_storage.payload import Payload
 from collectfast_storage.program import changed_headers, description_of
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import naming
+from collectfast_storage.s3.errors import as_bucket_error
 from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor, Uploads
@@ -98,11 +98,11 @@ class Comparison:
             if verdict is Verdict.UNCHANGED:  # HEAD requests help for others too.
                 self._heads_left = inf
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
-                self._bucket.learn(opaque=True)  # The fingerprint was right.
+                self._bucket.note_etag(opaque=True)  # The fingerprint was right.
         if verdict is Verdict.UNCHANGED and remote and remote is not UNCHECKED:
             self._cache.remember(name, Remembered(payload.fingerprint, remote.etag))
         if cached and cached.etag == cached.fingerprint.md5 != "":
-            self._bucket.learn(opaque=False)
+            self._bucket.note_etag(opaque=False)
         return Verdict.CONTENT if verdict is Verdict.NEEDS_HEAD else verdict
 
     def remote(self, name: str) -> Remote | None:
@@ -122,7 +122,7 @@ class Comparison:
         context.progress.start(len(context.sources))
         if not context.lists:
             return
-        with naming(self._bucket.name, OSError):  # for example of a credentials file
+        with as_bucket_error(self._bucket.name, OSError):
             self._bucket.connect()  # in this thread
         # The executor runs HEAD requests, for which `load` waits.
         loader = BoundedExecutor(1)
@@ -145,11 +145,14 @@ class Comparison:
         files, self._for_headers = len(self._context.sources), self._for_headers + 1
         if self._for_headers != files // 2 + 1 or not files:
             return str(verdict.value)
-        changed, sent = "which, a HEAD does not tell", payload.parameters
-        with suppress(BucketError), naming(self._bucket.name):
+        changed, sent = "a parameter that HEAD does not report", payload.parameters
+        with suppress(BucketError), as_bucket_error(self._bucket.name):
             head = self._bucket.headers(name, sent)
             changed = description_of(changed_headers(head or {}, sent)) or changed
-        text = "Most files go up to the bucket %r for headers alone; of %r, %s."
+        text = (
+            "Most files are uploaded to bucket %r only because their headers changed. "
+            "Example: %r, %s."
+        )
         logger.warning(text, self._bucket.name, name, printable(changed))
         return f"{verdict.value}: {changed}"
 
@@ -185,11 +188,14 @@ class Comparison:
         self.listing.ask(sample)
         found = self._with_verdict(sample, Verdict.UNCHANGED)
         if found:
-            self._bucket.learn(opaque=True)  # The fingerprint was right.
+            self._bucket.note_etag(opaque=True)  # The fingerprint was right.
         is_much = len(undecided) >= _SAMPLE and not found
         if is_much and all(map(self._contradicts, sample, listed)):
-            self._bucket.learn(opaque=True)
-            text = "The ETags of the bucket %r tell nothing: %d files go up again."
+            self._bucket.note_etag(opaque=True)
+            text = (
+                "The ETags in bucket %r do not identify contents; uploading %d files "
+                "again."
+            )
             logger.warning(text, self._bucket.name, len(undecided))
         if everything or found or self._bucket.has_opaque_etags:
             self._heads_left = inf

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Verdict(Enum):
     """The reason why a file is uploaded, or is not."""
 
-    UNCHANGED = "the bucket has it"
-    ABSENT = "absent"
-    CONTENT = "content"
-    HEADERS = "headers"
-    FORCED = "forced"
-    UNCERTAIN = "nobody knows what is there"
-    NEEDS_HEAD = "a HEAD request can tell"
+    UNCHANGED = "unchanged"
+    ABSENT = "new"
+    CONTENT = "content changed"
+    HEADERS = "headers changed"
+    FORCED = "ignore_etag"
+    UNCERTAIN = "unknown"
+    NEEDS_HEAD = "a HEAD request is needed"
 
 
 class Remote(NamedTuple):

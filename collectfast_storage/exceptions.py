@@ -1,81 +1,85 @@
-"""What goes wrong in a run, in words for the person who deploys."""
+"""The errors that end a command or a batch, and their messages."""
 
 import re
 from collections.abc import Mapping
 
 from django.core.management.base import CommandError
 
-# Of the files that failed for one reason, so many are named, or else one.
-_NAMED = 10
-# Of a URL, the path names a file and may be signed, and a user is a secret.
-_PATH = '(https?://[^/ "]+)/[^ "]*'
-_USER = '(?<=://)[^/ "@]*@'
-# The limit of this process, in the words of the operating system.
+# If more files fail for the same reason, the message names only one of them.
+_MOST_NAMES = 10
+# The path of a URL may contain a signature, and its user part a password.
+_URL_PATH = '(https?://[^/ "]+)/[^ "]*'
+_URL_USER = '(?<=://)[^/ "@]*@'
+# The operating system's text for the limit of open files.
 TOO_MANY_FILES = "(?i)too many open files"
-# What to look at, by what is in an error's text.
+# Advice, by a pattern of the error's text.
 _ADVICE = {
-    r"\(AccessControlListNotSupported\)": "(Set the option default_acl to None.)",
-    r"\(AccessDenied\) when calling the PutObject": (
-        "(Is s3:PutObject permitted, and with default_acl also s3:PutObjectAcl?)"
+    r"\(AccessControlListNotSupported\)": (
+        "(The bucket has ACLs disabled: set the option default_acl to None.)"
     ),
-    r"\(AccessDenied\) when calling the Delete": "(Is s3:DeleteObject permitted?)",
-    r"\(AccessDenied\) when calling the List": "(Is s3:ListBucket permitted?)",
+    r"\(AccessDenied\) when calling the PutObject": (
+        "(Grant s3:PutObject, and s3:PutObjectAcl if default_acl is set.)"
+    ),
+    r"\(AccessDenied\) when calling the Delete": (
+        "(Grant the permission s3:DeleteObject.)"
+    ),
+    r"\(AccessDenied\) when calling the List": "(Grant the permission s3:ListBucket.)",
     "(?i)SSL validation failed.*(wrong.version|unknown.proto|record.layer|http.req)": (
-        "(The server may speak HTTP instead of HTTPS: check endpoint_url.)"
+        "(The server may use HTTP instead of HTTPS: check endpoint_url.)"
     ),
     TOO_MANY_FILES: (
-        "(Raise the limit of open files, or lower the option collectfast_threads.)"
+        "(Increase the limit of open files, or decrease collectfast_threads.)"
     ),
     r"\(NoSuchKey\) when calling the List": (
-        "(Is the bucket's name also in the host of endpoint_url? Remove it there.)"
+        "(If the host in endpoint_url contains the bucket name, remove it there.)"
     ),
     "SSL validation failed.*(?i:certificate|hostname|no such file)": (
-        "(If a CA of your own issued the certificate, set the option verify, or else "
-        "AWS_CA_BUNDLE in the environment, to that CA's file.)"
+        "(If a private CA issued the certificate, set the option verify or the "
+        "environment variable AWS_CA_BUNDLE to the path of its CA file.)"
     ),
-    "Parameter valid(?!(?s:.*)bucket name)": "(See the option object_parameters.)",
-    # A redirection to nowhere botocore follows as deep as it can.
+    "Parameter valid(?!(?s:.*)bucket name)": "(Check the option object_parameters.)",
+    # botocore follows endless redirects until Python's recursion limit.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
-        "(It gives no reason. It may be credentials, a missing permission such as "
-        "s3:ListBucket or s3:GetObject, the region, the endpoint, or a proxy.)"
+        "(The response gives no reason. Check credentials, region_name, endpoint_url, "
+        "proxies, and permissions such as s3:ListBucket and s3:GetObject.)"
     ),
 }
 
 
 class CollectfastError(CommandError):
-    """A run that did not do all that it was asked to.
+    """The base class of the errors that end a run.
 
-    As a `CommandError`, it is a message without a traceback, and exit status 1:
+    Because it is a `CommandError`, a command prints its message without a traceback,
+    and exits with status 1:
     https://docs.djangoproject.com/en/stable/howto/custom-management-commands/#command-exceptions
     """
 
 
 class BucketError(CollectfastError):
-    """The bucket as a whole could not be used; no file was the reason."""
+    """A failure that is about the bucket, and not about a single file."""
 
     def __init__(self, bucket_name: str, cause: BaseException) -> None:
         self.cause = cause
-        reason = reason_of(cause)
-        super().__init__(f"The bucket {bucket_name!r} cannot be used: {reason}")
+        super().__init__(f"Cannot use bucket {bucket_name!r}: {reason_of(cause)}")
 
 
 class DeniedError(BucketError):
-    """The bucket may not be asked what it holds, or does not know the question."""
+    """A request that the server denies or does not support."""
 
 
 class ClearError(CollectfastError):
-    """`--clear` would delete what others have stored."""
+    """A refusal, because `--clear` might delete objects of other storages."""
 
     def __init__(self, bucket: str, reason: str) -> None:
         super().__init__(
-            f"--clear would delete more than static files from the bucket {bucket!r}: "
-            f"{reason}. Set their option location (AWS_LOCATION is that of all) to a "
-            "folder of their own."
+            f"--clear would delete more than static files from bucket {bucket!r}: "
+            f"{reason}. Set the option location of the static files storage to a "
+            "separate folder. (The setting AWS_LOCATION applies to all storages.)"
         )
 
 
 class FilesError(CollectfastError):
-    """Some files failed; `failures` maps their names to an exception or a text."""
+    """A failure of some files; `failures` maps their names to exceptions or texts."""
 
     summary = "Failed for {count}"
 
@@ -83,50 +87,46 @@ class FilesError(CollectfastError):
         self.failures = dict(failures)
         names: dict[str, list[str]] = {}
         for name, failure in failures.items():
-            names.setdefault(reason_of(failure), []).append(name)
-        lines = [self.summary.format(count=_counted(len(failures)))]
-        lines[0] += ":" if tried_all else "; the rest was not tried:"
+            names.setdefault(reason_of(failure), []).append(printable(name))
+        lines = [self.summary.format(count=_count_of(failures))]
+        lines[0] += ":" if tried_all else "; the other files were not tried:"
         for reason, alike in names.items():
-            if len(alike) <= _NAMED:
-                lines += [f"  {printable(name)}: {reason}" for name in alike]
-            else:
-                example = printable(alike[0])
-                lines.append(f"  {_counted(len(alike))}, such as {example}: {reason}")
+            if len(alike) > _MOST_NAMES:
+                alike = [f"{_count_of(alike)}, for example {alike[0]}"]
+            lines += [f"  {name}: {reason}" for name in alike]
         super().__init__("\n".join(lines))
 
 
 class UploadError(FilesError):
-    """Some files did not arrive in the bucket."""
+    """A failure to upload some files."""
 
     summary = "Could not upload {count}"
 
 
 class DeleteError(FilesError):
-    """Some objects could not be deleted from the bucket."""
+    """A failure to delete some objects."""
 
     summary = "Could not delete {count} from the bucket"
 
 
 def reason_of(failure: object) -> str:
-    """Return the text of `failure`, without secrets, and with what may help."""
-    # http.client quotes the header that it refuses to send, such as a signature with an
-    # access key in it that ends with a line break.
-    text, refused, _ = _text_of(failure).partition("Invalid header value ")
-    remedy = "Invalid header value: is there a line break in the credentials?"
-    text = re.sub(_PATH, r"\1/…", re.sub(_USER, "", text))
+    """Return the text of `failure` without secrets, and with advice if there is any."""
+    # botocore wraps this error in one whose text does not contain it.
+    limit = re.search(TOO_MANY_FILES, str(inner_error(failure)))
+    text = limit[0] if limit else str(failure)
+    # http.client quotes an invalid header. The quotation is left out, because a
+    # signature contains the access key.
+    text, invalid_header, _ = text.partition("Invalid header value ")
+    text = re.sub(_URL_PATH, r"\1/…", re.sub(_URL_USER, "", text))
     text = printable(text.replace("\n", " "))
-    advice = [each for words, each in _ADVICE.items() if re.search(words, text)]
-    return f"{text}{remedy}" if refused else " ".join([text, *advice])
-
-
-def _text_of(failure: object) -> str:
-    """Return the text of `failure`, or a reason that botocore does not show."""
-    is_limit = re.search(TOO_MANY_FILES, str(inner_error(failure)))
-    return is_limit[0] if is_limit else str(failure)
+    if invalid_header:
+        return f"{text}Invalid header value. Check the credentials for a line break."
+    advice = [each for pattern, each in _ADVICE.items() if re.search(pattern, text)]
+    return " ".join([text, *advice])
 
 
 def inner_error(failure: object) -> object:
-    """Return the error that botocore's `failure` was made of, or an empty text."""
+    """Return the error that botocore wrapped in `failure`, or an empty text."""
     # https://github.com/boto/botocore/blob/develop/botocore/exceptions.py
     return getattr(failure, "kwargs", {}).get("error", "")
 
@@ -135,9 +135,8 @@ def printable(text: str) -> str:
     """Return `text` with control characters escaped, as Python escapes them."""
     if text.isprintable():
         return text
-    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return "".join(escaped)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _counted(files: int) -> str:
-    return "1 file" if files == 1 else f"{files:,} files"
+def _count_of(files: Mapping[str, object] | list[str]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files):,} files"

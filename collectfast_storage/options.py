@@ -1,23 +1,27 @@
-"""The options: their names, their defaults, and what they may be."""
+"""The options: names, defaults and valid values."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-_MOST = 1000  # threads
-_LONGEST = 86_400  # seconds
+_MOST_THREADS = 1000
+_LONGEST_RETRY = 86_400  # seconds
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options: ``collectfast_cache``, or the setting ``COLLECTFAST_CACHE``."""
+    """The values of the options of one storage.
+
+    `cache` is the option ``collectfast_cache``, or the setting ``COLLECTFAST_CACHE``.
+    """
 
     enabled: bool = True
     cache: str = "default"
@@ -29,30 +33,30 @@ class Options:
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Return each option's name with its setting's value, else its default."""
+        """Return the value of each option's setting, or else its default."""
         names = {f"collectfast_{field.name}": field.default for field in fields(cls)}
         return {n: getattr(settings, n.upper(), value) for n, value in names.items()}
 
     @classmethod
     def of(cls, storage: object) -> Options:
-        """Read the options of `storage`; `ImproperlyConfigured` says what to set."""
-        names = [field.name for field in fields(cls)]
-        values = {name: getattr(storage, f"collectfast_{name}") for name in names}
+        """Read the options of `storage`; raise ImproperlyConfigured if one is bad."""
+        values = {
+            f.name: getattr(storage, f"collectfast_{f.name}") for f in fields(cls)
+        }
         for name in ("enabled", "preload", "ignore_etag"):
-            _require(name, values, isinstance(values[name], bool), "True or False")
-        known = ", ".join(map(repr, settings.CACHES))
-        valid = isinstance(values["cache"], str) and values["cache"] in settings.CACHES
-        _require("cache", values, valid, f"an alias that CACHES has: {known}")
-        valid = values["cache_timeout"] is None or _is_count(values["cache_timeout"])
-        remedy = "None or a whole number of seconds, 0 or more"
-        _require("cache_timeout", values, valid, remedy)
-        valid = _is_count(values["threads"]) and values["threads"] <= _MOST
-        _require("threads", values, valid, f"a whole number of requests, 0 to {_MOST}")
-        seconds = values["retry_timeout"]
-        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        valid = is_number and 0 <= seconds <= _LONGEST
-        remedy = f"a number of seconds, 0 to {_LONGEST}"
-        _require("retry_timeout", values, valid, remedy)
+            _require(values, name, isinstance(values[name], bool), "True or False")
+        cache, timeout = values["cache"], values["cache_timeout"]
+        is_alias = isinstance(cache, str) and cache in settings.CACHES
+        aliases = ", ".join(map(repr, settings.CACHES))
+        _require(values, "cache", is_alias, f"an alias in CACHES: {aliases}")
+        is_timeout = timeout is None or _is_number(timeout, int)
+        seconds = "None or an integer of at least 0 (seconds)"
+        _require(values, "cache_timeout", is_timeout, seconds)
+        is_valid = _is_number(values["threads"], int, most=_MOST_THREADS)
+        _require(values, "threads", is_valid, f"an integer from 0 to {_MOST_THREADS}")
+        is_valid = _is_number(values["retry_timeout"], int, float, most=_LONGEST_RETRY)
+        seconds = f"a number from 0 to {_LONGEST_RETRY} (seconds)"
+        _require(values, "retry_timeout", is_valid, seconds)
         variable = os.environ.get("COLLECTFAST_IGNORE_ETAG", "").strip().lower()
         if variable not in _TRUE | _FALSE:
             name = "environment variable COLLECTFAST_IGNORE_ETAG"
@@ -61,12 +65,13 @@ class Options:
         return cls(**values)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_number(value: Any, *types: type, most: float = inf) -> bool:
+    is_number = isinstance(value, types) and not isinstance(value, bool)
+    return is_number and 0 <= value <= most
 
 
-def _require(name: str, values: dict[str, Any], valid: bool, remedy: str) -> None:
-    if not valid:
+def _require(values: dict[str, Any], name: str, is_valid: bool, remedy: str) -> None:
+    if not is_valid:
         option = f"option collectfast_{name} (setting COLLECTFAST_{name.upper()})"
         raise misconfigured(option, values[name], remedy)
 

@@ -30,7 +30,7 @@ from collectfast_storage.fingerprint import (
 )
 
 _CHUNK_SIZE = 256 * 1024
-_CHANGED = "the file changed while it was read"
+_CHANGED = "the file changed while it was being read"
 
 
 class Payload:

@@ -114,7 +114,7 @@ def changed_headers(head: Mapping[str, Any], sent: Mapping[str, Any]) -> Changes
 def description_of(changes: Changes) -> str:
     """Return the `changes` as text; empty if there are none."""
     return ", ".join(
-        f"{n} was {old}, and is {new}" for n, (old, new) in changes.items()
+        f"{n} was {old}, is now {new}" for n, (old, new) in changes.items()
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Report:
     """The results of a run.
 
-    `uploaded`, `unchanged` (not uploaded again), `deleted`, and `spared` by ``--clear``
+    `uploaded`, `unchanged` (not uploaded again), `deleted`, and `kept` by ``--clear``
     are names. `bytes` were uploaded, in `seconds` from the first save to the end.
     `requests` has the number of requests of each kind (``LIST``, …), with retries.
     """
@@ -27,7 +27,7 @@ class Report:
     uploaded: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
-    spared: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     bytes: int = 0
     seconds: float = 0.0
     requests: Mapping[str, int] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class Report:
     def __str__(self) -> str:
         files = len(self.uploaded) + len(self.unchanged)
         requests = [f"{n:,} {kind}" for kind, n in sorted(self.requests.items())]
-        spared = f", {len(self.spared):,} spared" if self.spared else ""
+        kept = f", {len(self.kept):,} kept" if self.kept else ""
         return (
             f"{files:,} files: {len(self.unchanged):,} unchanged, "
             f"{len(self.uploaded):,} uploaded ({self.bytes / 1000:,.0f} kB), "
-            f"{len(self.deleted):,} deleted{spared}; "
+            f"{len(self.deleted):,} deleted{kept}; "
             f"{', '.join(requests) or 'no requests'}; {self.seconds:.1f} s"
         )
 
@@ -52,18 +52,18 @@ class Tally:
         self.uploaded: dict[str, None] = {}
         self.unchanged: dict[str, None] = {}
         self.deleted: list[str] = []
-        self.spared: set[str] = set()
+        self.kept: set[str] = set()
         self.bytes = 0
         self._start = monotonic()
 
     def report(self, requests: Mapping[str, int]) -> Report:
         """Return the results so far, and the `requests` that they took."""
         unchanged = self.unchanged.keys() - self.uploaded.keys()
-        groups = (self.uploaded, unchanged, self.deleted, self.spared)
-        uploaded, there, deleted, spared = (tuple(sorted(names)) for names in groups)
+        groups = (self.uploaded, unchanged, self.deleted, self.kept)
+        uploaded, there, deleted, kept = (tuple(sorted(names)) for names in groups)
         seconds = monotonic() - self._start
         counts = dict(requests)
-        return Report(uploaded, there, deleted, spared, self.bytes, seconds, counts)
+        return Report(uploaded, there, deleted, kept, self.bytes, seconds, counts)
 
 
 class Progress:

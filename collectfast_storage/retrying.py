@@ -124,7 +124,7 @@ class RetryingSender:
             self._patience.succeeded(now, ends_outage=ends_outage)
             had_warned, self._has_warned = self._has_warned, False
         if had_warned:
-            text = "The bucket %r answers again, after %d s."
+            text = "Requests to bucket %r succeed again after %d s."
             logger.info(text, self._bucket_name, round(waited))
             self._progress.waiting("")
 
@@ -138,9 +138,9 @@ class RetryingSender:
             if transient is None and isinstance(error, ClientError):
                 self._success(began, size)  # It is an answer.
             elif transient is not None and transient.throttled:
-                self._pace.throttled(now, began, transient.after)
+                self._pace.throttled(now, began, transient.retry_after)
             elif transient is not None:
-                timed_out, after = transient.timed_out, transient.after
+                timed_out, after = transient.timed_out, transient.retry_after
                 self._pace.failed(now, began, timed_out=timed_out, after=after)
         return transient if self.retries else None
 
@@ -150,20 +150,20 @@ class RetryingSender:
         """Raise `error` if its request, which `began` then, is not to be sent again."""
         now = monotonic()
         with self._changed:
-            following = self._patience.failed(now, began, alone, transient.after)
+            following = self._patience.failed(now, began, alone, transient.retry_after)
             waited, timeout = self._patience.waited(now), self._patience.timeout
             is_long = waited >= _SILENCE or transient.timed_out
             warns = self._pace.is_probing and is_long and not self._has_warned
             self._has_warned |= warns
         if warns:
             reason = short_reason(error)
-            text = "The bucket %r does not answer (%s); retrying for up to %d s."
+            text = "No request to bucket %r succeeds (%s); retrying for up to %d s."
             logger.warning(text, self._bucket_name, reason, round(timeout))
             self._progress.waiting(reason)
         if following is Next.SET_ASIDE:
             raise error
         if following is Next.END:
-            ended = OutageError(what=error, seconds=round(waited))
+            ended = OutageError(error=error, seconds=round(waited))
             ended.__cause__ = error
             self.stop(ended)
             raise ended

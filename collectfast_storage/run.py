@@ -24,7 +24,7 @@ from collectfast_storage.exceptions import CollectfastError, DeleteError, Upload
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Report, Tally
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import naming
+from collectfast_storage.s3.errors import as_bucket_error
 from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor, Uploads
@@ -96,7 +96,7 @@ class Run:
         Raises NotImplementedError to force a copy.
         """
         if not self._saves_as_is:
-            raise NotImplementedError("A subclass saves files in its own way.")
+            raise NotImplementedError("A subclass overrides save.")
         newest = source[0].get_modified_time(source[1])
         verdict = self._comparison.verdict_of_source(name, source)
         if verdict is Verdict.UNCHANGED:
@@ -105,7 +105,7 @@ class Run:
         try:
             return newest - timedelta(days=1)
         except OverflowError as error:
-            raise NotImplementedError("No time is older than that.") from error
+            raise NotImplementedError("No earlier time exists.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
         """Open the source of `name` if Django hashes it and it is as saved.
@@ -300,7 +300,7 @@ class Run:
         if self.context.destination.has_own_delete:
             # It would delete another object, whose name is a normal form of this.
             left_over = set(filter(self.context.is_normal, left_over))
-        deleted, self._tally.spared = map(set, self.context.split_left_over(left_over))
+        deleted, self._tally.kept = map(set, self.context.split_left_over(left_over))
         return deletes | deleted
 
     def _delete(self, names: Iterable[str]) -> None:
@@ -328,7 +328,7 @@ class Run:
         """Delete, and yield each name with its error, if any."""
         destination = self.context.destination
         if not destination.has_own_delete:
-            with naming(self._bucket.name):
+            with as_bucket_error(self._bucket.name):
                 yield from self._bucket.delete(names)
             return
         self._is_deleting = True

@@ -35,7 +35,7 @@ from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
-from collectfast_storage.s3.errors import OF_BOTO, naming
+from collectfast_storage.s3.errors import BOTO_ERRORS, as_bucket_error
 from collectfast_storage.s3.events import RequestLog, our_request, register
 
 Method = Callable[..., Any]
@@ -171,8 +171,8 @@ def _post_process_then_finish(
         if entry is not None and entry.run is run:
             run.finish()
         raise
-    except OF_BOTO:
-        with naming(run.context.destination.bucket_name):
+    except BOTO_ERRORS:
+        with as_bucket_error(run.context.destination.bucket_name):
             raise
     except (KeyboardInterrupt, SystemExit):
         run.close(patiently=False)
@@ -258,7 +258,7 @@ def _load_manifest(method: Method, storage: Any) -> Any:
             return method(storage)
 
     sender = RetryingSender(str(bucket_name), Pace(1, 60), timeout, Progress())
-    with naming(bucket_name, OSError):
+    with as_bucket_error(bucket_name, OSError):
         return sender.send(load)
 
 

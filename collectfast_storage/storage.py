@@ -32,7 +32,7 @@ from collectfast_storage.program import save_unless_unchanged
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import naming, not_found
+from collectfast_storage.s3.errors import as_bucket_error, not_found
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor
 
@@ -248,7 +248,7 @@ class CollectfastMixin(_ConnectionMixin):
                     return File(file, name)
                 run.check_exists(name_in_run)
                 run.wait_for(name_in_run)
-                with naming(bucket_name):
+                with as_bucket_error(bucket_name):
                     return super()._open(name, mode)
         opened = super()._open(name, mode)
         if "w" in mode and not self._collectfast_options.preload:
@@ -362,7 +362,7 @@ class CollectfastMixin(_ConnectionMixin):
             context.destination.prefix,
             RetryingSender(name, pace, options.retry_timeout, context.progress),
             lambda: self.connection.meta.client,
-            self._collectfast_native,
+            self._collectfast_obstore,
             self.object_parameters,
         )
         cache = self._collectfast_cache(alias, trusted=context.trusts)
@@ -384,14 +384,14 @@ class CollectfastMixin(_ConnectionMixin):
             delete=self.delete,
         )
 
-    def _collectfast_native(self, client: Any) -> Any:
+    def _collectfast_obstore(self, client: Any) -> Any:
         # A subclass that makes its own connections may need them as they are.
         is_own = overridden(type(self), "connection")
         if is_own or not self._collectfast_options.threads:
             return None
-        from collectfast_storage.s3.native import native_to
+        from collectfast_storage.s3.obstore import obstore_uploader
 
-        return native_to(
+        return obstore_uploader(
             client,
             self.bucket_name,
             self._collectfast_credentials,
@@ -454,8 +454,8 @@ def _warn_of_predecessors() -> None:
         if app in apps and app not in _warned_of:
             _warned_of.add(app)
             text = (
-                "%r is in INSTALLED_APPS, and its collectstatic command replaces "
-                "Django's. Remove it: this storage is made for Django's own command."
+                "%r is in INSTALLED_APPS, so its collectstatic command replaces "
+                "Django's. Remove it, because this storage needs Django's command."
             )
             logger.warning(text, app)
 

@@ -158,7 +158,7 @@ class UploadCache:
             if any(self._name.format(number) in refused for number in held):
                 cache.set(self._note, True, None)
             cache.delete_many(list(refused))
-            self._warn(f"it refused {len(refused)} of {len(data)} entries")
+            self._warn(f"it did not store {len(refused)} of {len(data)} entries")
         if self._trusted:
             # A cache may ignore writes without an error, as a database does.
             stored, tokens, _ = self._fetch(cache, shards)
@@ -198,7 +198,10 @@ class UploadCache:
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            text = "The cache %r (COLLECTFAST_CACHE) failed, so the bucket is asked: %s"
+            text = (
+                "Cache %r (COLLECTFAST_CACHE) failed; comparing files with the bucket "
+                "instead: %s"
+            )
             logger.warning(text, self._alias, reason)
 
 

@@ -21,7 +21,11 @@ from collectfast_storage.fingerprint import Fingerprint
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Tally
 from collectfast_storage.s3.bucket import Bucket, Stored
-from collectfast_storage.s3.errors import concerns_bucket, concerns_one_file, naming
+from collectfast_storage.s3.errors import (
+    affects_one_file,
+    affects_whole_bucket,
+    as_bucket_error,
+)
 from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
 
@@ -31,7 +35,7 @@ _Work = tuple[Future[Any], Callable[[], Any]]
 # Calls that wait for a thread. Fewer could leave a thread without work, and more would
 # only take memory.
 _WAITING_PER_THREAD = 8
-INTERRUPTED = "it was interrupted"
+INTERRUPTED = "the upload was interrupted"
 # Seconds after which an idle thread ends. A later call starts a new one.
 _LONGEST_IDLE = 1.0
 # Each stream takes a third of the bytes that may be under way, because s3transfer reads
@@ -202,9 +206,9 @@ class Failures:
         reason = reason_of(error)
         self._alike = self._alike + 1 if reason == self._last_reason else 1
         self._last_reason = reason
-        if concerns_bucket(error):
+        if affects_whole_bucket(error):
             self.end = BucketError(self._bucket_name, error)
-        elif self._alike >= _ENOUGH_ALIKE and not concerns_one_file(error):
+        elif self._alike >= _ENOUGH_ALIKE and not affects_one_file(error):
             self.end = UploadError(self.errors, tried_all=False)
 
     def succeeded(self) -> None:
@@ -256,7 +260,7 @@ class Uploads:
 
     def connect(self) -> None:
         """Make the bucket's client in this thread, and watch it from then on."""
-        with naming(self._bucket.name):
+        with as_bucket_error(self._bucket.name):
             self._bucket.connect()
 
     def add(self, name: str, payload: Payload) -> None:

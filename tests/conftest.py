@@ -17,14 +17,14 @@ import django
 import pytest
 from botocore.loaders import Loader
 
-os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.support.settings"
 django.setup()
 
-from tests.bucket import BucketView  # noqa: E402
-from tests.covering import covering  # noqa: E402
-from tests.proxy import Proxy, proxy  # noqa: E402
-from tests.servers import Server, server_for_tests  # noqa: E402
-from tests.site import Site  # noqa: E402
+from tests.support.bucket import BucketView  # noqa: E402
+from tests.support.covering import covering  # noqa: E402
+from tests.support.proxy import Proxy, proxy  # noqa: E402
+from tests.support.servers import Server, server_for_tests  # noqa: E402
+from tests.support.site import Site  # noqa: E402
 
 _numbers = itertools.count()
 
@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--sequences",
         type=int,
         default=30,
-        help="how many random sequences test_model.py tries (30)",
+        help="how many random sequences tests/properties tries (30)",
     )
     parser.addoption(
         "--all-combinations",

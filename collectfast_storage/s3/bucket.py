@@ -1,4 +1,4 @@
-"""Every request that this package makes."""
+"""A bucket: its requests, and the objects in their responses."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ from collectfast_storage.s3.events import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from collectfast_storage.s3.native import Native
+    from collectfast_storage.s3.obstore import ObstoreUploader
 
 _T = TypeVar("_T")
 
-# The requests that s3transfer makes for an upload; it aborts one that has failed.
-_OF_UPLOADS = (
+# s3transfer calls these methods of the client for an upload.
+_UPLOAD_METHODS = (
     "put_object",
     "create_multipart_upload",
     "upload_part",
     "complete_multipart_upload",
 )
-# Those of a write's parameters that go with every request.
-_WITH_EACH = ("ExpectedBucketOwner", "RequestPayer")
-# What XML cannot carry in any way: https://www.w3.org/TR/xml/#charsets
+# These of the parameters for writing are sent with every request.
+_SHARED_PARAMETERS = ("ExpectedBucketOwner", "RequestPayer")
+_MOST_DELETES = 1000  # per request
+# XML cannot contain these characters, not even escaped: https://www.w3.org/TR/xml/#charsets
 _NOT_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class Page(NamedTuple):
-    """A part of a listing: names with their ETags, and how to ask for the next."""
+    """A page of a listing: names with their ETags, and where the next page starts."""
 
     etags: dict[str, str]
     following: dict[str, Any]  # empty after the last page
@@ -63,14 +64,14 @@ class Page(NamedTuple):
 class Stored(NamedTuple):
     """An object that was uploaded."""
 
-    etag: str  # empty if the server did not tell
+    etag: str  # empty if the response had none
     size: int  # in bytes, as sent
 
 
 class Bucket:
-    """The objects below a prefix in a bucket, by names below it.
+    """The objects below a prefix, by their names relative to it.
 
-    Its methods raise the errors of botocore.
+    The methods raise botocore's errors.
     """
 
     def __init__(
@@ -79,28 +80,27 @@ class Bucket:
         prefix: str,  # empty, or with a slash at its end
         sender: RetryingSender,
         connect: Callable[[], S3Client],  # returns a client that any thread may use
-        native: Callable[[S3Client], Native | None] | None = None,
-        parameters: Mapping[str, Any] = MappingProxyType({}),  # of each write
+        connect_obstore: Callable[[S3Client], ObstoreUploader | None] | None = None,
+        parameters: Mapping[str, Any] = MappingProxyType({}),  # for writing
     ) -> None:
         self.name = name
         self.prefix = prefix
         self.sender = sender
         self._connect = connect
-        shared = {k: parameters[k] for k in _WITH_EACH if k in parameters}
-        self._place: Any = {"Bucket": name, **shared}
-        # A faster way, not for the main thread: Python cannot interrupt Rust.
-        self._make_native = native
-        self._native: Native | None = None
+        shared = {k: parameters[k] for k in _SHARED_PARAMETERS if k in parameters}
+        self._shared_parameters: Any = {"Bucket": name, **shared}
+        self._connect_obstore = connect_obstore
+        self._obstore: ObstoreUploader | None = None
         self.log = RequestLog()
         self._before_others: Callable[[], object] | None = None
-        # Whether the ETags of new objects are no MD5s, as with KMS. None: not known.
+        # Whether the ETags of new objects are not MD5s, as with KMS. None: not known.
         self.has_opaque_etags: bool | None = None
-        # Whether an unencrypted object was seen whose ETag is the MD5 of its content.
+        # Whether an unencrypted object has an ETag that is the MD5 of its content.
         self.has_md5_etags = False
 
     @cached_property
     def client(self) -> S3Client:
-        """The client, made in the thread that asks first."""
+        """The client, created in the first thread that uses it."""
         client = self._connect()
         register(client)
         if self._before_others is not None:
@@ -108,7 +108,7 @@ class Bucket:
         return client
 
     def watch(self, before_others: Callable[[], object]) -> None:
-        """Call `before_others` before requests of the client that are not our own."""
+        """Call `before_others` before the client's requests for other callers."""
         self._before_others = before_others
 
     def close(self) -> None:
@@ -117,75 +117,78 @@ class Bucket:
             unwatch(self.client, self._before_others)
 
     def connect(self) -> None:
-        """Make the client in this thread, and the faster way if there is one.
+        """Create the client in this thread, and the obstore uploader if possible.
 
-        A mock that answers in the place of the network, as moto does, is not bypassed:
-        boto3 must have reached the network first.
+        A mock such as moto answers boto3 without a network, and obstore would bypass
+        it. Therefore obstore is used only after boto3 has reached the network.
         """
         client = self.client
-        if self._make_native and self.log.has_reached_network:
-            make, self._make_native = self._make_native, None
-            self._native = make(client)
+        if self._connect_obstore and self.log.has_reached_network:
+            self._obstore = self._connect_obstore(client)
+            self._connect_obstore = None
 
     def list(self, start: Mapping[str, Any]) -> Page:
-        """Return up to 1,000 names, from the `start` that the page before has told."""
-        # Where only the first version is known, nobody tells a token.
+        """Return up to 1,000 names; `start` is `following` of the previous page."""
+        # A server that supports only the first version returns no token.
         version = "list_objects" if "Marker" in start else "list_objects_v2"
         request = getattr(self.client, version)
 
         def read_page() -> tuple[Mapping[str, Any], Entries]:
             response: Mapping[str, Any] = {}
-            with self.our_request() as read, suppress(*errors.UNREADABLE):
-                response = request(Prefix=self.prefix, **self._place, **start)
+            with self.our_request() as read, suppress(*errors.PARSE_ERRORS):
+                response = request(
+                    Prefix=self.prefix, **self._shared_parameters, **start
+                )
             return response, read
 
         try:
             response, read = self.sender.send(read_page)
         except ClientError as error:
-            if start or not errors.is_not_understood(error):
+            if start or not errors.is_unsupported_request(error):
                 raise
             return self.list({"Marker": ""})
         return _page_of(response, read, self.prefix)
 
     def head(self, name: str, parameters: dict[str, Any]) -> Remote | None:
         """Send a HEAD request for `name`, which is written with `parameters`."""
-        answer = self.headers(name, parameters)
-        if answer is None:
+        response = self.headers(name, parameters)
+        if response is None:
             return None
-        remote = remote_of(answer)
+        remote = remote_of(response)
         if remote.is_encrypted:
-            self.learn(opaque=True)
+            self.note_etag(opaque=True)
         return remote
 
     def headers(self, name: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the answer to a HEAD request for `name`; `None` if there is none."""
-        if not self.is_possible(name):
+        """Return the response to a HEAD request; `None` if there is no object."""
+        if not self.is_valid_name(name):
             return None
         needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         key = self.prefix + name
         try:
             head = partial(self.client.head_object, Bucket=self.name, Key=key)
-            answer = self.send(head, size=0, **needed)
+            response = self.send(head, size=0, **needed)
         except ClientError as error:
-            if errors.status_of(error) != 404:  # As 403, say, which is no answer.
+            if errors.status_of(error) != 404:  # Others, such as 403, prove nothing.
                 raise
             return None
-        _check_is_answer(answer)
-        if not answer.keys() & {"ETag", "LastModified"}:
-            raise errors.AnswerError(what="What it answers to HeadObject is no object")
-        return {**answer}
+        _reject_web_page(response)
+        if not response.keys() & {"ETag", "LastModified"}:
+            problem = "The response to HeadObject does not describe an object"
+            raise errors.AnswerError(problem=problem)
+        return {**response}
 
-    def learn(self, *, opaque: bool) -> None:
-        """Note whether an ETag was opaque: one that was is enough for the others."""
+    def note_etag(self, *, opaque: bool) -> None:
+        """Note that an ETag was an MD5 or `opaque`; one opaque ETag is enough."""
         self.has_opaque_etags = opaque or bool(self.has_opaque_etags)
         self.has_md5_etags |= not opaque
 
     def put(self, name: str, payload: Payload) -> Stored:
-        """Upload `payload` as `name`; where ETags are opaque, with its fingerprint."""
+        """Upload `payload` as `name`; if ETags are opaque, with its fingerprint."""
         try:
             name.encode()
         except UnicodeEncodeError:
-            text = "its name is not UTF-8, as S3's keys are; rename the file"
+            text = "the file name is not valid UTF-8, which S3 requires; rename it"
             raise OSError(text) from None
         tagged = payload.has_opaque_etag or bool(self.has_opaque_etags)
         if payload.body is None:
@@ -194,39 +197,38 @@ class Bucket:
         return self.sender.send(put, len(payload.body))
 
     def _put_body(self, key: str, payload: Payload, tagged: bool) -> Stored:
-        """Upload a body that fits into one request, in one attempt."""
+        """Upload a body that fits into one request, without retries."""
         etag, error = None, None
-        native = None if tagged else self._native
-        if native and (request := native.prepared(key, payload)):
+        obstore = None if tagged else self._obstore
+        if obstore and (request := obstore.request_for(key, payload)):
             self.log.add("PUT")
-            etag, error = native.put(request)
+            etag, error = obstore.put(request)
         if etag is None:
-            etag = self._put_small(key, payload, tagged)
-            if native and error:
-                native.was_mended(error)
+            etag = self._put_by_boto3(key, payload, tagged)
+            if obstore and error:
+                obstore.note_success_of_boto3(error)
         if etag != payload.body_md5 and not (tagged or error):
-            # Unforeseen; or it was damaged, if the server compared no Content-MD5.
-            etag = self._put_small(key, payload, tagged=True)
+            # ETags are opaque, or the upload was damaged, because not all servers
+            # compare the Content-MD5.
+            etag = self._put_by_boto3(key, payload, tagged=True)
         if not payload.has_opaque_etag:
-            self.learn(opaque=etag != payload.body_md5)
+            self.note_etag(opaque=etag != payload.body_md5)
         return Stored(etag, len(payload.body or b""))
 
-    def _put_small(self, key: str, payload: Payload, tagged: bool) -> str:
+    def _put_by_boto3(self, key: str, payload: Payload, tagged: bool) -> str:
         parameters = _parameters(payload, tagged)
         body = payload.body or b""
         md5 = b64encode(bytes.fromhex(payload.body_md5)).decode()
         config: Any = self.client.meta.config
-        # The checksum that botocore would add is one that comes in chunks, behind TLS.
+        # Over TLS, botocore would send the body in chunks, with a trailing checksum.
         adds = getattr(config, "request_checksum_calculation", "") == "when_supported"
         if adds and not any(name.startswith("Checksum") for name in parameters):
             crc = zlib.crc32(body).to_bytes(4, "big")
             parameters["ChecksumCRC32"] = b64encode(crc).decode()
-        with self.our_request():
-            answer = self.client.put_object(
-                Bucket=self.name, Key=key, Body=body, ContentMD5=md5, **parameters
-            )
-        _check_is_answer(answer)
-        return normal_etag(answer.get("ETag"))
+        put = partial(self.client.put_object, Bucket=self.name, Key=key)
+        response = self.call(put, Body=body, ContentMD5=md5, **parameters)
+        _reject_web_page(response)
+        return normal_etag(response.get("ETag"))
 
     def _put_stream(self, name: str, payload: Payload, tagged: bool) -> Stored:
         key, extra = self.prefix + name, _parameters(payload, tagged)
@@ -237,11 +239,11 @@ class Bucket:
         except ClientError as error:
             if errors.code_of(error) != "NoSuchUpload":
                 raise
-            lost = error  # Perhaps it was completed, and only the answer was lost.
+            lost = error  # Perhaps only the response to the completion was lost.
         head, tag = None, str(payload.fingerprint)
         with suppress(ClientError, BotoCoreError):
             head = self.head(name, payload.parameters)
-        # Another program may have overwritten the object by now.
+        # Another program may have overwritten the object since.
         is_ours = head and head.etag == stream.etag
         if head and (is_ours or head.fingerprint == tag or payload.has_etag(head.etag)):
             return Stored(head.etag, payload.size)
@@ -250,11 +252,11 @@ class Bucket:
         return Stored(stream.etag, payload.size)
 
     def _transfer(self, stream: Any, key: str, extra: Any, config: Any) -> None:
-        # As boto3's upload_fileobj does, but each request is retried as all others are.
+        # This is boto3's upload_fileobj, but the bucket's sender retries its requests.
         client: Any = _RetryingClient(self.client, self)
         executor = TransferExecutor if config.use_threads else NonThreadedExecutor
         with TransferManager(client, config, executor_cls=executor) as manager:
-            sized = [_Sized(stream.size)]
+            sized = [_Size(stream.size)]
             uploaded = manager.upload(stream, self.name, key, extra, sized)
             try:
                 uploaded.result()
@@ -263,42 +265,44 @@ class Bucket:
                 raise
 
     def our_request(self) -> AbstractContextManager[Entries]:
-        """Count the requests of this context; botocore retries none if we do."""
+        """Count the requests of this context, which botocore must not retry."""
         return our_request(self.log, once=self.sender.retries)
+
+    def call(self, method: Callable[..., _T], **arguments: Any) -> _T:
+        """Call `method`, which sends a request, without retries."""
+        with self.our_request():
+            return method(**arguments)
 
     def send(
         self, method: Callable[..., _T], *, size: int | None = None, **arguments: Any
     ) -> _T:
-        """Call `method`, which sends one request of `size` bytes, and retry it."""
-
-        def attempt() -> _T:
-            with self.our_request():
-                return method(**arguments)
-
-        return self.sender.send(attempt, size)
+        """Call `method`, which sends a request of `size` bytes, with retries."""
+        return self.sender.send(partial(self.call, method, **arguments), size)
 
     def delete(self, names: Sequence[str]) -> Iterator[tuple[str, object]]:
-        """Delete `names`; yield each with its error, if any; raise what meets all."""
+        """Delete `names`; yield each with its error, if any.
+
+        Raises an error that would affect all deletes.
+        """
         singly = [name for name in names if re.search(_NOT_XML, name)]
         many = sorted({*names}.difference(singly))
-        while many and (batch := many[:1000]):
+        while many and (batch := many[:_MOST_DELETES]):
             try:
                 failed = self._delete_many(batch)
-            except errors.FAILURES as error:
-                if errors.is_not_understood(error):
+            except errors.REQUEST_ERRORS as error:
+                if errors.is_unsupported_request(error):
                     break
-                if errors.concerns_bucket(error):
+                if errors.affects_whole_bucket(error):
                     raise
                 failed = dict.fromkeys(batch, error.with_traceback(None))
             yield from ((name, failed.get(name)) for name in batch)
-            many = many[1000:]
+            many = many[_MOST_DELETES:]
         for name in (*many, *singly):
             try:
                 delete, key = self.client.delete_object, self.prefix + name
-                answer = self.send(delete, Key=key, **self._place)
-                _check_is_answer(answer)
-            except errors.FAILURES as error:
-                if errors.concerns_bucket(error):
+                _reject_web_page(self.send(delete, Key=key, **self._shared_parameters))
+            except errors.REQUEST_ERRORS as error:
+                if errors.affects_whole_bucket(error):
                     raise
                 yield name, error.with_traceback(None)
             else:
@@ -309,26 +313,26 @@ class Bucket:
         response = self.send(
             self.client.delete_objects,
             Delete={"Objects": objects, "Quiet": True},
-            **self._place,
+            **self._shared_parameters,
         )
-        _check_is_answer(response)
+        _reject_web_page(response)
         failed: dict[str, Any] = {}
         for each in response.get("Errors", ()):
             name = str(each.get("Key")).removeprefix(self.prefix)
             failed[name] = f"{each.get('Code')}: {each.get('Message')}"
         return failed
 
-    def is_possible(self, name: str) -> bool:
-        """Tell whether an object can have this name; that of a file may be no UTF-8."""
+    def is_valid_name(self, name: str) -> bool:
+        """Return whether an object can have the name of a file."""
         try:
             # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
             return len((self.prefix + name).encode()) <= 1024
-        except UnicodeEncodeError:
+        except UnicodeEncodeError:  # A file name need not be UTF-8.
             return False
 
 
-class _Sized(BaseSubscriber):
-    """Tells s3transfer the size of a stream, for the size of its parts."""
+class _Size(BaseSubscriber):
+    """The size of a stream, from which s3transfer computes the size of the parts."""
 
     def __init__(self, size: int | None) -> None:
         super().__init__()
@@ -341,18 +345,19 @@ class _Sized(BaseSubscriber):
 
 
 class TransferExecutor(ThreadPoolExecutor):
-    """Runs a call in the caller's thread if no thread can be started.
+    """A thread pool that runs calls in the caller's thread if it cannot start one.
 
-    A container may limit the threads, and a process that ends starts none.
+    A container may limit the number of threads, and a process that is ending cannot
+    start threads.
     """
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` once, and return its future."""
         future: Future[Any] = Future()
-        turn = threading.Lock()
+        once = threading.Lock()
 
         def run_once() -> None:
-            if turn.acquire(blocking=False):
+            if once.acquire(blocking=False):
                 try:
                     future.set_result(fn(*args, **kwargs))
                 except BaseException as error:
@@ -366,7 +371,7 @@ class TransferExecutor(ThreadPoolExecutor):
 
 
 class _RetryingClient:
-    """A boto3 client whose requests for an upload are sent as those of `bucket`."""
+    """A boto3 client for s3transfer, with the retries of `bucket`."""
 
     def __init__(self, client: Any, bucket: Bucket) -> None:
         self._client, self._bucket = client, bucket
@@ -375,54 +380,44 @@ class _RetryingClient:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         if name == "abort_multipart_upload":
-            return self._once(method)
-        return self._retried(method) if name in _OF_UPLOADS else method
+            # It follows a failure, and another failure would not matter.
+            return partial(self._bucket.call, method)
+        return partial(self._send, method) if name in _UPLOAD_METHODS else method
 
-    def _once(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        # An upload that has failed need not be retried to be aborted.
-        def request(**arguments: Any) -> Any:
-            with self._bucket.our_request():
-                return method(**arguments)
+    def _send(self, method: Callable[..., Any], **arguments: Any) -> Any:
+        body = arguments.get("Body")
+        begin = body.tell() if body is not None else 0
 
-        return request
+        def attempt() -> Any:
+            if self._has_failed:  # Another part has failed, so the file has.
+                raise CancelledError
+            if body is not None:
+                body.seek(begin)
+            return method(**arguments)
 
-    def _retried(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def request(**arguments: Any) -> Any:
-            body = arguments.get("Body")
-            begin = body.tell() if body is not None else 0
-
-            def attempt() -> Any:
-                if self._has_failed:  # One part was given up, and so is the file.
-                    raise CancelledError
-                if body is not None:
-                    body.seek(begin)
-                return method(**arguments)
-
-            try:
-                return self._bucket.send(attempt)
-            except BaseException:
-                self._has_failed = True
-                raise
-
-        return request
+        try:
+            return self._bucket.send(attempt)
+        except BaseException:
+            self._has_failed = True
+            raise
 
 
-def remote_of(answer: Mapping[str, Any]) -> Remote:
-    """Return the object that the `answer` to a HEAD request describes."""
-    # Some servers report the names of metadata in capitals.
-    metadata = {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
-    encryption = str(answer.get("ServerSideEncryption", ""))
-    encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-    etag, fingerprint = normal_etag(answer.get("ETag")), metadata.get(FINGERPRINT, "")
-    return Remote(etag, fingerprint, answer.get("ContentLength"), encrypted)
+def remote_of(response: Mapping[str, Any]) -> Remote:
+    """Return the object that the `response` to a HEAD request describes."""
+    # Some servers return the names of metadata in capitals.
+    metadata = {k.lower(): v for k, v in response.get("Metadata", {}).items()}
+    encryption = str(response.get("ServerSideEncryption", ""))
+    encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in response
+    etag, fingerprint = normal_etag(response.get("ETag")), metadata.get(FINGERPRINT, "")
+    return Remote(etag, fingerprint, response.get("ContentLength"), encrypted)
 
 
-def _check_is_answer(answer: Any) -> None:
-    """Raise `AnswerError` where a gateway's page stands in the place of an answer."""
-    about = answer["ResponseMetadata"]
-    is_page = "html" in about["HTTPHeaders"].get("content-type", "")
-    if is_page and "ETag" not in answer and about["HTTPStatusCode"] != 204:
-        raise errors.AnswerError(what="It answered with a web page")
+def _reject_web_page(response: Any) -> None:
+    """Raise `AnswerError` if a gateway has answered with a web page."""
+    metadata = response["ResponseMetadata"]
+    is_page = "html" in metadata["HTTPHeaders"].get("content-type", "")
+    if is_page and "ETag" not in response and metadata["HTTPStatusCode"] != 204:
+        raise errors.AnswerError(problem="The response is a web page")
 
 
 def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
@@ -434,21 +429,22 @@ def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
 
 
 def _page_of(response: Mapping[str, Any], read: Entries, prefix: str) -> Page:
-    """Return the page in `response` and what was `read` of it; or raise AnswerError."""
+    """Return the page of `response`, whose entries may have been `read` before."""
     found = read + [(e.get("Key"), e.get("ETag")) for e in response.get("Contents", ())]
     token = response.get("NextContinuationToken")
     last = response.get("NextMarker") or max((k for k, _ in found if k), default="")
     following = {"ContinuationToken": token} if token else {"Marker": last}
-    more = response.get("IsTruncated", bool(token))
-    # Of an answer of another kind boto3 makes a listing of nothing.
+    is_truncated = response.get("IsTruncated", bool(token))
+    # boto3 parses another kind of response as an empty listing.
     is_listing = "KeyCount" in response or (bool(found) and "IsTruncated" in response)
     etags: dict[str, str] = {}
     for key, header in found:
         etag = normal_etag(header)
         if key and not key.startswith(prefix):
-            raise errors.AnswerError(what=f"It lists {key!r} below {prefix!r}")
+            problem = f"The listing of prefix {prefix!r} contains the key {key!r}"
+            raise errors.AnswerError(problem=problem)
         if not key or etags.setdefault(key.removeprefix(prefix), etag) != etag:
             is_listing = False
-    if not is_listing or (more and not any(following.values())):
-        raise errors.AnswerError(what="Its listing is none")
-    return Page(etags, following if more else {})
+    if not is_listing or (is_truncated and not any(following.values())):
+        raise errors.AnswerError(problem="The response to ListObjects is not a listing")
+    return Page(etags, following if is_truncated else {})

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from botocore.exceptions import ClientError
 from urllib3.response import HTTPResponse
 
-from collectfast_storage.s3.errors import is_distrust, transient_of
+from collectfast_storage.s3.errors import is_untrusted_certificate, transient_of
 
 _KINDS = {
     "ListObjects": "LIST",
@@ -135,7 +135,7 @@ def _needs_retry(
         answer["ResponseMetadata"] = {**about, "HTTPStatusCode": status}
         error = ClientError(answer, operation.name)
     passes = error is not None and transient_of(error) is not None
-    if (passes and call.is_sent_once) or is_distrust(error):
+    if (passes and call.is_sent_once) or is_untrusted_certificate(error):
         raise error
     if response is None or attempts > 1:
         return None

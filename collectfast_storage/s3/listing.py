@@ -11,7 +11,7 @@ from typing import Any
 from collectfast_storage.decision import UNCHECKED, UNKNOWN, Remote
 from collectfast_storage.exceptions import BucketError, DeniedError, reason_of
 from collectfast_storage.s3.bucket import Bucket, Page
-from collectfast_storage.s3.errors import AnswerError, naming, transient_of
+from collectfast_storage.s3.errors import AnswerError, as_bucket_error, transient_of
 
 logger = logging.getLogger("collectfast_storage")
 
@@ -47,7 +47,7 @@ class Listing:
         The rest is asked for: all, if no listing is to be had nor the `whole` needed.
         """
         skips = wanted is not None and not whole
-        wanted = [name for name in wanted or () if self._bucket.is_possible(name)]
+        wanted = [name for name in wanted or () if self._bucket.is_valid_name(name)]
         listed, failure = 0, None
         try:
             for page in self._pages():
@@ -60,11 +60,13 @@ class Listing:
             is_none = isinstance(error.cause, AnswerError)
             if whole or not (is_none or isinstance(error, DeniedError)):
                 raise
-            failure = reason_of(error.cause).rstrip(".")
+            failure = reason_of(error.cause)
         if not self._is_complete:
             self.ask(name for name in wanted if name not in self._remotes)
         if failure:
-            text = "The bucket %r may not be listed, so each file is asked for: %s."
+            text = (
+                "Cannot list bucket %r; sending one HEAD request per file instead: %s"
+            )
             self._warn(text, failure)
 
     def __getitem__(self, name: str) -> Remote | None:
@@ -98,8 +100,8 @@ class Listing:
         self._remotes[name] = remote
         if remote is UNKNOWN:
             self._warn(
-                "The bucket %r does not tell whether some files are there, so they go "
-                "up: HEADs are refused (s3:GetObject), or s3:ListBucket is missing."
+                "Cannot find out whether some files exist in bucket %r, so they are "
+                "uploaded. Grant s3:GetObject and s3:ListBucket."
             )
 
     def forget(self, name: str) -> None:
@@ -111,14 +113,16 @@ class Listing:
         following: dict[str, Any] = {}
         last, idle = "", 0  # the greatest key; pages that did not come after it
         while True:
-            with naming(self._bucket.name, OSError):  # of a credentials file, say
+            with as_bucket_error(
+                self._bucket.name, OSError
+            ):  # of a credentials file, say
                 page = self._bucket.list(following)
                 following = page.following
                 idle += min(page.etags, default="") <= last
                 last = max([last, *page.etags])
                 is_repeated = page.etags and page.etags.keys() <= seen
                 if following and (is_repeated or idle > self._idle_pages):
-                    raise AnswerError(what="Its listing does not end")
+                    raise AnswerError(problem="The listing does not end")
             seen |= page.etags.keys()
             for name, etag in page.etags.items():
                 # What was done to it since is newer than a listing.
@@ -137,7 +141,9 @@ class Listing:
         answers = [self._executor.submit(head, n, parameters(key + n)) for n in names]
         for name, answer in zip(names, answers, strict=True):
             try:
-                with naming(self._bucket.name, OSError):  # of a credentials file, say
+                with as_bucket_error(
+                    self._bucket.name, OSError
+                ):  # of a credentials file, say
                     self.note(name, answer.result())
             except DeniedError as error:
                 self.denial = error

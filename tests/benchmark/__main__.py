@@ -22,10 +22,10 @@ from pathlib import Path
 
 import botocore
 
-from tests import certificates
 from tests.benchmark import tree
 from tests.benchmark.contestants import CONTESTANTS, KEYS, SUBSETS, Contestant, Course
-from tests.servers import end
+from tests.support import certificates
+from tests.support.servers import end
 
 # What Python compiles for itself otherwise, at the first import.
 COMPILE = (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MANAGE = Path(__file__).parents[1] / "manage.py"
+MANAGE = Path(__file__).parents[1] / "support" / "manage.py"
 KEYS = {
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "secret",

@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from tests.benchmark.limits import Limits
-from tests.certificates import server_context
+from tests.support.certificates import server_context
 
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'

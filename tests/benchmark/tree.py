@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.packages import folder_of
+from tests.support.packages import folder_of
 
 PACKAGES = ("django", "rest_framework", "wagtail", "fontawesomefree")
 STATIC = "static"

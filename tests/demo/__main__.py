@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from tests.bucket import BucketView
 from tests.demo import sources
-from tests.proxy import Proxy, proxy
-from tests.servers import Server, local_server
+from tests.support.bucket import BucketView
+from tests.support.proxy import Proxy, proxy
+from tests.support.servers import Server, local_server
 
-MANAGE = Path(__file__).parents[1] / "manage.py"
+MANAGE = Path(__file__).parents[1] / "support" / "manage.py"
 OURS = {
     "collectfast-storage": "collectfast_storage.CollectfastS3StaticStorage",
     "the same, manifest": "collectfast_storage.CollectfastS3ManifestStaticStorage",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.packages import folder_of
+from tests.support.packages import folder_of
 
 # Package, where in it the static files are, and which of them: some 1,600 in all.
 PACKAGES = {

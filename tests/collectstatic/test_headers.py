@@ -1,0 +1,430 @@
+"""The headers that a file is sent with: they count as much as its content."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.core.files.base import ContentFile
+from django.core.management.base import CommandError
+
+from collectfast_storage import (
+    CollectfastS3ManifestStaticStorage,
+    CollectfastS3StaticStorage,
+)
+from tests.support.proxy import refuse
+from tests.support.site import MANIFEST, STATIC, Site
+
+NAMES = ["a.css", "a.js", "img/a.svg"]
+
+
+@pytest.fixture
+def site(site: Site) -> Site:
+    """A site with a few files."""
+    for name in NAMES:
+        site.write(name, f"content of {name}")
+    return site
+
+
+@pytest.fixture
+def manifest_site(site: Site) -> Site:
+    """The same with hashed names."""
+    site.backend = "collectfast_storage.CollectfastS3ManifestStaticStorage"
+    return site
+
+
+def _cold(site: Site) -> dict[str, Any]:
+    backend = "django.core.cache.backends.locmem.LocMemCache"
+    return {"default": {"BACKEND": backend, "LOCATION": f"{site.root}-cold"}}
+
+
+def _headers(site: Site, header: str) -> dict[str, Any]:
+    return {name: site.bucket.get(name).get(header) for name in site.bucket.names()}
+
+
+PARAMETERS = {
+    "CacheControl": ("max-age=60", "max-age=31536000, immutable"),
+    "ContentDisposition": ("inline", "attachment"),
+    "ContentLanguage": ("en", "de"),
+    "Metadata": ({"build": "1"}, {"build": "2"}),
+    "ContentType": ("text/plain", "text/x-other"),
+}
+
+
+@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(each, marks=pytest.mark.needs("metadata in lower case"))
+        if each == "Metadata"
+        else each
+        for each in PARAMETERS
+    ],
+)
+def test_changed_object_parameters_go_up_once(
+    site: Site, header: str, preload: bool
+) -> None:
+    """All files, as all are concerned; and none with the next deploy."""
+    site.options["collectfast_preload"] = preload
+    for value in PARAMETERS[header]:
+        site.options["object_parameters"] = {header: value}
+        changed = site.collect()
+        assert changed.put == NAMES
+        assert changed.summary == "3 static files copied."
+        assert _headers(site, header) == dict.fromkeys(NAMES, value)
+        site.touch()
+        again = site.collect()
+        assert again.requests.keys() <= {"LIST"}
+        assert again.summary == "0 static files copied, 3 unmodified."
+
+
+@pytest.mark.parametrize("header", ["CacheControl", "ContentDisposition"])
+def test_removed_object_parameter_is_removed_from_the_objects(
+    site: Site, header: str
+) -> None:
+    """And a rollback to it goes up, too."""
+    value = PARAMETERS[header][0]
+    for parameters in ({header: value}, {}, {header: value}):
+        site.options["object_parameters"] = parameters
+        assert site.collect().put == NAMES
+        stored = {name: each or None for name, each in _headers(site, header).items()}
+        assert stored == dict.fromkeys(NAMES, parameters.get(header))
+
+
+def test_setting_counts_as_the_option_does(site: Site) -> None:
+    """`AWS_S3_OBJECT_PARAMETERS`, for all storages."""
+    site.collect()
+    site.settings["AWS_S3_OBJECT_PARAMETERS"] = {"CacheControl": "max-age=1"}
+    assert site.collect().put == NAMES
+    assert site.collect().put == []
+
+
+@pytest.mark.needs("ACLs")
+def test_changed_default_acl_goes_up_once(site: Site) -> None:
+    """With the request that it is asked for in."""
+    sent = []
+    for acl in ("public-read", "private", None):
+        site.options["default_acl"] = acl
+        assert site.collect().put == NAMES
+        puts = [each for each in site.proxy.requests if each.kind == "PUT"]
+        sent.append({each.headers.get("x-amz-acl") for each in puts})
+        assert site.collect().requests == {"LIST": 1}
+    assert sent == [{"public-read"}, {"private"}, {None}]
+
+
+class ByName:
+    """Headers of a site's own, by the pattern of the name."""
+
+    age = 60
+
+    def get_object_parameters(self, name: str) -> dict[str, Any]:
+        parameters: dict[str, Any] = super().get_object_parameters(name)  # type: ignore[misc]
+        if name.endswith(".css"):
+            parameters["CacheControl"] = f"max-age={self.age}"
+        return parameters
+
+
+class Mine(ByName, CollectfastS3StaticStorage):
+    pass
+
+
+class MineWithManifest(ByName, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+@pytest.fixture
+def _age() -> Iterator[None]:
+    yield
+    ByName.age = 60
+
+
+@pytest.mark.usefixtures("_age")
+def test_headers_by_name_concern_those_names_only(site: Site) -> None:
+    """A site's own `get_object_parameters(name)`."""
+    site.backend = f"{__name__}.Mine"
+    site.collect()
+    ByName.age = 3600
+    changed = site.collect()
+    assert changed.put == ["a.css"]
+    assert changed.summary == "1 static file copied, 2 unmodified."
+    assert _headers(site, "CacheControl")["a.css"] == "max-age=3600"
+    assert site.collect().requests == {"LIST": 1}
+
+
+@pytest.mark.usefixtures("_age")
+def test_headers_by_name_concern_hashed_names_too(site: Site) -> None:
+    """What is cached for ever is what they matter most for."""
+    site.backend = f"{__name__}.MineWithManifest"
+    site.collect()
+    hashed = json.loads(site.bucket.read("staticfiles.json"))["paths"]["a.css"]
+    ByName.age = 3600
+    assert site.collect().put == sorted(["a.css", hashed])
+    assert _headers(site, "CacheControl")[hashed] == "max-age=3600"
+    assert site.collect().put == []
+
+
+def test_changed_headers_reach_the_hashed_files(manifest_site: Site) -> None:
+    """And the manifest; each once."""
+    site = manifest_site
+    site.collect()
+    names = site.bucket.names()
+    site.options["object_parameters"] = {"CacheControl": "max-age=31536000"}
+    assert site.collect().put == names
+    assert _headers(site, "CacheControl") == dict.fromkeys(names, "max-age=31536000")
+    site.touch()
+    assert site.collect().put == []
+
+
+@contextmanager
+def _type_of_js(content_type: str) -> Iterator[None]:
+    old = mimetypes.guess_type("a.js")[0]
+    mimetypes.add_type(content_type, ".js")
+    try:
+        yield
+    finally:
+        assert old
+        mimetypes.add_type(old, ".js")
+
+
+def test_other_guess_at_the_content_type_goes_up(site: Site) -> None:
+    """As another Python or another `mime.types` has it."""
+    with _type_of_js("application/x-one"):
+        site.collect()
+    with _type_of_js("application/x-two"):
+        changed = site.collect()
+        assert changed.put == ["a.js"]
+        assert _headers(site, "ContentType")["a.js"] == "application/x-two"
+        assert site.collect().requests == {"LIST": 1}
+
+
+def test_other_guess_reaches_the_hashed_file(manifest_site: Site) -> None:
+    site = manifest_site
+    with _type_of_js("application/x-one"):
+        site.collect()
+    hashed = json.loads(site.bucket.read("staticfiles.json"))["paths"]["a.js"]
+    with _type_of_js("application/x-two"):
+        assert site.collect().put == sorted(["a.js", hashed])
+        assert _headers(site, "ContentType")[hashed] == "application/x-two"
+
+
+def test_failed_change_is_made_by_the_next_run(site: Site) -> None:
+    """The old headers are not taken for the new ones, nor forgotten."""
+    site.collect()
+    site.options["object_parameters"] = {"CacheControl": "max-age=1"}
+    site.proxy.fault = refuse("PUT", "/a.css")
+    with pytest.raises(CommandError, match=r"a\.css"):
+        site.collect()
+    site.proxy.fault = None
+    assert site.collect().put == ["a.css"]
+    assert _headers(site, "CacheControl") == dict.fromkeys(NAMES, "max-age=1")
+
+
+def test_saves_of_a_program_count_headers_too(site: Site) -> None:
+    """Equal content with another Cache-Control is another object."""
+    for age in (60, 60, 3600):
+        site.options["object_parameters"] = {"CacheControl": f"max-age={age}"}
+        with site.storage() as storage:
+            storage.save("a.txt", ContentFile(b"x"))
+    assert site.proxy.count() == {"HEAD": 3, "PUT": 2}
+    assert site.bucket.get("a.txt")["CacheControl"] == "max-age=3600"
+
+
+# What a cold cache cannot see.
+
+
+def test_cold_cache_sees_contents_only(site: Site) -> None:
+    """As the README says; and what it found it remembers as it is to be."""
+    site.collect()
+    site.options["object_parameters"] = {"CacheControl": "max-age=1"}
+    assert site.collect(CACHES=_cold(site)).requests == {"LIST": 1}
+    assert site.collect(CACHES=_cold(site)).requests == {"LIST": 1}
+    assert _headers(site, "CacheControl")["a.css"] is None
+
+
+WAYS = ["option", "setting", "environment"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ignore_etag_is_the_way_out_for_a_cold_cache(
+    site: Site, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Option, setting or environment variable: all goes up, in place, and once."""
+    site.collect()
+    site.options["object_parameters"] = {"CacheControl": "max-age=1"}
+    # Also where a cold cache took the old headers for the new ones.
+    site.collect(CACHES=_cold(site))
+    with monkeypatch.context() as patch:
+        if way == "environment":
+            patch.setenv("COLLECTFAST_IGNORE_ETAG", "1")
+        if way == "option":
+            patch.setitem(site.options, "collectfast_ignore_etag", True)
+        settings = {"COLLECTFAST_IGNORE_ETAG": True} if way == "setting" else {}
+        deploy = site.collect(CACHES=_cold(site), **settings)
+    assert deploy.put == NAMES
+    assert deploy.requests["DELETE"] == deploy.requests["DELETE MANY"] == 0
+    assert deploy.summary == "3 static files copied."
+    assert _headers(site, "CacheControl") == dict.fromkeys(NAMES, "max-age=1")
+    assert site.collect(CACHES=_cold(site)).requests == {"LIST": 1}
+
+
+def test_ignore_etag_reaches_the_hashed_files(manifest_site: Site) -> None:
+    site = manifest_site
+    site.collect()
+    names = site.bucket.names()
+    site.options["object_parameters"] = {"CacheControl": "max-age=1"}
+    site.collect(CACHES=_cold(site), COLLECTFAST_IGNORE_ETAG=True)
+    assert _headers(site, "CacheControl") == dict.fromkeys(names, "max-age=1")
+    assert site.collect(CACHES=_cold(site)).put == []
+
+
+def test_ignore_etag_refreshes_the_cache(site: Site) -> None:
+    """What it uploaded is remembered: without a listing, nothing is asked again."""
+    site.options["collectfast_preload"] = False
+    site.collect()
+    site.bucket.put("a.css", b"overwritten by somebody")
+    site.collect(COLLECTFAST_IGNORE_ETAG=True)
+    assert site.bucket.read("a.css") == b"content of a.css"
+    assert site.collect().requests == {}
+
+
+def test_dry_run_changes_nothing_in_the_cache(manifest_site: Site) -> None:
+    """What it would change is not in doubt: nothing is about to be overwritten."""
+    site = manifest_site
+    site.collect()
+    site.options["object_parameters"] = {"CacheControl": "max-age=60"}
+    assert site.collect("--clear", "--dry-run").put == []
+    del site.options["object_parameters"]
+    assert site.collect().put == []
+
+
+# What goes up for headers alone is named, if that is most of the files.
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+MOST = (
+    "Most files are uploaded to bucket {!r} only because their headers changed. "
+    "Example: {!r}, {}."
+)
+OLD = {"CacheControl": "max-age=60", "Expires": "Thu, 31 Dec 2037 23:55:55 GMT"}
+SAME_TIME = datetime(2037, 12, 31, 23, 55, 55, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST])
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        pytest.param(
+            OLD,
+            {"CacheControl": "max-age=61", "Expires": SAME_TIME},
+            "CacheControl was max-age=60, is now max-age=61",
+            id="one of two",
+            marks=pytest.mark.needs("Expires"),
+        ),
+        pytest.param(
+            OLD,
+            {"Expires": OLD["Expires"]},
+            "CacheControl was max-age=60, is now None",
+            id="no longer",
+            marks=pytest.mark.needs("Expires"),
+        ),
+        pytest.param(
+            OLD,
+            OLD | {"Expires": datetime(2038, 1, 1, tzinfo=UTC)},
+            "Expires was 2037-12-31 23:55:55+00:00, is now 2038-01-01 00:00:00+00:00",
+            id="a time",
+            marks=pytest.mark.needs("Expires"),
+        ),
+        pytest.param(
+            {"Metadata": {"Build": "1", "other": "a"}},
+            {"Metadata": {"Build": "2", "other": "a"}, "ContentLanguage": "en"},
+            "ContentLanguage was None, is now en, Metadata build was 1, is now 2",
+            id="metadata",
+            marks=pytest.mark.needs("metadata in lower case"),
+        ),
+        pytest.param(
+            {},
+            {"Tagging": "a=1"},
+            "a parameter that HEAD does not report",
+            id="not told",
+            marks=pytest.mark.needs("tags"),
+        ),
+    ],
+)
+def test_headers_that_differ_in_most_files_are_named(
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    backend: str,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    told: str,
+) -> None:
+    """Once, with both values, in the log and at ``--verbosity 2``."""
+    site.backend = backend
+    site.options["object_parameters"] = before
+    site.collect()
+    site.options["object_parameters"] = after
+    changed = site.collect("--verbosity=2")
+    (warning,) = _warnings(caplog)
+    name = next(each for each in NAMES if repr(each) in warning)
+    assert warning == MOST.format(site.bucket.name, name, told)
+    assert f"Uploading '{name}' (headers changed: {told})" in changed.output
+    assert changed.output.count("(headers changed: ") == 1
+    assert site.collect().put == []
+    assert len(_warnings(caplog)) == 1
+
+
+def test_headers_of_half_of_the_files_are_not_named(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of four for headers, and one for its content: a change like any other."""
+    site.backend = f"{__name__}.Mine"
+    site.write("b.css", "four files, two of them CSS")
+    site.collect()
+    site.write("a.js", "another content")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ByName, "age", 61)
+        changed = site.collect()
+    assert changed.put == ["a.css", "a.js", "b.css"]
+    assert "HEAD" not in changed.requests
+    assert _warnings(caplog) == []
+
+
+def test_headers_that_may_not_be_asked_for_are_not_named(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The deploy does without; it is said all the same why everything goes up."""
+    site.collect()
+    site.options["object_parameters"] = {"CacheControl": "max-age=1"}
+    site.proxy.fault = refuse("HEAD", "")
+    assert site.collect().put == NAMES
+    (warning,) = _warnings(caplog)
+    assert "a parameter that HEAD does not report" in warning
+
+
+@pytest.mark.needs("customers' keys")
+def test_customers_key_is_named_nowhere(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor can objects be read with another one."""
+    keys = ["1" * 32, "2" * 32]
+    for key in keys:
+        encryption = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+        site.options["object_parameters"] = encryption
+        changed = site.collect("--verbosity=2")
+        assert changed.put == NAMES
+    # moto tells headers without the key, but not this one.
+    told = (
+        "(a parameter that HEAD does not report"
+        "|SSECustomerAlgorithm was None, is now AES256)"
+    )
+    assert re.search(rf"\(headers changed: {told}\)", changed.output)
+    assert not any(key in caplog.text + changed.output for key in keys)

@@ -1,0 +1,461 @@
+"""A command that is used again after a failure, is wrapped, or fails in threads."""
+
+from __future__ import annotations
+
+import functools
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator, suppress
+from typing import Any, ClassVar
+
+import pytest
+from django.contrib.staticfiles.finders import FileSystemFinder
+from django.contrib.staticfiles.management.commands.collectstatic import Command
+from django.core.management import call_command
+
+from collectfast_storage import CollectfastS3ManifestStaticStorage
+from tests.support.processes import LONG
+from tests.support.proxy import Handler, Request
+from tests.support.site import LOCAL, MANIFEST, STATIC, Site
+from tests.support.sources import Source, finder_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
+
+BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
+PLAIN_MANIFEST = "storages.backends.s3.S3ManifestStaticStorage"
+NAME = "staticfiles.json"
+
+
+def _write(site: Site, text: str = "one") -> dict[str, bytes]:
+    files = {
+        "a.css": f"a {{ background: url(b.png) }} /* {text} */".encode(),
+        "b.png": f"image {text}".encode(),
+        "c.txt": f"text {text}".encode(),
+        "d/e.txt": f"another text {text}".encode(),
+    }
+    site.write_all(files)
+    return files
+
+
+def _call(command: Command, *arguments: str) -> str:
+    output = io.StringIO()
+    call_command(command, "--noinput", *arguments, stdout=output, stderr=output)
+    return output.getvalue()
+
+
+def _locally(site: Site, *arguments: str) -> dict[str, bytes]:
+    """Return what Django's own storage holds after a first deploy."""
+    backend = LOCAL.get(site.backend, LOCAL[MANIFEST])
+    site.collect(*arguments, STORAGES={"staticfiles": {"BACKEND": backend}})
+    root = site.root / "collected"
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+# A command that is used again.
+
+
+class TroubleError(Exception):
+    pass
+
+
+class FailingFinder(FileSystemFinder):
+    """Raises before its last file, as long as it is told to."""
+
+    fails: ClassVar[bool] = True
+
+    def list(self, ignore_patterns: Any) -> Iterator[Any]:
+        *found, last = super().list(ignore_patterns)
+        yield from found
+        if self.fails:
+            raise TroubleError("a finder failed")
+        yield last
+
+
+def _finder_fails(site: Site) -> Callable[[], None]:
+    site.settings["STATICFILES_FINDERS"] = [f"{__name__}.FailingFinder"]
+    FailingFinder.fails = True
+
+    def repair() -> None:
+        FailingFinder.fails = False
+
+    return repair
+
+
+def _source_is_missing(site: Site) -> Callable[[], None]:
+    """Let the last of the sources be missing."""
+    sources: dict[str, Source] = {"missing.txt": (site.root / "no-such-file").open}
+    site.settings["STATICFILES_FINDERS"] = [
+        "django.contrib.staticfiles.finders.FileSystemFinder",
+        finder_of(sources),
+    ]
+    return sources.clear
+
+
+def _refuse(kind: str, code: str) -> Callable[[Site], Callable[[], None]]:
+    def set_up(site: Site) -> Callable[[], None]:
+        def fault(handler: Handler, request: Request, body: bytes) -> bool:
+            if request.kind == kind:
+                handler.error(403, code)
+            return request.kind == kind
+
+        site.proxy.fault = fault
+
+        def repair() -> None:
+            site.proxy.fault = None
+
+        return repair
+
+    return set_up
+
+
+FAILURES = {
+    "a finder raises": _finder_fails,
+    "a source is missing": _source_is_missing,
+    "the bucket refuses each PUT": _refuse("PUT", "AccessDenied"),
+    "the credentials are wrong": _refuse("PUT", "InvalidAccessKeyId"),
+}
+FAILING = pytest.mark.parametrize("failure", FAILURES)
+
+
+@FAILING
+@pytest.mark.parametrize(
+    "first", [["--no-post-process"], ["--no-post-process", "--clear"], ["--clear"]]
+)
+@pytest.mark.parametrize("backend", [MANIFEST, PLAIN_MANIFEST])
+def test_manifest_is_published_by_the_run_after_a_failure(
+    site: Site, backend: str, first: list[str], failure: str
+) -> None:
+    """Options of the failed run have no effect on the next one of the same command."""
+    site.backend = backend
+    _write(site)
+    expected = _locally(site)
+    repair = FAILURES[failure](site)
+    command = Command()
+    with site.active():
+        command.storage.exists("builds-it.txt")
+        with suppress(Exception):
+            _call(command, *first)
+            pytest.fail("the first run did not fail")
+        repair()
+        _call(command)
+    assert site.bucket.files() == expected
+
+
+@FAILING
+@pytest.mark.parametrize("backend", [MANIFEST, PLAIN_MANIFEST])
+def test_no_manifest_is_published_by_the_run_after_a_failure(
+    site: Site, backend: str, failure: str
+) -> None:
+    """A run with --no-post-process hashes nothing, after a failed run without it."""
+    site.backend = backend
+    files = _write(site)
+    repair = FAILURES[failure](site)
+    command = Command()
+    with site.active():
+        with suppress(Exception):
+            _call(command)
+            pytest.fail("the first run did not fail")
+        repair()
+        _call(command, "--no-post-process")
+    there = site.bucket.files()
+    assert there.items() >= files.items()
+    assert NAME not in there
+
+
+@FAILING
+def test_attributes_of_a_command_that_failed(site: Site, failure: str) -> None:
+    """A failed run that ends later does not change the options of the next one."""
+    site.backend = MANIFEST
+    _write(site)
+    FAILURES[failure](site)
+    command = Command()
+    with site.active():
+        with suppress(Exception):
+            _call(command, "--no-post-process")
+            pytest.fail("the run did not fail")
+        command.set_options(
+            interactive=False,
+            verbosity=0,
+            link=False,
+            clear=False,
+            dry_run=False,
+            ignore_patterns=[],
+            use_default_ignore_patterns=True,
+            post_process=True,
+        )
+        with suppress(Exception):
+            command.storage.exists("asks-the-storage.txt")
+        assert command.post_process is True
+    assert type(command.copied_files) is list
+    assert type(command.unmodified_files) is list
+
+
+# Django's `collect` in a decorator, as of an instrumentation library.
+
+Method = Callable[..., Any]
+
+
+def _with_wraps(method: Method) -> Method:
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return wrapper
+
+
+def _without_wraps(method: Method) -> Method:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return wrapper
+
+
+def _with_another_self(method: Method) -> Method:
+    def wrapper(command: Any) -> Any:
+        return method(command)
+
+    return wrapper
+
+
+def _twice(method: Method) -> Method:
+    return _with_wraps(_without_wraps(_with_wraps(method)))
+
+
+class Traced(ContextDecorator):
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Proxy:
+    """An object in the place of the function, as wrapt's."""
+
+    def __init__(self, method: Method, command: Any = None) -> None:
+        self._method, self._command = method, command
+
+    def __get__(self, command: Any, owner: type | None = None) -> Any:
+        return Proxy(self._method, command)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = () if self._command is None else (self._command,)
+        return self._method(*before, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+
+class BareProxy(Proxy):
+    """The same without the attributes of the function."""
+
+    def __get__(self, command: Any, owner: type | None = None) -> Any:
+        return functools.partial(self._method, command)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+WRAPPERS: dict[str, Callable[[Method], Any]] = {
+    "with functools.wraps": _with_wraps,
+    "without functools.wraps": _without_wraps,
+    "with another name for self": _with_another_self,
+    "three times": _twice,
+    "by a context manager": Traced(),
+    "by an object": Proxy,
+    "by an object without attributes": BareProxy,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@BACKENDS
+@pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=" ".join)
+def test_collect_that_is_wrapped(
+    new_site: Callable[[], Site],
+    backend: str,
+    arguments: list[str],
+    wrapper: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Deploys send the same requests, and print the same, as without the wrapper."""
+    results = []
+    for is_wrapped in (False, True):
+        site = new_site()
+        site.backend = backend
+        _write(site)
+        if is_wrapped:
+            wrapped = WRAPPERS[wrapper](Command.collect)
+            monkeypatch.setattr(Command, "collect", wrapped)
+        first = site.collect(*arguments)
+        site.touch()
+        again = site.collect(*arguments)
+        deploys = [(each.requests, each.put, each.summary) for each in (first, again)]
+        results.append((deploys, site.bucket.files()))
+    assert results[1] == results[0]
+    assert again.put == []
+    assert "4 unmodified" in again.summary
+
+
+class Subclass(Command):
+    """A site's own command, whose `collect` is wrapped and calls Django's."""
+
+    @_without_wraps
+    def collect(self) -> Any:
+        return super().collect()
+
+
+@BACKENDS
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_two_runs_of_a_wrapped_command(
+    site: Site, backend: str, wrapper: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each activation of the wrapped method is a run, which ends with it."""
+    site.backend = backend
+    monkeypatch.setattr(Command, "collect", WRAPPERS[wrapper](Command.collect))
+    with site.active():
+        for text in ("one", "two"):
+            files = _write(site, text)
+            site.touch()
+            site.proxy.requests.clear()
+            _call(Subclass())
+            assert site.bucket.files().items() >= files.items()
+            assert site.proxy.count()["LIST"] == 1
+            assert len(site.put()) >= len(files)
+
+
+# Runs that fail in threads.
+
+
+class FailingPostProcess(CollectfastS3ManifestStaticStorage):
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        for number, processed in enumerate(super().post_process(*args, **options)):
+            if number == 1:
+                raise TroubleError("post-processing failed")
+            yield processed
+
+
+class StoppedByItsCaller(Command):
+    """Stops to post-process after the first file, and raises."""
+
+    def collect(self) -> Any:
+        self.post_process = False
+        super().collect()
+        paths = {
+            name: (storage, name)
+            for name, storage in FileSystemFinder().list(self.ignore_patterns)
+        }
+        for _ in self.storage.post_process(paths, dry_run=False):
+            raise TroubleError("the caller stopped")
+
+
+THREADS = {
+    "a finder raises": (MANIFEST, _finder_fails, Command),
+    "a source is missing": (STATIC, _source_is_missing, Command),
+    "the bucket refuses each PUT": (
+        STATIC,
+        _refuse("PUT", "AccessDenied"),
+        Command,
+    ),
+    "the credentials are wrong": (
+        MANIFEST,
+        _refuse("PUT", "InvalidAccessKeyId"),
+        Command,
+    ),
+    "post-processing raises": (
+        f"{__name__}.FailingPostProcess",
+        lambda site: lambda: None,
+        Command,
+    ),
+    "its caller stops": (MANIFEST, lambda site: lambda: None, StoppedByItsCaller),
+}
+
+
+def _slow_puts(handler: Handler, request: Request, body: bytes) -> bool:
+    """Take so long that uploads run side by side."""
+    if request.kind == "PUT":
+        time.sleep(0.1)
+    return False
+
+
+def _threads() -> set[threading.Thread]:
+    """Return the threads of this process, but those of the proxy."""
+    running = threading.enumerate()
+    return {each for each in running if "process_request" not in each.name}
+
+
+def _left(before: set[threading.Thread], own: list[threading.Thread]) -> int:
+    """Return how many threads are left two seconds after the last run failed."""
+    deadline = time.monotonic() + 2
+    while left := _threads() - before - {*own}:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    return len(left)
+
+
+@pytest.mark.parametrize("failure", THREADS)
+@pytest.mark.parametrize("stays", [True, False], ids=["stays", "ends"])
+def test_threads_of_failed_runs_end(site: Site, failure: str, stays: bool) -> None:
+    """Two seconds after runs failed in threads, all upload threads have ended.
+
+    That holds if the thread of the command goes on with other work, and if it ends.
+    """
+    site.backend, set_up, command = THREADS[failure]
+    site.options["collectfast_threads"] = 16
+    site.write_many(30)
+    set_up(site)
+    site.proxy.fault = site.proxy.fault or _slow_puts
+    before, may_end = _threads(), threading.Event()
+    failed = threading.Semaphore(0)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _call(command())
+        except Exception as error:
+            raised.append(error)
+        failed.release()
+        assert not stays or may_end.wait(LONG)
+
+    with site.active():
+        own = [threading.Thread(target=run, daemon=True) for _ in range(3)]
+        for thread in own:
+            thread.start()
+        try:
+            assert all(failed.acquire(timeout=LONG) for _ in own)
+            if not stays:
+                for thread in own:
+                    thread.join(LONG)
+            left = _left(before, own)
+        finally:
+            may_end.set()
+            for thread in own:
+                thread.join(LONG)
+    assert len(raised) == len(own)
+    assert left == 0
+
+
+@pytest.mark.parametrize("failure", THREADS)
+def test_threads_of_a_failed_run_end_without_another_call(
+    site: Site, failure: str
+) -> None:
+    """A caller that caught the exception need not use the storage again."""
+    site.backend, set_up, command = THREADS[failure]
+    site.options["collectfast_threads"] = 16
+    site.write_many(30)
+    set_up(site)
+    site.proxy.fault = site.proxy.fault or _slow_puts
+    before = _threads()
+    with site.active():
+        try:
+            _call(command())
+        except Exception as error:
+            # The exception and its traceback are kept, as by an error tracker.
+            kept = error
+        else:
+            pytest.fail("the run did not fail")
+        assert _left(before, []) == 0
+    assert kept.__traceback__ is not None

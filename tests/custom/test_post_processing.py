@@ -1,0 +1,734 @@
+"""A site's own code inside of a collectstatic: it sees what was saved and deleted."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import pytest
+from botocore.exceptions import ClientError
+from django.contrib.staticfiles.management.commands.collectstatic import Command
+from django.core.files.base import ContentFile
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from storages.backends.s3 import S3ManifestStaticStorage, S3StaticStorage
+
+from collectfast_storage import (
+    CollectfastS3ManifestStaticStorage,
+    CollectfastS3StaticStorage,
+)
+from collectfast_storage.exceptions import UploadError
+from tests.support.proxy import Handler, Request, refuse
+from tests.support.site import Site
+from tests.support.sources import finder_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
+
+# The bucket, as a site's own code looks at one name in it.
+
+
+def _key(storage: Any, name: str) -> str:
+    return f"{storage.location}/{name}"
+
+
+def _where(storage: Any, name: str) -> dict[str, str]:
+    return {"Bucket": storage.bucket_name, "Key": _key(storage, name)}
+
+
+def _opened(mode: str) -> Callable[[Any, str], Any]:
+    def look(storage: Any, name: str) -> Any:
+        with storage.open(name, mode) as file:
+            content = file.read()
+        return content if isinstance(content, bytes) else content.encode()
+
+    return look
+
+
+def _object(storage: Any, name: str) -> Any:
+    found = storage.bucket.Object(_key(storage, name))
+    found.load()
+    return found.content_length
+
+
+def _listed(storage: Any, name: str) -> Any:
+    folder, base = posixpath.split(name)
+    return base in storage.listdir(folder)[1]
+
+
+def _modified(storage: Any, name: str) -> Any:
+    return storage.get_modified_time(name)
+
+
+def _read_by_the_client(storage: Any, name: str) -> Any:
+    client = storage.connection.meta.client
+    return client.get_object(**_where(storage, name))["Body"].read()
+
+
+def _head(storage: Any, name: str) -> Any:
+    client = storage.connection.meta.client
+    return client.head_object(**_where(storage, name))["ContentLength"]
+
+
+def _filtered(storage: Any, name: str) -> Any:
+    prefix = _key(storage, name)
+    found = storage.bucket.objects.filter(Prefix=prefix)
+    return [each.size for each in found if each.key == prefix]
+
+
+Look = Callable[[Any, str], Any]
+LOOKS: dict[str, Look] = {
+    "open(name, 'rb')": _opened("rb"),
+    "open(name, 'r')": _opened("r"),
+    "exists": lambda storage, name: storage.exists(name),
+    "size": lambda storage, name: storage.size(name),
+    "listdir": _listed,
+    "get_modified_time": _modified,
+    "bucket.Object(key).load()": _object,
+    "bucket.objects.filter()": _filtered,
+    "client.head_object": _head,
+    "client.get_object": _read_by_the_client,
+}
+
+FEW_LOOKS = [
+    "open(name, 'r')",
+    "open(name, 'rb')",
+    "size",
+    "get_modified_time",
+    "client.get_object",
+]
+
+
+def _slow_puts(handler: Handler, request: Request, body: bytes) -> bool:
+    """Take so long that an upload in the background has not arrived by mere luck."""
+    if request.kind == "PUT":
+        time.sleep(0.1)
+    return False
+
+
+def _expected(site: Site, look: str, name: str, content: bytes) -> Any:
+    """Return the result of `look`, when `name` holds `content`."""
+    if look == "get_modified_time":
+        return site.bucket.get(name)["LastModified"]
+    if look == "bucket.objects.filter()":
+        return [len(content)]
+    if look in ("exists", "listdir"):
+        return True
+    sizes = ("size", "bucket.Object(key).load()", "client.head_object")
+    return len(content) if look in sizes else content
+
+
+class Notes:
+    """The results of the look that a test is about, by name."""
+
+    look: ClassVar[Look]
+    seen: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def take(cls, storage: Any, name: str) -> None:
+        try:
+            cls.seen[name] = cls.look(storage, name)
+        except (OSError, ClientError) as error:
+            cls.seen[name] = type(error).__name__
+
+
+class LooksBefore:
+    """Looks at each source, before Django's own post-processing, if there is one."""
+
+    def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
+        for name in paths:
+            Notes.take(self, name)
+        if hasattr(super(), "post_process"):
+            yield from super().post_process(paths, **options)
+
+
+class LooksAfter:
+    """Looks at each hashed file, after Django's own post-processing."""
+
+    def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
+        processed = [*super().post_process(paths, **options)]  # type: ignore[misc]
+        for _, hashed_name, _ in processed:
+            Notes.take(self, hashed_name)
+        yield from processed
+
+
+class LooksInSave:
+    def save(self, name: str, content: Any, *args: Any, **kwargs: Any) -> str:
+        saved: str = super().save(name, content, *args, **kwargs)  # type: ignore[misc]
+        Notes.take(self, saved)
+        return saved
+
+
+class StaticBefore(LooksBefore, CollectfastS3StaticStorage):
+    pass
+
+
+class PlainManifestBefore(LooksBefore, S3ManifestStaticStorage):
+    pass
+
+
+class ManifestAfter(LooksAfter, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class StaticInSave(LooksInSave, CollectfastS3StaticStorage):
+    pass
+
+
+class Static(CollectfastS3StaticStorage):
+    pass
+
+
+class PlainStatic(S3StaticStorage):
+    pass
+
+
+class Manifest(CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class PlainManifest(S3ManifestStaticStorage):
+    pass
+
+
+class LooksInCopy(Command):
+    def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
+        super().copy_file(path, prefixed_path, source_storage)
+        Notes.take(self.storage, prefixed_path)
+
+
+def _release(text: str) -> dict[str, bytes]:
+    return {
+        "css/a.css": b"a { background: url(../b.png) } /* %s */" % text.encode(),
+        "b.png": f"image {text}".encode(),
+        "c/d/e.txt": f"text of the release {text}".encode(),
+    }
+
+
+def _collect(site: Site, backend: str, command: Command, *arguments: str) -> None:
+    site.backend = f"{__name__}.{backend}"
+    site.touch()
+    if site.proxy.fault is None and not backend.startswith("Plain"):
+        site.proxy.fault = _slow_puts
+    with site.active():
+        call_command(command, "--noinput", "-v0", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("backend", "command"),
+    [
+        ("StaticBefore", Command),
+        ("ManifestAfter", Command),
+        ("StaticInSave", Command),
+        ("Static", LooksInCopy),
+        ("Manifest", LooksInCopy),
+        # django-storages alone, as a control.
+        ("PlainManifestBefore", Command),
+        ("PlainManifest", LooksInCopy),
+    ],
+)
+@pytest.mark.parametrize("look", LOOKS)
+def test_own_code_sees_the_files_that_were_just_saved(
+    site: Site, look: str, backend: str, command: type[Command]
+) -> None:
+    """Every way to look at the bucket shows the new file, in each of two releases."""
+    Notes.look = staticmethod(LOOKS[look])
+    for text in ("one", "two, which is longer"):
+        site.write_all(_release(text))
+        Notes.seen.clear()
+        _collect(site, backend, command())
+        files = site.bucket.files()
+        assert len(Notes.seen) == 3
+        assert Notes.seen == {
+            name: _expected(site, look, name, files[name]) for name in Notes.seen
+        }
+
+
+# Objects of boto3's that were made before the file was saved.
+
+
+class KeepsObjects(Command):
+    """Makes the objects of boto3's that it uses before the file is saved."""
+
+    def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
+        storage, seen = self.storage, Notes.seen
+        bucket, client = storage.bucket, storage.connection.meta.client
+        found = bucket.Object(_key(storage, prefixed_path))
+        waiter = client.get_waiter("object_exists")
+        super().copy_file(path, prefixed_path, source_storage)
+        waiter.wait(
+            **_where(storage, prefixed_path),
+            WaiterConfig={"Delay": 0, "MaxAttempts": 1},
+        )
+        where = _where(storage, prefixed_path)
+        seen[prefixed_path] = [
+            found.get()["Body"].read(),
+            bucket.Object(_key(storage, prefixed_path)).get()["Body"].read(),
+            client.get_object(**where)["Body"].read(),
+        ]
+
+
+class KeepsObjectsInSave:
+    def save(self, name: str, content: Any, *args: Any, **kwargs: Any) -> str:
+        storage: Any = self
+        found = storage.bucket.Object(_key(storage, name))
+        client = storage.connection.meta.client
+        saved: str = super().save(name, content, *args, **kwargs)  # type: ignore[misc]
+        Notes.seen[name] = [
+            found.get()["Body"].read(),
+            client.get_object(**_where(storage, name))["Body"].read(),
+        ]
+        return saved
+
+
+class KeepsInPostProcess:
+    """Saves a file of its own, by objects that it made before."""
+
+    def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
+        storage: Any = self
+        objects = {name: storage.bucket.Object(_key(storage, name)) for name in paths}
+        client = storage.connection.meta.client
+        for name, found in objects.items():
+            with paths[name][0].open(paths[name][1]) as file:
+                storage.save(f"copy/{name}", ContentFile(file.read()))
+            Notes.seen[name] = [
+                found.get()["Body"].read(),
+                client.get_object(**_where(storage, f"copy/{name}"))["Body"].read(),
+            ]
+        if hasattr(super(), "post_process"):
+            yield from super().post_process(paths, **options)
+
+
+class StaticKeepsInSave(KeepsObjectsInSave, CollectfastS3StaticStorage):
+    pass
+
+
+class StaticKeepsInPostProcess(KeepsInPostProcess, CollectfastS3StaticStorage):
+    pass
+
+
+class ManifestKeepsInPostProcess(
+    KeepsInPostProcess, CollectfastS3ManifestStaticStorage
+):
+    pass
+
+
+class PlainKeepsInPostProcess(KeepsInPostProcess, S3ManifestStaticStorage):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("backend", "command"),
+    [
+        ("Static", KeepsObjects),
+        ("Manifest", KeepsObjects),
+        ("PlainManifest", KeepsObjects),
+        ("StaticKeepsInSave", Command),
+        ("StaticKeepsInPostProcess", Command),
+        ("ManifestKeepsInPostProcess", Command),
+        ("PlainKeepsInPostProcess", Command),
+    ],
+)
+def test_objects_made_before_the_save_see_the_file(
+    site: Site, backend: str, command: type[Command]
+) -> None:
+    """A boto3 object, bucket or client from before the save returns the new content."""
+    for text in ("one", "two"):
+        site.write_all(_release(text))
+        Notes.seen.clear()
+        _collect(site, backend, command())
+        assert {n: {*contents} for n, contents in Notes.seen.items()} == {
+            name: {content} for name, content in _release(text).items()
+        }
+
+
+# Files that own code writes.
+
+
+class Minifies:
+    """Replaces each CSS file by what it made of it, through open()."""
+
+    def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
+        storage: Any = self
+        names = [name for name in paths if name.endswith((".css", ".txt"))]
+        for name in names:
+            with storage.open(name, "r") as file:
+                text = file.read()
+            with storage.open(name, "w") as file:
+                file.write(text.upper())
+            Notes.take(storage, name)
+        with storage.open("written.json", "w") as file:
+            file.write("{}")
+        Notes.take(storage, "written.json")
+        if hasattr(super(), "post_process"):
+            yield from super().post_process(paths, **options)
+
+
+class StaticMinifies(Minifies, CollectfastS3StaticStorage):
+    pass
+
+
+class ManifestMinifies(Minifies, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class PlainManifestMinifies(Minifies, S3ManifestStaticStorage):
+    pass
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "StaticMinifies",
+        "ManifestMinifies",
+        "PlainManifestMinifies",
+    ],
+)
+@pytest.mark.parametrize("look", FEW_LOOKS)
+def test_file_that_own_code_writes_over_the_source(
+    site: Site, look: str, backend: str
+) -> None:
+    """Own code reads the source, and what it writes is seen, and remains."""
+    Notes.look = staticmethod(LOOKS[look])
+    for text in ("one", "two"):
+        files = _release(text)
+        site.write_all(files)
+        Notes.seen.clear()
+        _collect(site, backend, Command())
+        there = site.bucket.files()
+        assert there["b.png"] == files["b.png"]
+        assert there["css/a.css"] == files["css/a.css"].upper()
+        assert there["c/d/e.txt"] == files["c/d/e.txt"].upper()
+        assert there["written.json"] == b"{}"
+        names = ("css/a.css", "c/d/e.txt", "written.json")
+        assert Notes.seen == {n: _expected(site, look, n, there[n]) for n in names}
+
+
+class WritesInCopy(Command):
+    """Writes a text beside each file, and over every second of the files."""
+
+    def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
+        super().copy_file(path, prefixed_path, source_storage)
+        with self.storage.open(f"{prefixed_path}.licence", "w") as file:
+            file.write("free")
+        if prefixed_path == "b.png":
+            with self.storage.open(prefixed_path, "wb") as file:
+                file.write(b"smaller")
+        for name in (f"{prefixed_path}.licence", prefixed_path):
+            Notes.take(self.storage, name)
+
+
+@pytest.mark.parametrize("backend", ["Static", "PlainStatic"])
+@pytest.mark.parametrize("look", FEW_LOOKS)
+def test_file_that_a_command_writes_after_the_copy(
+    site: Site, look: str, backend: str
+) -> None:
+    """open(name, "w") in copy_file goes over the copy, whatever was under way."""
+    Notes.look = staticmethod(LOOKS[look])
+    for text in ("one", "two"):
+        files = _release(text)
+        site.write_all(files)
+        Notes.seen.clear()
+        _collect(site, backend, WritesInCopy())
+        there = site.bucket.files()
+        licences = {f"{name}.licence": b"free" for name in files}
+        assert there == {**files, **licences, "b.png": b"smaller"}
+        assert Notes.seen == {n: _expected(site, look, n, there[n]) for n in there}
+
+
+# Files that own code deletes.
+
+MISSING: dict[str, Any] = {
+    "open(name, 'rb')": "FileNotFoundError",
+    "open(name, 'r')": "FileNotFoundError",
+    "exists": False,
+    "size": "FileNotFoundError",
+    "listdir": False,
+    "get_modified_time": "ClientError",
+}
+
+
+class Deletes:
+    """Deletes names that are no source, and looks for them."""
+
+    def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
+        storage: Any = self
+        for name in ("css/old.css", "old.txt"):
+            storage.delete(name)
+            Notes.take(storage, name)
+        if hasattr(super(), "post_process"):
+            yield from super().post_process(paths, **options)
+
+
+class StaticDeletes(Deletes, CollectfastS3StaticStorage):
+    pass
+
+
+class ManifestDeletes(Deletes, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class PlainDeletes(Deletes, S3ManifestStaticStorage):
+    pass
+
+
+class DeletesInCopy(Command):
+    def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
+        super().copy_file(path, prefixed_path, source_storage)
+        for name in ("css/old.css", "old.txt"):
+            self.storage.delete(name)
+            Notes.take(self.storage, name)
+
+
+@pytest.mark.parametrize(
+    ("backend", "command"),
+    [
+        ("StaticDeletes", Command),
+        ("ManifestDeletes", Command),
+        ("PlainDeletes", Command),
+        ("Static", DeletesInCopy),
+        ("Manifest", DeletesInCopy),
+        ("PlainManifest", DeletesInCopy),
+    ],
+)
+@pytest.mark.parametrize("look", MISSING)
+def test_names_that_the_run_deleted_are_missing(
+    site: Site, look: str, backend: str, command: type[Command]
+) -> None:
+    """A deleted name is missing for own code at once, and gone after the command."""
+    Notes.look = staticmethod(LOOKS[look])
+    site.write_all(_release("one"))
+    site.bucket.put("css/old.css", b"old")
+    site.bucket.put("old.txt", b"old")
+    Notes.seen.clear()
+    _collect(site, backend, command())
+    assert Notes.seen == dict.fromkeys(["css/old.css", "old.txt"], MISSING[look])
+    assert not {"css/old.css", "old.txt"} & {*site.bucket.names()}
+
+
+class DeletesAndSaves(Command):
+    """Deletes what it copied, looks, saves it again, and looks again."""
+
+    def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
+        super().copy_file(path, prefixed_path, source_storage)
+        self.storage.delete(prefixed_path)
+        Notes.take(self.storage, prefixed_path)
+        missing = Notes.seen[prefixed_path]
+        self.storage.save(prefixed_path, ContentFile(b"saved again"))
+        Notes.take(self.storage, prefixed_path)
+        Notes.seen[prefixed_path] = missing, Notes.seen[prefixed_path]
+
+
+@pytest.mark.parametrize("backend", ["Static", "PlainStatic"])
+@pytest.mark.parametrize("look", MISSING)
+def test_name_that_is_saved_after_a_delete_is_there(
+    site: Site, look: str, backend: str
+) -> None:
+    """A copy that is deleted is missing; what is saved then is seen, and remains."""
+    Notes.look = staticmethod(LOOKS[look])
+    for text in ("one", "two"):
+        files = _release(text)
+        site.write_all(files)
+        Notes.seen.clear()
+        _collect(site, backend, DeletesAndSaves())
+        there = site.bucket.files()
+        assert there == dict.fromkeys(files, b"saved again")
+        for name, content in there.items():
+            saved = _expected(site, look, name, content)
+            assert Notes.seen[name] == (MISSING[look], saved)
+
+
+def test_time_of_a_file_that_was_just_saved_is_not_that_of_its_source(
+    site: Site,
+) -> None:
+    """get_modified_time() of own code is the object's, also of an unchanged source."""
+    Notes.look = staticmethod(_modified)
+    site.settings["STATICFILES_FINDERS"] = [finder_of({"a.txt": b"a", "b.txt": b"b"})]
+    for _ in range(2):
+        Notes.seen.clear()
+        _collect(site, "Static", LooksInCopy())
+        times = {n: site.bucket.get(n)["LastModified"] for n in ("a.txt", "b.txt")}
+        assert Notes.seen == times
+        assert all(time > datetime(2021, 1, 1, tzinfo=UTC) for time in times.values())
+
+
+# A manifest is published only if every file has arrived.
+
+
+class Unhashed:
+    """Leaves some names without a hash, by an own hashed_name()."""
+
+    def hashed_name(self, name: str, *args: Any, **kwargs: Any) -> str:
+        if name.startswith("plain/"):
+            return name
+        hashed: str = super().hashed_name(name, *args, **kwargs)  # type: ignore[misc]
+        return hashed
+
+
+class UnhashedByFileHash:
+    """Leaves some names without a hash, by an own file_hash()."""
+
+    def file_hash(self, name: str | None, content: Any = None) -> Any:
+        if name and name.startswith("plain/"):
+            return None
+        return super().file_hash(name, content)  # type: ignore[misc]
+
+
+class Tolerant:
+    """Logs the errors of files, and goes on with the others."""
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        for name, hashed_name, outcome in super().post_process(*args, **options):  # type: ignore[misc]
+            if not isinstance(outcome, Exception):
+                yield name, hashed_name, outcome
+
+
+class TolerantOfAll(Tolerant):
+    """Also logs an exception that post-processing raises."""
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        try:
+            yield from super().post_process(*args, **options)
+        except Exception as error:
+            Notes.seen["raised"] = error
+
+
+class Tolerates(Unhashed, Tolerant, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class ToleratesAll(Unhashed, TolerantOfAll, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class ToleratesByFileHash(
+    UnhashedByFileHash, Tolerant, CollectfastS3ManifestStaticStorage
+):
+    pass
+
+
+TOLERANT = pytest.mark.parametrize(
+    "backend", ["Tolerates", "ToleratesAll", "ToleratesByFileHash"]
+)
+
+
+def _write_unhashed(site: Site, text: str) -> dict[str, bytes]:
+    files = {
+        "a.css": f"a {{ background: url(plain/i.png) }} /* {text} */".encode(),
+        "b.png": f"image {text}".encode(),
+        "plain/i.png": f"unhashed image {text}".encode(),
+        "plain/j.txt": f"unhashed text {text}".encode(),
+    }
+    site.write_all(files)
+    return files
+
+
+class Order:
+    """Notes the names in the order in which their PUTs arrive; some are slow."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.names: list[str] = []
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "PUT":
+            name = self._site.name(request.key)
+            time.sleep(0.1 if name.startswith("plain/") else 0)
+            self.names.append(name)
+        return False
+
+
+@TOLERANT
+@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize("refused", ["plain/i.png", "plain/j.txt", "a.css", "b."])
+def test_manifest_stays_as_it_is_if_a_file_failed(
+    site: Site, backend: str, preload: bool, refused: str
+) -> None:
+    """The live manifest is not replaced, the exit is an error; the next one repairs."""
+    site.options["collectfast_preload"] = preload
+    _write_unhashed(site, "one")
+    _collect(site, backend, Command())
+    before = site.bucket.files()
+    files = _write_unhashed(site, "two")
+    site.proxy.fault = refuse("PUT", f"/{refused}")
+    with pytest.raises(CommandError, match="AccessDenied"):
+        _collect(site, backend, Command())
+    failed = site.bucket.files()
+    assert failed["staticfiles.json"] == before["staticfiles.json"]
+    assert failed.keys() >= before.keys()
+    site.proxy.fault = None
+    _collect(site, backend, Command())
+    after = site.bucket.files()
+    assert after.items() >= files.items()
+    assert after["staticfiles.json"] != before["staticfiles.json"]
+
+
+@TOLERANT
+@pytest.mark.parametrize("preload", [True, False])
+def test_manifest_is_written_after_all_other_files(
+    site: Site, backend: str, preload: bool
+) -> None:
+    """The manifest's PUT is the last one, also with names that are not hashed."""
+    site.options["collectfast_preload"] = preload
+    for text in ("one", "two"):
+        files = _write_unhashed(site, text)
+        site.proxy.fault = order = Order(site)
+        _collect(site, backend, Command())
+        assert site.bucket.files().items() >= files.items()
+        assert {*files} <= {*order.names}
+        assert order.names.index("staticfiles.json") == len(order.names) - 1
+
+
+# An error of own code.
+
+
+class Failing:
+    """Raises an error of its own after Django's post-processing, if there is one."""
+
+    error: ClassVar[Exception]
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        if hasattr(super(), "post_process"):
+            yield from super().post_process(*args, **options)
+        raise self.error
+
+
+class StaticFailing(Failing, CollectfastS3StaticStorage):
+    pass
+
+
+class ManifestFailing(Failing, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError("own"), KeyError("own")], ids=repr)
+@pytest.mark.parametrize("backend", ["StaticFailing", "ManifestFailing"])
+def test_error_of_own_code_is_raised_as_it_is(
+    site: Site, backend: str, error: Exception
+) -> None:
+    """An error of a site's own `post_process` is not reported as one of the bucket."""
+    Failing.error = error
+    site.write_all(_release("one"))
+    with pytest.raises(type(error)) as caught:
+        _collect(site, backend, Command())
+    assert caught.value is error
+
+
+class Suspended(CollectfastS3ManifestStaticStorage):
+    """Takes one element of Django's post-processing, and keeps the rest."""
+
+    def post_process(self, *args: Any, **options: Any) -> Any:
+        self.processed = super().post_process(*args, **options)
+        return [next(self.processed)]
+
+
+def test_run_ends_although_post_processing_is_suspended(site: Site) -> None:
+    """A refused file is an error of the command that copied it."""
+    site.write_all(_release("one"))
+    name = next(iter(_release("one")))
+    site.proxy.fault = refuse("PUT", name)
+    with pytest.raises(UploadError, match=re.escape(name)):
+        _collect(site, "Suspended", Command())

@@ -1,0 +1,525 @@
+"""Storages whose place depends on the tenant: its files never get into another's."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.files.base import ContentFile
+from django.core.management import call_command
+from storages.backends.s3 import S3ManifestStaticStorage, S3StaticStorage
+
+from collectfast_storage import (
+    CollectfastMixin,
+    CollectfastS3ManifestStaticStorage,
+    CollectfastS3StaticStorage,
+)
+from tests.support.bucket import BucketView
+from tests.support.site import LOCAL, MANIFEST, STATIC, Site
+
+LIMIT = 30  # seconds, after which a thread hangs
+
+
+class Current(threading.local):
+    """The tenant that the calling thread works for."""
+
+    schema = "a"
+
+
+current = Current()
+
+
+class ByProperty:
+    """Computes its location, as storages for django-tenants do."""
+
+    base = ""
+
+    @property
+    def location(self) -> str:
+        return f"{self.base}/{current.schema}" if self.base else ""
+
+    @location.setter
+    def location(self, base: str) -> None:
+        self.base = base
+
+
+class ByNormalizing:
+    """Keeps its location, and inserts the tenant into each key."""
+
+    location: str
+
+    def _normalize_name(self, name: str) -> str:
+        prefix = f"{current.schema}/"
+        return str(super()._normalize_name(prefix + name))  # type: ignore[misc]
+
+
+class ByBucket:
+    """Has one bucket for each tenant, at the same location."""
+
+    base = ""
+    connection: Any
+
+    @property
+    def bucket_name(self) -> str:
+        return self.base if current.schema == "a" else f"{self.base}-{current.schema}"
+
+    @bucket_name.setter
+    def bucket_name(self, base: str) -> None:
+        self.base = base
+
+    @property
+    def bucket(self) -> Any:
+        return self.connection.Bucket(self.bucket_name)
+
+
+class Static(ByProperty, CollectfastS3StaticStorage):
+    pass
+
+
+class Manifest(ByProperty, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class NormalizingStatic(ByNormalizing, CollectfastS3StaticStorage):
+    pass
+
+
+class NormalizingManifest(ByNormalizing, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class TheirBucket(ByBucket, S3StaticStorage):
+    pass
+
+
+class TheirBucketManifest(ByBucket, S3ManifestStaticStorage):
+    pass
+
+
+class BucketStatic(CollectfastMixin, TheirBucket):
+    pass
+
+
+class BucketManifest(CollectfastMixin, TheirBucketManifest):
+    pass
+
+
+class AssignedInSave(CollectfastS3StaticStorage):
+    """Goes to the tenant's folder when it saves, and remains there."""
+
+    base = ""
+
+    def _save(self, name: str, content: Any) -> str:
+        self.base = self.base or self.location
+        self.location = f"{self.base}/{current.schema}"
+        return str(super()._save(name, content))
+
+
+def _here(name: str) -> str:
+    return f"{__name__}.{name}"
+
+
+# The class of each kind: static, manifest.
+KINDS: dict[str, tuple[str, str]] = {
+    "property": (_here("Static"), _here("Manifest")),
+    "assigned": (STATIC, MANIFEST),
+    "normalized": (_here("NormalizingStatic"), _here("NormalizingManifest")),
+    "bucket": (_here("BucketStatic"), _here("BucketManifest")),
+}
+NEEDS_BUCKET = pytest.mark.needs("leave for a second bucket")
+BUCKET = pytest.param("bucket", marks=NEEDS_BUCKET)
+LOCATIONS = ("property", "assigned", "normalized")
+ALL_KINDS = pytest.mark.parametrize("kind", [*LOCATIONS, BUCKET])
+BY_LOCATION = pytest.mark.parametrize("kind", LOCATIONS)
+BOTH = pytest.mark.parametrize("manifest", [False, True], ids=["static", "manifest"])
+
+
+class Tenants:
+    """The tenants of a site: each one's place, and the way to get there."""
+
+    def __init__(self, site: Site, kind: str, manifest: bool = False) -> None:
+        self.site, self.kind = site, kind
+        self.base = site.bucket.location
+        site.backend = KINDS[kind][manifest] if kind in KINDS else kind
+        self.places = {schema: self._place(schema) for schema in ("a", "b")}
+
+    def _place(self, schema: str) -> BucketView:
+        view = self.site.bucket
+        if self.kind != "bucket":
+            place = BucketView(view.server, f"{self.base}/{schema}")
+            place.client = view.client
+            return place
+        name = view.name if schema == "a" else f"{view.name}-{schema}"
+        place = BucketView(replace(view.server, bucket=name), self.base)
+        place.client = view.client
+        known = place.client.exceptions  # Servers differ in what they answer.
+        with suppress(known.BucketAlreadyOwnedByYou, known.BucketAlreadyExists):
+            place.client.create_bucket(Bucket=name)
+        return place
+
+    def switch(self, storage: Any, schema: str) -> BucketView:
+        """Work for the tenant `schema` from now on."""
+        current.schema = schema
+        if self.kind == "assigned":
+            storage.location = self.places[schema].location
+        return self.places[schema]
+
+    def contents(self) -> dict[str, dict[str, bytes]]:
+        """Every object's content, by tenant and by name."""
+        return {schema: place.files() for schema, place in self.places.items()}
+
+    def keys(self) -> list[str]:
+        """The keys of all objects below the site's location, in all buckets."""
+        names = {place.name for place in self.places.values()}
+        keys: list[str] = []
+        for name in names:
+            pages = self.site.bucket.client.get_paginator("list_objects_v2").paginate(
+                Bucket=name, Prefix=self.base
+            )
+            keys += [each["Key"] for page in pages for each in page.get("Contents", ())]
+        return sorted(keys)
+
+    def expected_keys(self, names: dict[str, list[str]]) -> list[str]:
+        """The keys of all objects, if each tenant has those `names`, and no other."""
+        return sorted(
+            self.places[schema].key(name) for schema in names for name in names[schema]
+        )
+
+
+@pytest.fixture(autouse=True)
+def _first_tenant() -> Iterator[None]:
+    current.schema = "a"
+    yield
+    current.schema = "a"
+
+
+@contextmanager
+def _needed(tenants: Tenants) -> Iterator[Any]:
+    """Give the storage, for the tenant a."""
+    with tenants.site.storage() as storage:
+        tenants.switch(storage, "a")
+        yield storage
+
+
+def _content(schema: str, name: str) -> bytes:
+    return f"{name} of {schema}".encode() * (1 + ord(schema) % 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "overwrite"),
+    [
+        *((kind, True) for kind in LOCATIONS),
+        *((kind, False) for kind in LOCATIONS),
+        pytest.param("bucket", True, marks=NEEDS_BUCKET),
+        # Without overwriting, a name is looked for where the last save went.
+        (_here("AssignedInSave"), True),
+    ],
+)
+def test_programs_use_the_place_of_the_tenant(
+    site: Site, kind: str, overwrite: bool
+) -> None:
+    """Each method works in the current tenant's place, after each change of tenant."""
+    tenants = Tenants(site, kind)
+    site.options["file_overwrite"] = overwrite
+    names = ["x.txt", "folder/y.css"]
+    with _needed(tenants) as storage:
+        for schema in ("a", "b"):
+            place = tenants.switch(storage, schema)
+            for name in names:
+                content = _content(schema, name)
+                assert storage.save(name, ContentFile(content)) == name
+                assert storage.exists(name)
+                assert storage.size(name) == len(content)
+                with storage.open(name) as file:
+                    assert file.read() == content
+                path = unquote(urlsplit(storage.url(name)).path)
+                assert path.endswith(f"/{place.name}/{place.key(name)}")
+                assert storage.get_modified_time(name)
+            assert storage.listdir("") == (["folder"], ["x.txt"])
+            assert storage.listdir("folder") == ([], ["y.css"])
+        contents = {s: {n: _content(s, n) for n in names} for s in ("a", "b")}
+        assert tenants.contents() == contents
+        assert tenants.keys() == tenants.expected_keys({"a": names, "b": names})
+
+
+@ALL_KINDS
+def test_deletes_and_opened_files_use_the_place_of_the_tenant(
+    site: Site, kind: str
+) -> None:
+    """Deleting and writing for one tenant leaves the other one's file alone."""
+    tenants = Tenants(site, kind)
+    with _needed(tenants) as storage:
+        for schema in ("a", "b"):
+            tenants.switch(storage, schema)
+            storage.save("x.txt", ContentFile(b"first"))
+            storage.save("x.txt", ContentFile(_content(schema, "x.txt")))
+            with storage.open("written.txt", "wb") as file:
+                file.write(schema.encode())
+        tenants.switch(storage, "a")
+        storage.delete("x.txt")
+        assert not storage.exists("x.txt")
+        with pytest.raises(FileNotFoundError):
+            storage.open("x.txt").read()
+        tenants.switch(storage, "b")
+        assert storage.exists("x.txt")
+        storage.save("written.txt", ContentFile(b"overwritten"))
+        expected = {"x.txt": _content("b", "x.txt"), "written.txt": b"overwritten"}
+        assert tenants.contents() == {"a": {"written.txt": b"a"}, "b": expected}
+
+
+@ALL_KINDS
+@pytest.mark.parametrize("preload", [True, False])
+def test_equal_contents_are_saved_for_each_tenant(
+    site: Site, kind: str, preload: bool
+) -> None:
+    """A file that one tenant has is uploaded for the other, and once for each."""
+    tenants = Tenants(site, kind)
+    site.options["collectfast_preload"] = preload
+    with _needed(tenants) as storage:
+        for schema in ("a", "b", "a", "b"):
+            tenants.switch(storage, schema)
+            storage.save("x.txt", ContentFile(b"equal"))
+    assert tenants.contents() == {s: {"x.txt": b"equal"} for s in ("a", "b")}
+
+
+@pytest.mark.parametrize("kind", ["property", "normalized", BUCKET])
+def test_threads_work_for_tenants_of_their_own(site: Site, kind: str) -> None:
+    """One storage serves two tenants in two threads at the same time."""
+    tenants = Tenants(site, kind)
+    names = [f"{number}.txt" for number in range(4)]
+    barrier = threading.Barrier(2, timeout=LIMIT)
+    failures: list[BaseException] = []
+
+    def work(storage: Any, schema: str) -> None:
+        try:
+            current.schema = schema
+            for name in names:
+                barrier.wait()
+                content = _content(schema, name)
+                assert storage.save(name, ContentFile(content)) == name
+                with storage.open(name) as file:
+                    assert file.read() == content
+        except BaseException as error:
+            failures.append(error)
+            barrier.abort()
+
+    with _needed(tenants) as storage:
+        threads = [
+            threading.Thread(target=work, args=(storage, schema)) for schema in "ab"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+    assert failures == []
+    assert tenants.contents() == {s: {n: _content(s, n) for n in names} for s in "ab"}
+
+
+# One process that runs collectstatic for each tenant.
+
+
+def _write(site: Site, text: str) -> None:
+    site.write("a.css", f"a {{ background: url(img/i.png) }} /* {text} */")
+    site.write("img/i.png", f"image {text}")
+    site.write("b.txt", text)
+
+
+def _expected(site: Site, manifest: bool) -> dict[str, bytes]:
+    """What Django's own storage of this kind writes for the current sources."""
+    root = site.root / "collected"
+    shutil.rmtree(root, ignore_errors=True)
+    local = LOCAL[MANIFEST if manifest else STATIC]
+    site.collect(STORAGES={"staticfiles": {"BACKEND": local}})
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def _collect_for_each(tenants: Tenants, *arguments: str) -> list[dict[str, int]]:
+    """Run collectstatic for each tenant; return the requests of each one's."""
+    return [_collect_for(tenants, schema, *arguments) for schema in tenants.places]
+
+
+def _collect_for(tenants: Tenants, schema: str, *arguments: str) -> dict[str, int]:
+    staticfiles_storage.exists  # noqa: B018 (builds it)
+    tenants.switch(staticfiles_storage, schema)
+    tenants.site.proxy.requests.clear()
+    call_command("collectstatic", "--noinput", *arguments, stdout=io.StringIO())
+    return dict(tenants.site.proxy.count())
+
+
+@ALL_KINDS
+@BOTH
+@pytest.mark.parametrize("preload", [True, False], ids=["preload", "cached"])
+def test_one_process_collects_for_each_tenant(
+    site: Site, kind: str, manifest: bool, preload: bool
+) -> None:
+    """Each tenant has all files of each release in its own place."""
+    tenants = Tenants(site, kind, manifest)
+    site.options["collectfast_preload"] = preload
+    releases = []
+    for text in ("one", "two"):
+        _write(site, text)
+        releases.append(_expected(site, manifest))
+    both = {**releases[0], **releases[1]}
+    with site.active():
+        for text, expected in zip(("one", "two"), (releases[0], both), strict=True):
+            _write(site, text)
+            site.touch()
+            _collect_for_each(tenants)
+            assert tenants.contents() == {"a": expected, "b": expected}
+    names = sorted(both)
+    assert tenants.keys() == tenants.expected_keys({"a": names, "b": names})
+
+
+@BY_LOCATION
+@BOTH
+def test_unchanged_files_cost_one_listing_for_each_tenant(
+    site: Site, kind: str, manifest: bool
+) -> None:
+    """A second round of a process over its tenants lists each place, and no more."""
+    tenants = Tenants(site, kind, manifest)
+    _write(site, "one")
+    with site.active():
+        _collect_for_each(tenants)
+        site.touch()
+        requests = _collect_for_each(tenants)
+    puts = {count.get("PUT", 0) for count in requests}
+    assert puts == {0}
+    assert [count.get("LIST") for count in requests] == [1, 1]
+
+
+@BY_LOCATION
+@BOTH
+def test_damage_in_one_tenants_place_is_repaired(
+    site: Site, kind: str, manifest: bool
+) -> None:
+    """A file that one tenant lacks is uploaded, although the other tenant has it."""
+    tenants = Tenants(site, kind, manifest)
+    _write(site, "one")
+    expected = _expected(site, manifest)
+    with site.active():
+        _collect_for_each(tenants)
+        tenants.places["b"].delete("b.txt")
+        tenants.places["a"].put("img/i.png", b"other")
+        _collect_for_each(tenants)
+    assert tenants.contents() == {"a": expected, "b": expected}
+
+
+@BY_LOCATION
+@BOTH
+@pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=["", "no-post"])
+def test_clear_for_one_tenant_leaves_the_other_alone(
+    site: Site, kind: str, manifest: bool, arguments: list[str]
+) -> None:
+    """`--clear` for the tenant b deletes b's leftovers, and nothing of a's."""
+    tenants = Tenants(site, kind, manifest)
+    _write(site, "one")
+    with site.active():
+        _collect_for_each(tenants)
+        for place in tenants.places.values():
+            place.put("left/over.txt", b"left over")
+        before = tenants.contents()
+        _collect_for(tenants, "b", "--clear", *arguments)
+        after = tenants.contents()
+        assert after["a"] == before["a"]
+        assert before["b"].pop("left/over.txt")
+        assert after["b"] == before["b"]
+        # The next one for a still has its own leftovers to delete.
+        _collect_for(tenants, "a", "--clear", *arguments)
+    assert "left/over.txt" not in tenants.contents()["a"]
+    assert tenants.contents()["b"] == after["b"]
+
+
+@BY_LOCATION
+def test_dry_run_of_clear_names_the_tenants_own_files(site: Site, kind: str) -> None:
+    """`--clear --dry-run` for the tenant b names b's leftovers only."""
+    tenants = Tenants(site, kind)
+    output = io.StringIO()
+    with site.active():
+        staticfiles_storage.exists  # noqa: B018 (builds it)
+        for schema in tenants.places:
+            tenants.switch(staticfiles_storage, schema)
+            tenants.places[schema].put(f"{schema}.txt", b"left over")
+            staticfiles_storage.save(f"{schema}.txt", ContentFile(b"left over"))
+        call_command(
+            "collectstatic", "--noinput", "--clear", "--dry-run", stdout=output
+        )
+    named = [each for each in output.getvalue().splitlines() if "Pretending" in each]
+    assert named == ["Pretending to delete 'b.txt'"]
+
+
+# A location that changes while one collectstatic saves.
+
+
+class Routed:
+    """Saves scripts in a folder beside the location, and all else in the location."""
+
+    location: str
+    routes: ClassVar[dict[str, str]] = {".js": "-scripts"}
+
+    def _save(self, name: str, content: Any) -> str:
+        location = self.location
+        self.location += self.routes.get(Path(name).suffix, "")
+        try:
+            return str(super()._save(name, content))  # type: ignore[misc]
+        finally:
+            self.location = location
+
+
+class RoutedStatic(Routed, CollectfastS3StaticStorage):
+    pass
+
+
+class RoutedManifest(Routed, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+@pytest.mark.parametrize("preload", [True, False])
+@BOTH
+def test_save_that_changes_the_location_in_a_collectstatic(
+    site: Site, manifest: bool, preload: bool
+) -> None:
+    """Every file is stored with the key that the subclass's `_save` computes."""
+    site.backend = _here("RoutedManifest" if manifest else "RoutedStatic")
+    site.options["collectfast_preload"] = preload
+    scripts = BucketView(site.bucket.server, f"{site.bucket.location}-scripts")
+    for text in ("one", "two"):
+        site.write("a.css", f"a {{}} /* {text} */")
+        site.write("a.js", f"let a = '{text}'")
+        site.write("folder/b.js", f"let b = '{text}'")
+        site.touch()
+        expected = _expected(site, manifest)
+        site.collect()
+        there, beside = site.bucket.files(), scripts.files()
+        assert {*there, *beside} >= {*expected}
+        for name, content in expected.items():
+            assert (beside if name.endswith(".js") else there)[name] == content
+        assert [name for name in there if name.endswith(".js")] == []
+        assert [name for name in beside if not name.endswith(".js")] == []
+
+
+def test_program_after_a_collectstatic_for_another_tenant(site: Site) -> None:
+    """A program's save for b, after collectstatic for a, goes to b's place."""
+    tenants = Tenants(site, "property")
+    _write(site, "one")
+    with site.active():
+        _collect_for(tenants, "a")
+        tenants.switch(staticfiles_storage, "b")
+        assert not staticfiles_storage.exists("b.txt")
+        staticfiles_storage.save("b.txt", ContentFile(b"one"))
+        with staticfiles_storage.open("b.txt") as file:
+            assert file.read() == b"one"
+    assert tenants.contents()["b"] == {"b.txt": b"one"}

@@ -1,0 +1,726 @@
+"""A collectstatic whose `collect` raises, while its caller goes on."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import pytest
+from django.contrib.staticfiles.finders import FileSystemFinder
+from django.contrib.staticfiles.management.commands.collectstatic import Command
+from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.files.base import ContentFile
+from django.core.management import call_command
+
+from collectfast_storage import (
+    CollectfastS3ManifestStaticStorage,
+    CollectfastS3StaticStorage,
+)
+from collectfast_storage.exceptions import UploadError
+from tests.support.processes import LONG, managing
+from tests.support.proxy import Handler, Request
+from tests.support.site import MANIFEST, STATIC, Site
+from tests.support.sources import Source, finder_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
+
+FILES = 20
+GOOD = 15  # files that are copied before the failure
+PATIENCE = 5  # seconds that the threads of such a run may take to end: two, and leisure
+BOTH = pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["static", "hashed"])
+
+
+class TroubleError(Exception):
+    pass
+
+
+class SlowPuts:
+    """Lets nothing arrive by mere luck; refuses the keys that contain `refused`."""
+
+    def __init__(self, refused: str = "", seconds: float = 0.05) -> None:
+        self.refused, self.seconds = refused, seconds
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind != "PUT":
+            return False
+        time.sleep(self.seconds)
+        is_refused = bool(self.refused) and self.refused in request.key
+        if is_refused:
+            handler.error(403, "AccessDenied", "injected")
+        return is_refused
+
+
+# Everything that may raise in a `collect`; the files that were copied before.
+
+
+class Tolerant(Command):
+    """Logs the exception of `collect`, and goes on."""
+
+    error: type[BaseException] = TroubleError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied: list[str] = []
+
+    def collect(self) -> dict[str, list[str]]:
+        try:
+            collected: dict[str, list[str]] = super().collect()
+        except (TroubleError, OSError, KeyboardInterrupt) as error:
+            self.caught = error
+            names = ("post_processed", "skipped", "deleted")
+            lists = {"modified": self.copied_files, "unmodified": self.unmodified_files}
+            return lists | {name: [] for name in names}
+        return collected
+
+    def copy_file(self, path: str, *rest: Any) -> None:
+        super().copy_file(path, *rest)
+        self.copied.append(path)
+
+
+class InCopy(Tolerant):
+    def copy_file(self, path: str, *rest: Any) -> None:
+        if len(self.copied) == GOOD:
+            raise self.error
+        super().copy_file(path, *rest)
+
+
+class AfterCopy(Tolerant):
+    """Raises when a file was just saved, and so is still on its way."""
+
+    def copy_file(self, path: str, *rest: Any) -> None:
+        super().copy_file(path, *rest)
+        if len(self.copied) == GOOD:
+            raise self.error
+
+
+class InLog(Tolerant):
+    def log(self, message: str, level: int = 2) -> None:
+        if message.startswith("Copying") and len(self.copied) == GOOD:
+            raise self.error
+        super().log(message, level)
+
+
+class InDelete(Tolerant):
+    def delete_file(self, *source: Any) -> Any:
+        if len(self.copied) == GOOD:
+            raise self.error
+        return super().delete_file(*source)
+
+
+class InPostProcessing(Tolerant):
+    """Fails in a hook that a site's own `post_process` has; see `Processing`."""
+
+
+class InFinder(Tolerant):
+    """Fails in a finder; see `FailingFinder`."""
+
+
+class InSource(Tolerant):
+    """Fails where a source cannot be read; see `_write`."""
+
+
+class FailingFinder(FileSystemFinder):
+    error: ClassVar[type[BaseException]] = TroubleError
+
+    def list(self, ignore_patterns: Any) -> Iterator[Any]:
+        for number, each in enumerate(super().list(ignore_patterns)):
+            if number == GOOD:
+                raise self.error
+            yield each
+
+
+class Processing:
+    """Raises before Django's own post-processing."""
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        raise TroubleError
+        yield
+
+
+class ProcessingStatic(Processing, CollectfastS3StaticStorage):
+    pass
+
+
+class ProcessingManifest(Processing, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+class NotAGenerator(CollectfastS3ManifestStaticStorage):
+    """Raises as soon as it is called."""
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        raise TroubleError
+
+
+COMMANDS: list[type[Tolerant]] = [
+    InCopy,
+    AfterCopy,
+    InLog,
+    InDelete,
+    InFinder,
+    InSource,
+    InPostProcessing,
+]
+ALL_COMMANDS = pytest.mark.parametrize("command", COMMANDS)
+
+
+def _write(site: Site, text: str = "one") -> dict[str, bytes]:
+    files = {f"{n}.txt": f"{n} {text}".encode() for n in range(10, 10 + FILES)}
+    site.write_all(files)
+    return files
+
+
+def _prepare(site: Site, command: type[Tolerant], backend: str = STATIC) -> None:
+    """Have `site` fail as `command` says, after `GOOD` files were copied."""
+    site.backend = backend
+    site.options["collectfast_threads"] = 2
+    if command is InFinder:
+        site.settings["STATICFILES_FINDERS"] = [f"{__name__}.FailingFinder"]
+    if command is InPostProcessing:
+        cls = ProcessingStatic if backend == STATIC else ProcessingManifest
+        site.backend = f"{__name__}.{cls.__name__}"
+    if command is InSource:
+        site.settings["STATICFILES_FINDERS"] = [f"{__name__}.UnreadableFinder"]
+
+
+class UnreadableFinder(FileSystemFinder):
+    """Lists a file that is not there any more when it is opened."""
+
+    def list(self, ignore_patterns: Any) -> Iterator[Any]:
+        for number, (path, storage) in enumerate(super().list(ignore_patterns)):
+            if number == GOOD:
+                yield "vanished.txt", storage
+            yield path, storage
+
+
+def _call(command: Command, *arguments: str) -> None:
+    call_command(command, "--noinput", *arguments, stdout=io.StringIO())
+
+
+def _copied(command: Tolerant, files: dict[str, bytes]) -> dict[str, bytes]:
+    assert len(command.copied) >= GOOD
+    return {name: files[name] for name in command.copied}
+
+
+def _assert_all_arrived(site: Site, expected: dict[str, bytes]) -> None:
+    there = site.bucket.files()
+    assert {name: there.get(name) for name in expected} == expected
+
+
+def _first_source(site: Site) -> str:
+    with site.active():
+        return next(path for path, _ in FileSystemFinder().list([]))
+
+
+def _errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("collectfast_storage")
+        and record.levelno == logging.ERROR
+    ]
+
+
+# The caller goes on.
+
+
+@ALL_COMMANDS
+@BOTH
+@pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=["", "no-post"])
+def test_copied_files_arrive_at_the_next_call(
+    site: Site, command: type[Tolerant], backend: str, arguments: list[str]
+) -> None:
+    """All files that were copied are there after the thread's next call."""
+    if command is InPostProcessing and arguments:
+        pytest.skip("nothing fails")
+    files = _write(site)
+    _prepare(site, command, backend)
+    site.proxy.fault = SlowPuts()
+    running = command()
+    with site.active():
+        _call(running, *arguments)
+        assert running.caught
+        staticfiles_storage.exists("next call")
+        _assert_all_arrived(site, _copied(running, files))
+    assert "staticfiles.json" not in site.bucket.names()
+
+
+@pytest.mark.parametrize("call", ["exists", "save", "open", "size", "listdir", "url"])
+def test_any_call_of_a_program_finds_the_copied_files(site: Site, call: str) -> None:
+    """Whichever method a program calls next works, and all copied files are there."""
+    files = _write(site)
+    _prepare(site, AfterCopy)
+    site.proxy.fault = SlowPuts()
+    running = AfterCopy()
+    with site.active():
+        _call(running)
+        last = running.copied[-1]
+        if call == "exists":
+            assert staticfiles_storage.exists(last)
+        elif call == "save":
+            assert staticfiles_storage.save("x.txt", ContentFile(b"x")) == "x.txt"
+        elif call == "open":
+            with staticfiles_storage.open(last) as file:
+                assert file.read() == files[last]
+        elif call == "size":
+            assert staticfiles_storage.size(last) == len(files[last])
+        elif call == "listdir":
+            assert last in staticfiles_storage.listdir("")[1]
+        else:
+            # It asks the bucket nothing, and so need not wait.
+            assert last in staticfiles_storage.url(last)
+            staticfiles_storage.exists(last)
+        _assert_all_arrived(site, _copied(running, files))
+
+
+@BOTH
+def test_program_that_catches_what_the_command_raises(site: Site, backend: str) -> None:
+    """It is the same for a program that calls Django's own command."""
+    files = _write(site)
+    _prepare(site, InFinder, backend)
+    site.proxy.fault = SlowPuts()
+    with site.active():
+        with suppress(TroubleError):
+            _call(Command())
+        staticfiles_storage.exists("next call")
+        there = site.bucket.files()
+    assert len(there) == GOOD
+    assert there.items() <= files.items()
+
+
+@BOTH
+def test_older_contents_are_replaced_before_the_next_call(
+    site: Site, backend: str
+) -> None:
+    """Files of a new release that were copied replace the old ones; none is missing."""
+    old = _write(site, "old")
+    site.backend = backend
+    site.collect()
+    before = site.bucket.files()
+    files = _write(site, "new")
+    site.touch()
+    _prepare(site, InCopy, backend)
+    site.proxy.fault = SlowPuts()
+    running = InCopy()
+    with site.active():
+        _call(running)
+        staticfiles_storage.exists("next call")
+    copied = _copied(running, files)
+    assert site.bucket.files() == before | old | copied
+
+
+def test_next_run_of_the_thread_begins_with_what_was_copied(site: Site) -> None:
+    """A second collectstatic in the process uploads each of the other files once."""
+    files = _write(site)
+    _prepare(site, InCopy)
+    site.proxy.fault = SlowPuts()
+    running = InCopy()
+    with site.active():
+        _call(running)
+        _call(Command())
+    assert site.bucket.files() == files
+    assert sorted(site.put()) == sorted(files)
+
+
+@pytest.mark.parametrize("command", [InCopy, InFinder, InPostProcessing])
+def test_clear_of_a_run_that_was_left_behind_deletes_nothing(
+    site: Site, command: type[Tolerant]
+) -> None:
+    """The files of which the run did not decide remain, and copied files arrive."""
+    files = _write(site)
+    site.bucket.put("left over.txt", b"left over")
+    _prepare(site, command)
+    site.proxy.fault = SlowPuts()
+    running = command()
+    with site.active():
+        _call(running, "--clear")
+        staticfiles_storage.exists("next call")
+    _assert_all_arrived(site, _copied(running, files))
+    assert "left over.txt" in site.bucket.names()
+
+
+class Holding(CollectfastS3ManifestStaticStorage):
+    """Raises in the midst of Django's post-processing, which it does not close."""
+
+    held: ClassVar[list[object]] = []
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        processed = super().post_process(*args, **options)
+        next(processed)
+        self.held.append(processed)
+        raise TroubleError
+
+
+class LettingGo(Command):
+    """Drops everything that is held of an earlier run while it copies files."""
+
+    def copy_file(self, *source: Any) -> None:
+        Holding.held.clear()
+        gc.collect()
+        super().copy_file(*source)
+
+
+@pytest.mark.parametrize("backend", [MANIFEST, f"{__name__}.Holding"])
+def test_next_run_does_not_finish_a_run_that_was_left_behind(
+    site: Site, backend: str
+) -> None:
+    """A failed run with `--clear` deletes nothing, however long its state is held.
+
+    An exception holds the generator of the run's post-processing, or a storage does.
+    """
+    site.backend = backend
+    site.write("a.css", "a { background: url(missing.png) }")
+    site.write("b.txt", "b")
+    site.bucket.put("left over.txt", b"left over")
+    with site.active():
+        with pytest.raises((ValueError, TroubleError)) as caught:
+            _call(Command(), "--clear")
+        Holding.held.append(caught.value)
+        del caught
+        _call(LettingGo(), "--no-post-process")
+    assert {"a.css", "b.txt", "left over.txt"} <= {*site.bucket.names()}
+
+
+class RaisingAtTheEnd(CollectfastS3ManifestStaticStorage):
+    """Raises after Django's post-processing has hashed some files, or all."""
+
+    after: ClassVar[int]
+    hashed: ClassVar[list[str]]
+
+    def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
+        self.hashed.clear()
+        for name, hashed_name, processed in super().post_process(*args, **options):
+            self.hashed.append(hashed_name)
+            yield name, hashed_name, processed
+            if len(self.hashed) == self.after:
+                raise TroubleError
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_hashed_files_arrive_that_were_processed_before_the_failure(
+    site: Site, after: int
+) -> None:
+    """All hashed files that `post_process` yielded are there, without a manifest."""
+    site.write("a.css", "a { background: url(i.png) }")
+    site.write("b.css", "b { background: url(a.css) }")
+    site.write("i.png", "image")
+    site.write("j.png", "image j")
+    site.backend = f"{__name__}.RaisingAtTheEnd"
+    RaisingAtTheEnd.after, RaisingAtTheEnd.hashed = after, []
+    site.proxy.fault = SlowPuts()
+    with site.active():
+        _call(Tolerant())
+        staticfiles_storage.exists("next call")
+        there = set(site.bucket.names())
+    assert len(RaisingAtTheEnd.hashed) == after
+    assert {"a.css", "b.css", "i.png", "j.png", *RaisingAtTheEnd.hashed} <= there
+    assert "staticfiles.json" not in there
+
+
+# Failures.
+
+
+@pytest.mark.parametrize("command", [AfterCopy, InFinder, InPostProcessing])
+@BOTH
+def test_failed_upload_of_a_run_that_was_left_is_logged(
+    site: Site, caplog: pytest.LogCaptureFixture, command: type[Tolerant], backend: str
+) -> None:
+    """A refused file is logged as an error, with its reason; all others arrive."""
+    files = _write(site)
+    _prepare(site, command, backend)
+    refused = _first_source(site)
+    site.proxy.fault = SlowPuts(refused=f"/{refused}")
+    running = command()
+    with site.active():
+        _call(running)
+        assert running.caught
+        staticfiles_storage.exists("next call")
+    expected = _copied(running, files)
+    del expected[refused]
+    _assert_all_arrived(site, expected)
+    assert refused not in site.bucket.names()
+    [error] = [text for text in _errors(caplog) if refused in text]
+    assert "AccessDenied" in error
+
+
+def test_nothing_is_logged_as_an_error_without_failures(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The exception itself is the caller's, who may have logged it."""
+    _write(site)
+    _prepare(site, InCopy)
+    with site.active():
+        _call(InCopy())
+        staticfiles_storage.exists("next call")
+    assert _errors(caplog) == []
+
+
+# Threads.
+
+
+def _own_threads() -> set[threading.Thread]:
+    """All threads but those with which the proxy answers."""
+    all_threads = threading.enumerate()
+    return {each for each in all_threads if "process_request" not in each.name}
+
+
+@pytest.mark.parametrize(
+    ("command", "backend"),
+    [
+        (InCopy, STATIC),
+        (InFinder, MANIFEST),
+        (InPostProcessing, STATIC),
+        (InPostProcessing, MANIFEST),
+    ],
+)
+def test_threads_of_a_run_that_was_left_end(
+    site: Site, command: type[Tolerant], backend: str
+) -> None:
+    """The threads end soon, also if the storage is never called again."""
+    files = _write(site)
+    _prepare(site, command, backend)
+    site.proxy.fault = SlowPuts(seconds=0.01)
+    before = _own_threads()
+    running = command()
+    with site.active():
+        _call(running)
+        deadline = time.monotonic() + PATIENCE
+        while _own_threads() - before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert _own_threads() - before == set()
+        staticfiles_storage.exists("next call")
+        _assert_all_arrived(site, _copied(running, files))
+
+
+def test_many_runs_that_were_left_leave_no_threads(site: Site) -> None:
+    """Runs that failed in threads of a process leave as many threads as there were."""
+    _write(site)
+    _prepare(site, InCopy)
+    before = _own_threads()
+    with site.active():
+        staticfiles_storage.exists  # noqa: B018 (builds it)
+        callers = [threading.Thread(target=_call, args=(InCopy(),)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(LONG)
+        deadline = time.monotonic() + PATIENCE
+        while _own_threads() - before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert _own_threads() - before == set()
+
+
+# An interrupt cancels.
+
+
+@pytest.mark.parametrize("command", [InCopy, InLog, AfterCopy])
+@BOTH
+def test_interrupt_cancels(site: Site, command: type[Tolerant], backend: str) -> None:
+    """After a Ctrl-C that is caught, the files that still wait are not uploaded."""
+    files = _write(site)
+    _prepare(site, command, backend)
+    site.proxy.fault = SlowPuts(seconds=0.2)
+    running = command()
+    running.error = KeyboardInterrupt
+    before = _own_threads()
+    with site.active():
+        _call(running)
+        assert isinstance(running.caught, KeyboardInterrupt)
+        staticfiles_storage.exists("next call")
+        deadline = time.monotonic() + PATIENCE
+        while _own_threads() - before and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert len(site.bucket.names()) < len(_copied(running, files))
+
+
+class Interrupting(io.BytesIO):
+    """A source, which is interrupted when it is read for the first time."""
+
+    interrupts: ClassVar[list[BaseException]] = []
+
+    def read(self, *size: int | None) -> bytes:
+        if self.interrupts:
+            raise self.interrupts.pop()
+        return super().read(*size)
+
+
+class Undeterred(Command):
+    """Goes on with the next file after an interrupt."""
+
+    def copy_file(self, *source: Any) -> None:
+        with suppress(KeyboardInterrupt, SystemExit):
+            super().copy_file(*source)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("preload", [True, False])
+def test_error_names_the_files_that_an_interrupt_cancelled(
+    site: Site, preload: bool, error: type[BaseException]
+) -> None:
+    """A command that goes on after an interrupt fails, and publishes no manifest.
+
+    Without `preload`, changed files are cancelled before their upload is submitted.
+    """
+    site.backend = MANIFEST
+    site.options |= {"collectfast_preload": preload, "collectfast_threads": 1}
+    old: dict[str, Source] = {f"{n}.txt": b"%d old" % n for n in range(6)}
+    site.collect(STATICFILES_FINDERS=[finder_of(old)])
+    manifest = site.bucket.read("staticfiles.json")
+    over = threading.Event()
+
+    def hold(handler: Handler, request: Request, body: bytes) -> bool:
+        if not (request.kind == "PUT" and request.key.endswith("/1.txt")):
+            return False
+        over.wait(LONG)
+        handler.error(403, "AccessDenied")
+        return True
+
+    site.proxy.fault = hold
+    Interrupting.interrupts[:] = [error()]
+    new: dict[str, Source] = {f"{n}.txt": b"%d new" % n for n in range(6)}
+    finder = finder_of({**new, "z.txt": Interrupting})
+    with site.active(STATICFILES_FINDERS=[finder]):
+        with pytest.raises(UploadError, match="the upload was interrupted") as caught:
+            _call(Undeterred())
+        over.set()
+    # The first upload may have begun, or not, when the source interrupts.
+    assert caught.value.failures.keys() | {"0.txt"} == new.keys()
+    assert site.bucket.read("staticfiles.json") == manifest
+
+
+# The process ends.
+
+
+def tolerate(name: str, ending: str) -> None:
+    """Run the command `name` in a process of its own, and end as `ending` says."""
+    command = globals()[name]()
+    _call(command)
+    assert command.caught
+    print(json.dumps(command.copied), flush=True)
+    if ending == "exit":
+        sys.exit(0)
+    if ending == "exit 3":
+        sys.exit(3)
+    if ending == "raise":
+        raise TroubleError("at the end")
+
+
+def tolerate_in_a_thread(name: str) -> None:
+    """Run the command `name` in a thread, which ends before the process does."""
+    command = globals()[name]()
+    thread = threading.Thread(target=_call, args=(command,))
+    thread.start()
+    thread.join()
+    print(json.dumps(command.copied), flush=True)
+
+
+def _process(site: Site, call: str) -> tuple[int, list[str], str]:
+    """Call a function of this module in a process of its own."""
+    code = f"import {__name__} as t; t.{call}"
+    with managing(site, "shell", "-c", code) as process:
+        try:
+            output, errors = process.communicate(timeout=LONG)
+        except subprocess.TimeoutExpired:
+            pytest.fail("the process hangs")
+    copied = output.splitlines()[-1] if output else "[]"  # The shell may say more.
+    return process.returncode, json.loads(copied), errors
+
+
+@pytest.mark.parametrize(
+    ("command", "ending", "status"),
+    [
+        (InCopy, "return", 0),
+        (AfterCopy, "exit", 0),
+        (InLog, "exit 3", 3),
+        (InDelete, "raise", 1),
+    ],
+)
+def test_copied_files_arrive_before_the_process_ends(
+    site: Site, command: type[Tolerant], ending: str, status: int
+) -> None:
+    """However the process ends, all copied files are there, with its own status."""
+    files = _write(site)
+    _prepare(site, command)
+    site.proxy.fault = SlowPuts()
+    call = f"tolerate({command.__name__!r}, {ending!r})"
+    ended, copied, errors = _process(site, call)
+    assert ended == status, errors
+    assert len(copied) >= GOOD
+    _assert_all_arrived(site, {name: files[name] for name in copied})
+
+
+def test_copied_files_of_a_thread_that_ended_arrive_before_the_process_ends(
+    site: Site,
+) -> None:
+    """A thread whose collectstatic failed may be gone; its files arrive."""
+    files = _write(site)
+    _prepare(site, InCopy)
+    site.proxy.fault = SlowPuts()
+    ended, copied, errors = _process(site, "tolerate_in_a_thread('InCopy')")
+    assert ended == 0, errors
+    assert len(copied) == GOOD
+    _assert_all_arrived(site, {name: files[name] for name in copied})
+
+
+def test_failure_is_logged_before_the_process_ends(site: Site) -> None:
+    """The process's standard error names the file that was refused."""
+    files = _write(site)
+    _prepare(site, AfterCopy)
+    refused = _first_source(site)
+    site.proxy.fault = SlowPuts(refused=f"/{refused}")
+    ended, copied, errors = _process(site, "tolerate('AfterCopy', 'return')")
+    assert ended == 0, errors
+    assert refused in errors
+    assert "AccessDenied" in errors
+    expected = {name: files[name] for name in copied if name != refused}
+    _assert_all_arrived(site, expected)
+
+
+def test_hashed_files_arrive_before_the_process_ends(site: Site) -> None:
+    """Hashed files that post-processing has saved arrive, and no manifest does."""
+    site.write("a.css", "a { background: url(i.png) }")
+    site.write("i.png", "image")
+    site.backend = f"{__name__}.RaisingAtTheEnd"
+    site.proxy.fault = SlowPuts()
+    call = "RaisingAtTheEnd.after, t.RaisingAtTheEnd.hashed = 2, []; "
+    call += "t.tolerate('Tolerant', 'return')"
+    ended, copied, errors = _process(site, call)
+    assert ended == 0, errors
+    assert sorted(copied) == ["a.css", "i.png"]
+    names = site.bucket.names()
+    assert len(names) == 4
+    assert "staticfiles.json" not in names
+
+
+class AfterLarge(Tolerant):
+    """Raises when a large file was just saved, after all small files."""
+
+    def copy_file(self, path: str, *rest: Any) -> None:
+        super().copy_file(path, *rest)
+        if path == "large/a.bin":
+            raise self.error
+
+
+def test_large_file_arrives_before_the_process_ends(site: Site) -> None:
+    """A large file arrives although its upload begins when the interpreter exits.
+
+    The executors of s3transfer accept no calls then.
+    """
+    files = {f"{n}.txt": b"%d" % n for n in range(3)}
+    files["large/a.bin"] = bytes(9 << 20)  # More than boto3's threshold.
+    site.write_all(files)
+    site.options["collectfast_threads"] = 1
+    site.proxy.fault = SlowPuts(seconds=0.2)
+    ended, copied, errors = _process(site, "tolerate('AfterLarge', 'return')")
+    assert ended == 0, errors
+    assert {*copied} == {*files}
+    _assert_all_arrived(site, files)

@@ -1,0 +1,225 @@
+"""Never wrong, with a manifest: random sequences, compared with Django's local storage.
+
+``pytest tests/properties/test_model_manifest.py --sequences 500`` tries more of them; a
+sixth of that number, as each takes longer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+
+import pytest
+from django.core.cache import caches
+from django.core.management.base import CommandError
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from collectfast_storage import CollectfastS3ManifestStaticStorage
+from tests.support.machine import (
+    REASON,
+    SharedSession,
+    Upset,
+    arguments,
+    named,
+    one_of,
+    run,
+    unhashed,
+    upsets,
+)
+from tests.support.site import Site
+
+pytestmark = [
+    pytest.mark.slow,
+    # django-storages leaves open what it decompresses: S3File._decompress_file.
+    pytest.mark.filterwarnings(
+        "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
+    ),
+]
+
+MANIFEST = "staticfiles.json"
+LOCAL = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
+# Some of them name files that may not be there.
+CONTENTS = {
+    "i.png": ["", "image", "other image"],
+    "d/j.png": ["image"],
+    "a.css": ["", "a{}", '@import "d/b.css";', "a{background:url(i.png)}"],
+    "d/b.css": ["b{}", "b{background:url(../i.png)}", "b{background:url(j.png)}"],
+}
+
+
+class Manifest(SharedSession, CollectfastS3ManifestStaticStorage):
+    pass
+
+
+contents = {name: st.sampled_from(each) for name, each in CONTENTS.items()}
+files = st.fixed_dictionaries({}, optional=contents)
+all_files = st.fixed_dictionaries(contents)
+objects = one_of(lambda machine: machine.there)
+sources = one_of(lambda machine: machine.sources)
+has_objects = precondition(lambda machine: machine.there)
+has_sources = precondition(lambda machine: machine.sources)
+
+
+class ManifestMachine(RuleBasedStateMachine):
+    """A site, its bucket, and what Django makes of the same site locally."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+        # On a busy machine, what passes may take longer than in other tests.
+        self.site.settings["COLLECTFAST_RETRY_TIMEOUT"] = 60
+        self.site.backend = f"{__name__}.Manifest"
+        self.sources: set[str] = set()
+        # Who spoils the manifest itself makes Django refuse to start.
+        self.there: set[str] = set()
+
+    @initialize(files=all_files)
+    def start(self, files: dict[str, str]) -> None:
+        self.write(files)
+
+    @rule(files=files)
+    def write(self, files: dict[str, str]) -> None:
+        for name, content in files.items():
+            self.site.write(name, content)
+        self.sources |= files.keys()
+
+    @has_sources
+    @rule(name=sources)
+    def remove(self, name: str) -> None:
+        (self.site.static / name).unlink()
+        self.sources.remove(name)
+
+    @rule()
+    def touch(self) -> None:
+        self.site.touch()
+
+    @rule(gzip=st.booleans(), threads=st.sampled_from([0, 3]))
+    def configure(self, gzip: bool, threads: int) -> None:
+        self.site.options |= {"gzip": gzip, "collectfast_threads": threads}
+
+    @rule()
+    def flush_cache(self) -> None:
+        with self.site.active():
+            caches["default"].clear()
+
+    @has_objects
+    @rule(name=objects)
+    def others_write(self, name: str) -> None:
+        self.site.bucket.put(name, b"damaged")
+
+    @has_objects
+    @rule(name=objects)
+    def others_delete(self, name: str) -> None:
+        self.site.bucket.delete(name)
+        self.there.remove(name)
+
+    @rule(files=files, clear=st.booleans(), upset=upsets([*CONTENTS, MANIFEST]))
+    def collect_with_upset(
+        self, files: dict[str, str], clear: bool, upset: Upset
+    ) -> None:
+        self.write(files)
+        self._collect(clear, upset)
+
+    @rule(clear=st.booleans())
+    def collect(self, clear: bool) -> None:
+        self._collect(clear, None)
+
+    def _collect(self, clear: bool, upset: Upset | None) -> None:
+        before = self.objects()
+        # Without `gzip`, django-storages reads what is compressed there as it is.
+        read = before if self.site.options.get("gzip") else self.site.bucket.files()
+        expected = self._locally({} if clear else read)
+        if upset is not None:
+            self.site.proxy.fault = upset.fault(self.site.bucket.location)
+        try:
+            self.site.collect(*arguments(clear))
+        except (CommandError, ValueError) as error:
+            self.site.proxy.fault = None
+            self._failed(before, upset, None if expected is None else str(error))
+        else:
+            self.site.proxy.fault = None
+            assert expected is not None, "Django's own refuses"
+            self._succeeded(clear, upset, expected, _named(before))
+        self.there = set(self.site.bucket.names()) - {MANIFEST}
+
+    def _succeeded(
+        self,
+        clear: bool,
+        upset: Upset | None,
+        expected: dict[str, bytes],
+        kept: set[str],
+    ) -> None:
+        if upset is not None and upset.for_good:
+            assert not {unhashed(name) for name in self.site.put()} & upset.names
+        actual = self.objects()
+        assert {name: actual.get(name) for name in expected} == expected
+        extra = actual.keys() - expected.keys()
+        assert not clear or extra <= kept
+        again = self.site.collect(*arguments(clear))
+        assert again.put == []
+        cleared = {"DELETE MANY"} if extra else set()
+        assert again.requests.keys() <= {"LIST", "HEAD", "GET"} | cleared
+        assert not clear or self.objects().keys() == expected.keys()
+
+    def _failed(
+        self, before: dict[str, bytes], upset: Upset | None, error: str | None
+    ) -> None:
+        """The old release is whole; the error, if it is not Django's own, is true."""
+        after = self.objects()
+        assert after.keys() >= before.keys()
+        if upset is None or not upset.arrives or MANIFEST not in upset.names:
+            assert after.get(MANIFEST) == before.get(MANIFEST)
+        if error is not None:
+            assert upset is not None
+            assert upset.for_good
+            failed = {unhashed(name) for name in named(error, REASON)}
+            assert failed
+            assert failed <= upset.names
+
+    def _locally(self, there: dict[str, bytes]) -> dict[str, bytes] | None:
+        """What Django's own storage makes of the sources; `None` if it refuses.
+
+        It finds `there` what it would find if it had collected before.
+        """
+        root = self.site.root / "collected"
+        shutil.rmtree(root, ignore_errors=True)
+        for name, content in there.items():
+            if name not in self.sources and name == unhashed(name) != MANIFEST:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(content)
+        try:
+            self.site.collect(STORAGES={"staticfiles": {"BACKEND": LOCAL}})
+        except (CommandError, ValueError):
+            return None
+        return {
+            path.relative_to(root).as_posix(): _plain(path.read_bytes())
+            for path in root.rglob("*")
+            if path.is_file()
+        }
+
+    def objects(self) -> dict[str, bytes]:
+        """Every object's content, decompressed."""
+        files = self.site.bucket.files()
+        return {name: _plain(content) for name, content in files.items()}
+
+
+def _plain(content: bytes) -> bytes:
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+
+
+def _named(objects: dict[str, bytes]) -> set[str]:
+    """The hashed names that the manifest among the `objects` has; without it, all."""
+    try:
+        return {*json.loads(objects[MANIFEST])["paths"].values()}
+    except (KeyError, ValueError):
+        return {name for name in objects if name != unhashed(name)}
+
+
+def test_bucket_is_what_django_makes_locally(
+    new_site: Callable[[], Site], sequences: int
+) -> None:
+    """Every name in the manifest, its content, and nothing to do for the next run."""
+    run(lambda: ManifestMachine(new_site()), sequences // 6)

@@ -1,0 +1,317 @@
+"""Every quirk of a server: deploys work, and one without changes uploads nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from botocore.config import Config
+from django.core.management.base import CommandError
+
+from tests.support import quirks
+from tests.support.caches import cold
+from tests.support.faults import OtherRegion, sign_again
+from tests.support.opaque_etags import Opaque
+from tests.support.proxy import Handler, Request
+from tests.support.quirks import Quirks
+from tests.support.site import LOCAL, MANIFEST, STATIC, Deploy, Site
+
+# Old versions of boto3 have no such options, because they add no checksums.
+CHECKSUM_OPTIONS = [
+    name
+    for name in ("request_checksum_calculation", "response_checksum_validation")
+    if name in Config.OPTION_DEFAULTS
+]
+
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
+
+# What a site has to set, as with django-storages.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "wants encryption": {
+        "object_parameters": {
+            "CacheControl": "max-age=60",
+            "ServerSideEncryption": "AES256",
+        }
+    },
+    "wants signed payloads": {
+        "client_config": Config(s3={"payload_signing_enabled": True})
+    },
+    "wants no checksums": {
+        "client_config": Config(**dict.fromkeys(CHECKSUM_OPTIONS, "when_required"))
+    },
+}
+# What nobody can tell in a deploy that follows at once: all goes up again.
+UNKNOWABLE = {"written keys are listed late"}
+COMBINATIONS = [
+    ("LIST: ETag another", "HEAD: ETag weak", "PUT: ETag none", "HTTP/1.0"),
+    ("LIST: ETag none", "HEAD: ETag another", "PUT: ETag another each time"),
+    ("LIST: ETag another each time", "PUT: ETag another", "ListObjects only"),
+    ("ListObjects only", "keys are not encoded", "chunked"),
+    ("ListObjects only", "no IsTruncated"),
+    ("pages repeat keys", "no KeyCount", "keys out of order", "no DeleteObjects"),
+]
+
+
+def _collect(site: Site, cache: str, *arguments: str) -> Deploy:
+    return site.collect(*arguments, **(cold(site) if cache == "cold" else {}))
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["plain", "manifest"])
+@pytest.mark.parametrize(
+    "switches", [*((each,) for each in quirks.ALL), *COMBINATIONS], ids=", ".join
+)
+def test_quirk(
+    site: Site, switches: tuple[str, ...], backend: str, cache: str, way: str
+) -> None:
+    site.backend = backend
+    site.options["object_parameters"] = {"CacheControl": "max-age=60"}
+    for switch in switches:
+        site.options |= OPTIONS.get(switch, {})
+    files = {f"dir{i}/f {i}+ü.txt": f"{i}".encode() for i in range(9)}
+    files |= {"a.css": b"a { background: url('i.png') }", "i.png": b"image"}
+    site.write_all(files)
+
+    def collect(*arguments: str) -> Any:
+        return _collect(site, cache, *arguments)
+
+    def assert_all_there(headers: bool = True) -> None:
+        storages = {"staticfiles": {"BACKEND": LOCAL[backend]}}
+        site.collect("--clear", STORAGES=storages)
+        root = site.root / "collected"
+        there = {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*")
+            if path.is_file()
+        }
+        # Asked directly, the server tells the MD5 of what it has.
+        etags = site.bucket.etags()
+        assert etags.keys() == there.keys() or backend == MANIFEST
+        for name, content in there.items():
+            assert etags[name] == hashlib.md5(content).hexdigest()
+        for name in there if headers else ():
+            assert site.bucket.get(name)["CacheControl"] == "max-age=60"
+
+    Quirks(site.proxy, site.bucket.server, *switches)
+    collect()
+    assert_all_there()
+
+    unchanged = collect()
+    if UNKNOWABLE.isdisjoint(switches):
+        assert unchanged.put == []
+
+    site.write("i.png", "another image")
+    changed = collect()
+    if UNKNOWABLE.isdisjoint(switches):
+        twice = {*changed.put}
+        assert len(twice) == (1 if backend == STATIC else 4), changed.put
+        assert len(changed.put) <= 2 * len(twice)
+    assert_all_there(headers=False)
+    assert site.bucket.get("i.png")["CacheControl"] == "max-age=60"
+
+    site.bucket.put("left.css", b"left over")
+    unlisted = {("no listing",), ("ListObjects only", "no IsTruncated")}
+    if switches in unlisted or "deletes nothing" in switches:
+        with pytest.raises(CommandError, match=r"'tests'|left\.css"):
+            collect("--clear")
+        site.bucket.delete("left.css")
+    else:
+        collect("--clear")
+        collect("--clear")
+    assert_all_there()
+
+
+@pytest.mark.parametrize(
+    ("switches", "cache"),
+    [
+        (("LIST: ETag another each time", "HEAD: ETag another"), "cold"),
+        (("LIST: ETag another each time", "HEAD: ETag another"), "warm"),
+        (("LIST: ETag another", "HEAD: ETag another"), "warm"),
+    ],
+)
+def test_only_the_answer_to_an_upload_tells(
+    site: Site, switches: tuple[str, ...], cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All goes up once more, with what tells the next deploy; and that is said once."""
+    files = site.write_many(12)
+    Quirks(site.proxy, site.bucket.server, *switches)
+    _collect(site, cache)
+    caplog.clear()
+    assert _collect(site, cache).put == sorted(files)
+    [message] = caplog.messages
+    assert message == (
+        "The ETags in bucket 'tests' do not identify contents; uploading 12 files "
+        "again."
+    )
+    assert _collect(site, cache).put == []
+    assert site.bucket.files() == files
+
+
+def test_file_that_comes_back_while_its_deleted_key_stays_listed(site: Site) -> None:
+    """A listing that lags does not make a file be missing."""
+    files = site.write_many(3)
+    Quirks(site.proxy, site.bucket.server, "deleted keys stay listed")
+    site.collect()
+    (site.static / "dir1/file1.js").unlink()
+    site.collect("--clear")
+    assert "dir1/file1.js" not in site.bucket.names()
+    site.write_all(files)
+    assert site.collect().put == ["dir1/file1.js"]
+    assert site.collect().put == []
+    assert site.bucket.files() == files
+
+
+class Encrypting:
+    """Encrypts as S3 does: what is written while it is switched on."""
+
+    def __init__(self, site: Site) -> None:
+        self.is_on = False
+        self._fault = Opaque(site.proxy)
+        site.proxy.fault = self
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        if request.method == "PUT" and not self.is_on:
+            self._fault._made.pop(request.key, None)
+            return False
+        is_known = request.key in self._fault._made
+        is_seen = request.method == "PUT" or request.kind == "LIST" or is_known
+        return is_seen and self._fault(handler, request, body)
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["plain", "manifest"])
+def test_bucket_whose_encryption_is_switched_on_and_off(
+    site: Site, backend: str
+) -> None:
+    """With a cold cache, an unchanged deploy uploads nothing, whatever is there."""
+    site.backend = backend
+    site.write_many(16)
+    bucket = Encrypting(site)
+    for number, is_on in enumerate([False, True, False, True]):
+        bucket.is_on = is_on
+        _collect(site, "cold")
+        assert _collect(site, "cold").put == []
+        for changed in range(number, 16, 4):
+            site.write(f"dir{changed % 7}/new{changed}.txt", f"{number}")
+            path = next(site.static.rglob(f"file{changed}.*"))
+            path.write_text(f"{number} of {changed}")
+        _collect(site, "cold")
+        unchanged = _collect(site, "cold")
+        assert unchanged.put == []
+        assert unchanged.requests["HEAD"] <= len(site.bucket.names())
+
+
+def test_objects_of_several_tools(site: Site) -> None:
+    """Parts of other sizes, and uploads in one piece, are what they are."""
+    content = b"0123456789abcdef" * 400_000  # 6.4 MB
+    for name in ("rclone.bin", "aws.bin", "s5cmd.bin", "console.bin"):
+        site.write(name, content)
+    mebibyte = 1024 * 1024
+    site.bucket.put_in_parts("rclone.bin", content, 5 * mebibyte)
+    site.bucket.put("aws.bin", content)
+    site.bucket.put_in_parts("s5cmd.bin", content, 50 * mebibyte)
+    site.bucket.put("console.bin", content)
+    assert _collect(site, "cold").put == []
+
+
+def test_redirect_is_followed_once(site: Site, way: str) -> None:
+    """Not for each file; obstore, which does not follow, is soon used no more."""
+    files = site.write_many(100)
+    fault = OtherRegion(301, {"PUT"})
+    site.proxy.fault = fault
+    site.collect()
+    assert site.bucket.files() == files
+    # With obstore, those that were under way when it had failed three times.
+    followed = sum(fault.harmed.values())
+    assert followed <= (1 if way == "plain" else 20)
+    assert len(site.put()) == len(files) + followed
+
+
+@pytest.mark.parametrize("path", ["/", "/gateway", "/gateway/"])
+def test_endpoint_with_a_path(site: Site, way: str, path: str) -> None:
+    files = site.write_many(12)
+    site.options["endpoint_url"] = site.proxy.endpoint + path
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        handler.path = handler.path.removeprefix("/gateway")
+        sign_again(handler, site.bucket.server, body)
+        handler.pass_on(body)
+        return True
+
+    site.proxy.fault = fault
+    site.collect()
+    assert site.bucket.files() == files
+    assert site.collect().put == []
+    site.bucket.put("left.css", b"left over")
+    site.collect("--clear")
+    assert site.bucket.files() == files
+
+
+def test_much_that_changed_says_nothing_of_the_bucket(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A few HEADs, no fingerprints, no warning; however often."""
+    for release in "abc":
+        site.write_all({name: release.encode() for name in site.write_many(40)})
+        deploy = _collect(site, "cold")
+        assert len(deploy.put) == 40
+        assert deploy.requests["HEAD"] <= 8
+    assert caplog.messages == []
+    assert not site.bucket.get("dir0/file0.css")["Metadata"]
+
+
+@pytest.mark.parametrize("content", [b"", b"<ok/>"])
+def test_endpoint_that_answers_200_to_everything(site: Site, content: bytes) -> None:
+    """It is none of S3's: nothing is in any bucket, and the deploy says so."""
+    site.write_many(3)
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        handler.answer(200, content, [("Content-Type", "text/plain")])
+        return True
+
+    site.proxy.fault = fault
+    with pytest.raises(CommandError, match="'tests'"):
+        site.collect()
+
+
+def test_foreign_object_does_not_make_what_is_remembered_be_asked_for(
+    site: Site,
+) -> None:
+    site.backend = MANIFEST
+    files = site.write_many(30)
+    opaque = Opaque(site.proxy)
+    site.collect()
+    key = site.bucket.key(next(iter(files)))
+    site.bucket.put(next(iter(files)), b"another")
+    opaque._made[key] = "0" * 32
+    assert site.collect().requests["HEAD"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")]
+)
+def test_server_that_refuses_the_second_version(
+    site: Site, status: int, code: str
+) -> None:
+    """Then it is asked in the first one."""
+    files = site.write_many(12)
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        if is_refused := "list-type" in request.query:
+            handler.error(status, code)
+        return is_refused
+
+    site.proxy.fault = fault
+    site.collect()
+    assert site.collect().requests == {"LIST": 2}
+    site.bucket.put("left.css", b"left over")
+    site.collect("--clear")
+    assert site.bucket.files() == files
+
+
+def test_first_version_without_an_order(site: Site) -> None:
+    """No page is asked for twice."""
+    site.write_many(40)
+    Quirks(site.proxy, site.bucket.server, "ListObjects only", "keys out of order")
+    site.collect()
+    assert site.collect().requests == {"LIST": 8}

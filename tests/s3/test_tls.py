@@ -1,0 +1,186 @@
+"""Certificates: of a CA of one's own, and such as must not be accepted."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.core.management.base import CommandError
+
+from collectfast_storage.exceptions import BucketError
+from tests.support import certificates
+from tests.support.processes import deploy
+from tests.support.proxy import Handler, Request, proxy
+from tests.support.servers import Server
+from tests.support.site import Site
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> str:
+    """The file of a CA that has nothing to do with the server."""
+    (tmp_path / "other").mkdir()
+    return str(certificates.make(tmp_path / "other")[0])
+
+
+@pytest.fixture
+def elsewhere(site: Site, server: Server) -> Iterator[None]:
+    """The site's server has a certificate of the right CA for another host."""
+    with proxy(server.endpoint, sign=server.signed, host="s3.example.com") as running:
+        site.proxy = running
+        yield
+
+
+def _trust(site: Site, patch: pytest.MonkeyPatch, place: str, file: str | None) -> None:
+    """Have the site trust the CAs in `file`, by its option or a variable."""
+    patch.delenv("REQUESTS_CA_BUNDLE", raising=False)  # The machine's own.
+    site.options["verify"] = None
+    if place == "verify":
+        site.options["verify"] = file
+    elif file is not None:
+        patch.setenv(place, file)
+
+
+PLACES = ("verify", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
+
+
+def _by_obstore(site: Site, way: str, files: dict[str, bytes]) -> bool:
+    """Whether what went by obstore is all, or nothing, as the way is."""
+    return site.put_by_obstore() == (sorted(files) if way == "obstore" else [])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_ca_of_ones_own(
+    site: Site, way: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever boto3 would find it: all goes up, by obstore too where that is there."""
+    _trust(site, monkeypatch, place, str(site.proxy.authority))
+    files = site.write_many(20)
+    assert site.collect().requests == {"LIST": 1, "PUT": len(files)}
+    assert _by_obstore(site, way, files)
+    assert site.bucket.files() == files
+
+
+@pytest.mark.parametrize("first", range(2))
+def test_one_place_goes_before_the_next(
+    site: Site, way: str, first: int, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In botocore's order; those behind it may name what they will."""
+    for place in PLACES[first + 1 :]:
+        monkeypatch.setenv(place, other)
+    right = str(site.proxy.authority)
+    site.options["verify"] = right if first == 0 else None
+    if first == 1:
+        monkeypatch.setenv(PLACES[1], right)
+    files = site.write_many(5)
+    site.collect()
+    assert _by_obstore(site, way, files)
+    assert site.bucket.files() == files
+
+
+def _check_refusal(site: Site, error: BaseException, reason: str) -> None:
+    """One sentence about the certificate and the remedy, after one connection."""
+    assert isinstance(error, BucketError)
+    [line] = str(error).splitlines()
+    assert line.startswith(f"Cannot use bucket {site.bucket.name!r}: ")
+    assert f"SSL validation failed for {site.proxy.endpoint}/" in line
+    assert reason in line
+    assert "option verify" in line
+    assert site.proxy.count() == {}
+
+
+def _check_refusing(site: Site, reason: str) -> None:
+    """The command ends at once; nothing was sent, and nothing is tried again."""
+    site.write_many(50)
+    with pytest.raises(CommandError) as error:
+        site.collect()
+    _check_refusal(site, error.value, reason)
+    assert site.proxy.accepted == 1
+    assert site.bucket.names() == []
+
+
+@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize("place", [*PLACES, "nowhere"])
+def test_wrong_ca(
+    site: Site,
+    way: str,
+    place: str,
+    preload: bool,
+    other: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever it is named, and if none is."""
+    _trust(site, monkeypatch, place, other if place in PLACES else None)
+    site.options["collectfast_preload"] = preload
+    _check_refusing(site, "certificate verify failed")
+
+
+@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.usefixtures("elsewhere")
+def test_wrong_host(site: Site, way: str, preload: bool) -> None:
+    """The same, though the CA is the right one."""
+    site.options["collectfast_preload"] = preload
+    _check_refusing(site, "s3.example.com")
+
+
+def test_no_file_of_cas(site: Site, way: str) -> None:
+    """What is not there vouches for nobody, and no connection is to be had."""
+    site.options["verify"] = str(site.root / "missing.pem")
+    site.write_many(50)
+    with pytest.raises(CommandError) as error:
+        site.collect()
+    _check_refusal(site, error.value, "No such file")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_command_line_says_it_without_a_traceback(site: Site, way: str) -> None:
+    """Exit status 1, and one line."""
+    site.write_many(50)
+    status, errors = deploy(site)
+    assert status == 1
+    [line] = errors.splitlines()
+    assert line.startswith("BucketError: Cannot use bucket")
+    assert "SSL validation failed" in line
+    assert site.proxy.accepted == 1
+
+
+def test_another_server_takes_over(site: Site, way: str, other: str) -> None:
+    """The listing came from the right one: one error all the same, not one a file."""
+    own = Path(other).with_name("server.pem")
+    right = site.proxy.context
+
+    def take_over(handler: Handler, request: Request) -> bool:
+        site.proxy.context = certificates.server_context(own)
+        handler.close_connection = True
+        return False
+
+    site.write_many(300)
+    site.proxy.early_fault = take_over
+    try:
+        with pytest.raises(CommandError) as error:
+            site.collect()
+    finally:
+        site.proxy.context, site.proxy.early_fault = right, None
+    assert site.proxy.count() == {"LIST": 1}
+    # The first upload is waited for; if obstore makes it, boto3 tries as well.
+    assert site.proxy.accepted == (3 if way == "obstore" else 2)
+    site.proxy.requests.clear()
+    _check_refusal(site, error.value, "certificate verify failed")
+    assert site.bucket.names() == []
+    assert site.collect().summary.startswith("300 static files copied")
+
+
+def test_broken_handshake_is_tried_again(site: Site, way: str) -> None:
+    """It says nothing of the certificate, as a network or a server may be at fault."""
+    broken = iter([ssl.ALERT_DESCRIPTION_INTERNAL_ERROR])
+    assert site.proxy.context is not None
+    site.proxy.context.sni_callback = lambda *_: next(broken, None)
+    files = site.write_many(5)
+    try:
+        requests = site.collect().requests
+    finally:
+        site.proxy.context.sni_callback = None
+    assert next(broken, None) is None
+    assert requests == {"LIST": 1, "PUT": len(files)}
+    assert site.bucket.files() == files

