@@ -252,7 +252,7 @@ class PendingUploads:
                 self.failures.succeeded()
             else:
                 # It may have arrived all the same.
-                listing.forget(name)
+                listing.invalidate(name)
                 self._cache.remember(name, DOUBTFUL)
                 error = error or InterruptedError(INTERRUPTED)  # It was not begun.
                 if self.failures.add(name, fingerprint, error) and not is_last:
@@ -472,7 +472,7 @@ class Run:
         self._pending.failures.forget(name)
         self._seen[name] = None
         self._replaced.add(name)
-        self._comparison.listing.forget(name)
+        self._comparison.listing.invalidate(name)
         self._cache.remember(name, DOUBTFUL)
 
     def wait_for(self, name: str) -> None:
