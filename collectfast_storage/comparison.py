@@ -92,7 +92,7 @@ class Comparison:
         cached, remote = self._cache.get(name), self.remote(name)
         verdict = self._decide(payload, remote, cached)
         if verdict is Verdict.NEEDS_HEAD and self._is_worth_a_head(payload):
-            self.listing.ask([name])
+            self.listing.request_heads([name])
             remote = self.listing[name]
             verdict = self._decide(payload, remote, cached)
             if verdict is Verdict.UNCHANGED:  # HEAD requests help for others too.
@@ -185,7 +185,7 @@ class Comparison:
         sample = undecided[:: max(ceil(len(undecided) / _SAMPLE), 1)]
         self._heads_left -= len(sample)
         listed = [self.listing[name] for name in sample]
-        self.listing.ask(sample)
+        self.listing.request_heads(sample)
         found = self._with_verdict(sample, Verdict.UNCHANGED)
         if found:
             self._bucket.note_etag(opaque=True)  # The fingerprint was right.
@@ -201,7 +201,7 @@ class Comparison:
             self._heads_left = inf
             hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
             uncached = sorted(name for name in hashed if not self._cache.get(name))
-            self.listing.ask([*undecided, *uncached])
+            self.listing.request_heads([*undecided, *uncached])
 
     def _with_verdict(self, names: Iterable[str], verdict: Verdict) -> list[str]:
         """Return those of `names`, sources that were read, which get this `verdict`."""

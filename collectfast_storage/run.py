@@ -233,7 +233,7 @@ class Run:
         self._uploads.forget(name)
         self._seen[name] = None
         self._replaced.add(name)
-        self._comparison.listing.forget(name)
+        self._comparison.listing.invalidate(name)
         self._cache.remember(name, DOUBTFUL)
 
     def wait_for(self, name: str) -> None:

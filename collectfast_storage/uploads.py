@@ -357,7 +357,7 @@ class Uploads:
         future = self._under_way.pop(name)
         error = _error_of(future)
         if error is not None:
-            self._listing.forget(name)  # It may have arrived all the same.
+            self._listing.invalidate(name)  # It may have arrived all the same.
             self._cache.remember(name, DOUBTFUL)
             self.failures.add(name, error)
             if self.failures.end is not None:

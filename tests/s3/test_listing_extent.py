@@ -36,7 +36,7 @@ class FakeBucket:
         self.heads.append(name)
         return Remote(f"etag-{name}", "") if name in self.names else None
 
-    def is_possible(self, name: str) -> bool:
+    def is_valid_name(self, name: str) -> bool:
         return not name.endswith("impossible")
 
 
@@ -118,7 +118,7 @@ def test_what_somebody_else_wrote_is_asked_for_again() -> None:
     listing = _listing(bucket)
     listing.load(None)
     bucket.names.append("b")
-    listing.forget("b")
+    listing.invalidate("b")
     assert _etag(listing, "b") == "etag-b"
 
 
@@ -155,9 +155,9 @@ def test_metadata_are_asked_for_once() -> None:
     bucket = FakeBucket(["a", "b"])
     listing = _listing(bucket)
     listing.load(["a", "b"])
-    listing.ask(["a"])
+    listing.request_heads(["a"])
     for name in ("a", "a", "b", "b"):
-        listing.ask([name])
+        listing.request_heads([name])
         remote = listing[name]
         assert remote is not None
         assert remote.fingerprint == ""
