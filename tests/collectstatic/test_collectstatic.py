@@ -21,8 +21,9 @@ from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.files.base import ContentFile
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from storages.backends.s3 import S3StaticStorage
 
-from collectfast_storage import CollectfastS3StaticStorage
+from collectfast_storage import CollectfastMixin, CollectfastS3StaticStorage
 from tests.support.proxy import Handler, Request, meanwhile, refuse
 from tests.support.site import Site
 
@@ -435,6 +436,27 @@ def test_subclass_that_saves_in_its_own_way_is_asked_to(site: Site) -> None:
     again = site.collect()
     assert again.requests == {"LIST": 1}
     assert site.bucket.read("a.css") == b"QUIET"
+
+
+class Uploading(S3StaticStorage):
+    """A base class that uploads files without `upload_fileobj`."""
+
+    def _save(self, name: str, content: Any) -> str:
+        client, key = self.connection.meta.client, self._normalize_name(name)
+        client.put_object(Bucket=self.bucket_name, Key=key, Body=content.read())
+        return name
+
+
+class UploadingOnce(CollectfastMixin, Uploading):
+    pass
+
+
+def test_files_that_a_base_class_uploads_count_as_copied(site: Site) -> None:
+    """The summary counts files that the base class uploads without the run."""
+    site.backend = f"{__name__}.UploadingOnce"
+    files = site.write_many(3)
+    assert site.collect().summary == "3 static files copied."
+    assert site.bucket.files() == files
 
 
 class Shouting(CollectfastS3StaticStorage):
