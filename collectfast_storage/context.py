@@ -1,9 +1,9 @@
-"""The caller of a run, and the storage that it saves into."""
+"""The context of a run: the calling program, and the storage as the run uses it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.core.files.storage import Storage
 
 from collectfast_storage.options import Options
-from collectfast_storage.payload import Capture, Payload, Take
+from collectfast_storage.payload import Capture, Payload
 from collectfast_storage.reporting import Progress, Report
 
 _T = TypeVar("_T")
@@ -29,12 +29,13 @@ class Destination:
     bucket_name: str
     prefix: str  # of the keys; empty, or with a slash at its end
     overwrites: bool  # the option file_overwrite
-    # Whether no method of a subclass may look at an object as soon as it is saved.
+    # Whether no method of a subclass may read an object as soon as it is saved.
     saves_as_is: bool
-    has_own_delete: bool
+    has_own_delete: bool  # whether a subclass has its own `delete`
     key_of: Callable[[str], str]
     parameters_of: Callable[[str], dict[str, Any]]  # of a write, by key
-    capture: Callable[[str, Any, Take], str]  # save, but hand over the upload
+    # Saves a file by name, but passes the upload to a function.
+    capture: Callable[[str, Any, Callable[[Capture], object]], str]
     delete: Callable[[str], object]
 
     def delete_each(self, names: Iterable[str]) -> Iterator[tuple[str, object]]:
@@ -54,22 +55,24 @@ class RunContext:
     collects = False
     dry_run = False
     clears = False
-    is_complete = False  # Its run has come to its end without a failure.
-    # The names that the caller will ask for, sorted; None: not known.
+    is_complete = False  # The run has ended without a failure.
+    # The names that the caller will compare or save, sorted; None: not known.
     wanted: Sequence[str] | None = None
-    # The sources whose hashed names are their own: post-processing will save these.
+    # Sources whose hashed names are equal to their names, so that post-processing saves
+    # other contents as these names.
     processed: Set[str] = frozenset()
-    # Names that clearing keeps, whatever happens.
-    kept: Set[str] = frozenset()
+    kept: Set[str] = frozenset()  # names that clearing does not delete in any case
     progress = Progress()
 
     def __init__(
-        self, destination: Destination, options: Options, *, lists: bool, trusts: bool
+        self, destination: Destination, options: Options, preload: bool | None = None
     ) -> None:
-        """Describe a program that `lists` the bucket ahead, or `trusts` the cache."""
+        """Describe a caller; a `preload` overrides the one in `options`."""
         self.destination = destination
         self.ignores_etag = options.ignore_etag
-        self.lists, self.trusts = lists, trusts
+        self.lists = options.preload if preload is None else preload
+        # Only a collectstatic reads the cache, and only it may do without a listing.
+        self.trusts = self.collects and not self.lists
         self.sources: Paths = MappingProxyType({})
         self._names: dict[str, str | None] = {}
 
@@ -102,15 +105,12 @@ class RunContext:
         storage, path = source
         results: list[_T] = []
 
-        def take(capture: Capture) -> None:
-            payload = capture.payload()
-            try:
+        def judge_capture(capture: Capture) -> None:
+            with closing(capture.payload()) as payload:
                 results.append(judge(payload))
-            finally:
-                payload.close()
 
         with storage.open(path) as file:
-            self.destination.capture(name, file, take)
+            self.destination.capture(name, file, judge_capture)
         return results[-1] if results else None
 
     def source_being_compared(self, name: str) -> tuple[Storage, str] | None:

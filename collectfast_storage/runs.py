@@ -20,10 +20,10 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from django.contrib.staticfiles.storage import HashedFilesMixin
+from storages.backends.s3 import S3Storage
 
 from collectfast_storage.collectstatic import (
     MODULE,
-    Collectstatic,
     callers,
     collecting_frames,
     collects_into,
@@ -53,19 +53,18 @@ _runs: dict[tuple[FrameType, int], _Entry] = {}
 # its own way, and no barrier waits for its uploads.
 _inherited: list[FrameType] = []
 # The storage and the run of the batch that is just calling, in this context.
-_batch: ContextVar[tuple[object, Run] | None] = ContextVar("batch", default=None)
-
-OpenRun = Callable[[FrameType], tuple[Run, Collectstatic]]
+_batch: ContextVar[tuple[object, Run | None] | None] = ContextVar("batch", default=None)
 
 
-def current_run(storage: object, open_run: OpenRun) -> Run | None:
+def current_run(storage: object, open_run: Callable[[FrameType], Run]) -> Run | None:
     """Return the run that answers the caller of `storage`; `None`: django-storages.
 
     The first call from a `collect` opens its run by `open_run`.
     """
     batch = _batch.get()
     if batch is not None and batch[0] is storage:
-        return batch[1] if batch[1].is_open else None
+        run = batch[1]
+        return run if run is not None and run.is_open else None
     frame, entry = _found(storage)
     if entry is None:
         if _runs:
@@ -74,8 +73,9 @@ def current_run(storage: object, open_run: OpenRun) -> Run | None:
             return None
         for each in _runs_of_this_thread():
             each.wait_pending()  # Files that a calling collectstatic has saved.
-        run, context = open_run(frame)
+        run = open_run(frame)
         entry = _runs[frame, id(storage)] = _Entry(run, threading.current_thread())
+        context: Any = run.context
         context.at_barrier(partial(_finish, frame), _finish_abandoned_runs)
     return entry.run if entry.run is not None and entry.run.is_open else None
 
@@ -93,8 +93,8 @@ def _found(storage: object) -> tuple[FrameType | None, _Entry | None]:
 
 
 @contextmanager
-def answering(storage: object, run: Run) -> Iterator[None]:
-    """Let `run`, of a batch, answer the calls of `storage` in this context."""
+def answering(storage: object, run: Run | None) -> Iterator[None]:
+    """Let the `run` of a batch, if any, answer the calls of `storage` here."""
     token = _batch.set((storage, run))
     try:
         yield
@@ -117,10 +117,15 @@ def _finish(frame: FrameType, processes: bool) -> None:
 # What stands around methods of Django's, in whatever order a class has its bases.
 
 
-def wrap_method(method: Method, name: str) -> Method:
-    """Return `method`, which Django calls by this `name`, with the run's barrier."""
-    barrier = _BARRIERS[name]
+def add_barriers(cls: type) -> None:
+    """Put barriers around the methods of `cls` that Django calls at certain points."""
+    for name, barrier in _BARRIERS.items():
+        method = getattr(cls, name, None)
+        if method is not None and not hasattr(method, "has_barrier"):
+            setattr(cls, name, _with_barrier(method, barrier))
 
+
+def _with_barrier(method: Method, barrier: Method) -> Method:
     @wraps(method)
     def wrapper(self: Any, *args: Any, **options: Any) -> Any:
         return barrier(method, self, *args, **options)
@@ -157,8 +162,7 @@ def _post_process_then_finish(
     """
     run.post_processing = True
     try:
-        hashes = isinstance(storage, HashedFilesMixin)
-        if hashes and _post_processes_as_django(type(storage).__mro__):
+        if _post_processes_as_django(type(storage)):
             processed = _with_existing_copies_saved(run, storage, paths, processed)
         for each in processed or ():
             if isinstance(each[2], Exception):
@@ -189,11 +193,11 @@ def _forget(run: Run) -> None:
             _runs[key] = _Entry(None, entry.thread)
 
 
-def _post_processes_as_django(classes: tuple[type, ...]) -> bool:
-    """Return whether the elements of `post_process` mean the same as in Django."""
-    own = [vars(each).get("post_process") for each in classes]
+def _post_processes_as_django(cls: type) -> bool:
+    """Return whether the elements of `post_process` have the meaning of Django's."""
+    own = [vars(each).get("post_process") for each in cls.__mro__]
     modules = {getattr(each, "__wrapped__", each).__module__ for each in own if each}
-    return modules <= {HashedFilesMixin.__module__, "collectfast_storage.storage"}
+    return modules == {HashedFilesMixin.__module__, "collectfast_storage.storage"}
 
 
 def _with_existing_copies_saved(
@@ -217,48 +221,38 @@ def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> 
     if run is not None:
         run.wait_or_raise()
         run.context.read_live_release()
-    with _manifest_batch(storage.manifest_storage, storage):
+    other: Any = storage.manifest_storage
+    if other is storage or not getattr(other, "_collectfast_enabled", False):
         return method(storage, *args, **options)
-
-
-@contextmanager
-def _manifest_batch(manifest_storage: Any, storage: Any) -> Iterator[None]:
-    """Keep a manifest in another bucket from being deleted before it is replaced."""
-    is_ours = getattr(manifest_storage, "_collectfast_enabled", False)
-    if manifest_storage is storage or not is_ours:
-        yield
-        return
-    # For one file, a HEAD request takes less time than a listing.
-    with manifest_storage.batch(preload=False) as batch, batch.answering():
-        yield
+    # Django deletes the old manifest before it saves the new one; a batch does not. For
+    # one file, a HEAD request takes less time than a listing.
+    with other.batch(preload=False) as batch, batch.answering():
+        return method(storage, *args, **options)
 
 
 def _load_manifest(method: Method, storage: Any) -> Any:
     """Load the manifest; in the command, failures of the bucket are `BucketError`s."""
-    bucket_name = getattr(storage.manifest_storage, "bucket_name", None)
+    place = storage.manifest_storage
     is_called = any(f.f_globals.get("__name__") == MODULE for f in callers())
-    if not (is_called and storage._collectfast_enabled):
+    is_on_s3 = storage._collectfast_enabled and isinstance(place, S3Storage)
+    if not (is_called and is_on_s3):
         return method(storage)
-
     timeout = storage._collectfast_options.retry_timeout
 
     def load() -> Any:
         try:
             with our_request(RequestLog(), once=timeout > 0):
-                connection = getattr(storage.manifest_storage, "connection", None)
-                if connection is not None:
-                    register(connection.meta.client)
+                register(place.connection.meta.client)
                 return method(storage)
         except RuntimeError as error:  # A container may limit the threads.
             if "start new thread" not in str(error):
                 raise
-            config = copy(storage.manifest_storage.transfer_config)
-            config.use_threads = False
-            storage.manifest_storage.transfer_config = config
+            place.transfer_config = copy(place.transfer_config)
+            place.transfer_config.use_threads = False
             return method(storage)
 
-    sender = RetryingSender(str(bucket_name), Pace(1, 60), timeout, Progress())
-    with naming(bucket_name, OSError):
+    sender = RetryingSender(str(place.bucket_name), Pace(1, 60), timeout, Progress())
+    with naming(place.bucket_name, OSError):
         return sender.send(load)
 
 
@@ -288,13 +282,9 @@ def _finish_abandoned_runs() -> None:
 
 def _is_interrupted(frame: FrameType) -> bool:
     """Return whether an interrupt, which the caller still holds, has left `frame`."""
-    for each in gc.get_objects():
-        # Not `isinstance`, which fails with weak references to objects that are gone.
-        if issubclass(type(each), KeyboardInterrupt):
-            frames = [place for place, _ in walk_tb(each.__traceback__)]
-            if frame in frames:
-                return True
-    return False
+    # Not `isinstance`, which fails with weak references to objects that are gone.
+    found = (e for e in gc.get_objects() if issubclass(type(e), KeyboardInterrupt))
+    return any(frame is each for e in found for each, _ in walk_tb(e.__traceback__))
 
 
 @atexit.register
