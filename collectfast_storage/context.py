@@ -18,7 +18,7 @@ from collectfast_storage.reporting import Progress, Report
 
 _T = TypeVar("_T")
 
-# The files that collectstatic copies, by name: their storage, and the path in it.
+# The files that collectstatic copies, by name: each one's storage, and its path there.
 Paths = Mapping[str, tuple[Storage, str]]
 
 
@@ -71,7 +71,7 @@ class RunContext:
         self.destination = destination
         self.ignores_etag = options.ignore_etag
         self.lists = options.preload if preload is None else preload
-        # Only a collectstatic reads the cache, and only it may do without a listing.
+        # A batch does not use the cache.
         self.trusts = self.collects and not self.lists
         self.sources: Paths = MappingProxyType({})
         self._names: dict[str, str | None] = {}
@@ -80,6 +80,7 @@ class RunContext:
         """Return `name` relative to the prefix; `None` if it has another place."""
         if name not in self._names:
             relative = self.name_of_key(self.destination.key_of(name))
+            # Of two equal strings, only one is kept in memory.
             self._names[name] = name if name == relative else relative
         return self._names[name]
 
@@ -90,17 +91,16 @@ class RunContext:
 
     def is_normal(self, name: str) -> bool:
         """Return whether the storage's methods can name the object `name`."""
-        key = f"{self.destination.prefix}{name}"
         with suppress(SuspiciousOperation):
-            return not name.startswith("/") and self.destination.key_of(name) == key
+            return not name.startswith("/") and self.name_of(name) == name
         return False
 
     def capture_source(
         self, name: str, source: tuple[Storage, str], judge: Callable[[Payload], _T]
     ) -> _T | None:
-        """Return the result of `judge` for what saving `source` as `name` uploads.
+        """Return the result of `judge` for the upload of `source` as `name`.
 
-        It is `None` if saving uploads in another way.
+        It is `None` if the storage uploads in another way.
         """
         storage, path = source
         results: list[_T] = []
@@ -118,7 +118,7 @@ class RunContext:
         return None
 
     def is_hashing(self) -> bool:
-        """Return whether Django's `hashed_name` calls."""
+        """Return whether Django's `hashed_name` is among the callers."""
         return False
 
     def reopener(self, content: object) -> Callable[[], Any] | None:
@@ -126,21 +126,21 @@ class RunContext:
         return None
 
     def read_live_release(self) -> None:
-        """Find out which release is live, before another one is published."""
+        """Read which release is live, before another one is published."""
 
     def split_left_over(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
         """Return the names that clearing deletes, and those that it keeps."""
         return frozenset(), frozenset()
 
     def finished(self, report: Report) -> None:
-        """Note that the run has come to its end."""
+        """Handle the `report` of a run that has ended without a failure."""
 
     def closed(self, lost: Set[str]) -> None:
-        """Note that the run is closed, and that files that were saved are `lost`."""
+        """Handle the end of a run; files are `lost` if they were saved in vain."""
 
 
 def overridden(cls: type, *names: str) -> type | None:
-    """Return the first class of a site's own, from `cls` up, with one of `names`."""
+    """Return the site's first class, from `cls` up, that defines one of `names`."""
     libraries = ("builtins", "django.", "storages.", "collectfast_storage.")
     having = (each for each in cls.__mro__ if {*names} & vars(each).keys())
     own = (each for each in having if not each.__module__.startswith(libraries))

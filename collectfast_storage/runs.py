@@ -1,6 +1,6 @@
-"""The runs of this process: opened by the first call, found by later ones, and ended.
+"""The runs of this process: how each one is opened, found again, and ended.
 
-The end of a run is the barrier that a collectstatic passes only if all was uploaded.
+The end of a run is a barrier, which a collectstatic passes only if all files arrived.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
+from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import OF_BOTO, naming
-from collectfast_storage.s3.events import RequestLog, our_request, register
 
 Method = Callable[..., Any]
 Processed = Iterator[tuple[str, str | None, Any]]
@@ -49,39 +49,38 @@ class _Entry(NamedTuple):
 
 # By the frame of `collect`, and the identity of the storage.
 _runs: dict[tuple[FrameType, int], _Entry] = {}
-# The activations of `collect` in which this process was forked: a fork copies files in
-# its own way, and no barrier waits for its uploads.
+# The activations of `collect` in which this process was forked. They have no run here,
+# because no barrier in this process would wait for the uploads.
 _inherited: list[FrameType] = []
-# The storage and the run of the batch that is just calling, in this context.
+# The storage and the run of the batch that calls in this context.
 _batch: ContextVar[tuple[object, Run | None] | None] = ContextVar("batch", default=None)
 
 
-def current_run(storage: object, open_run: Callable[[FrameType], Run]) -> Run | None:
+def current_run(storage: Any) -> Run | None:
     """Return the run that answers the caller of `storage`; `None`: django-storages.
 
-    The first call from a `collect` opens its run by `open_run`.
+    The first call from a `collect` opens its run.
     """
     batch = _batch.get()
     if batch is not None and batch[0] is storage:
         run = batch[1]
         return run if run is not None and run.is_open else None
-    frame, entry = _found(storage)
+    frame, entry = _find(storage)
     if entry is None:
         if _runs:
             _finish_abandoned_runs()
         if frame is None or frame in _inherited:
             return None
         for each in _runs_of_this_thread():
-            each.wait_pending()  # Files that a calling collectstatic has saved.
-        run = open_run(frame)
+            each.wait_pending()  # by a collectstatic that runs this one
+        run = storage._collectfast_open(frame)
         entry = _runs[frame, id(storage)] = _Entry(run, threading.current_thread())
-        context: Any = run.context
-        context.at_barrier(partial(_finish, frame), _finish_abandoned_runs)
+        run.context.at_barrier(partial(_finish, frame), _finish_abandoned_runs)
     return entry.run if entry.run is not None and entry.run.is_open else None
 
 
-def _found(storage: object) -> tuple[FrameType | None, _Entry | None]:
-    """Return the frame of the `collect` into `storage` that calls, and its entry.
+def _find(storage: object) -> tuple[FrameType | None, _Entry | None]:
+    """Return the frame of the calling `collect` into `storage`, and its entry.
 
     A command may set its storage to another one for some files, and back.
     """
@@ -114,7 +113,7 @@ def _finish(frame: FrameType, processes: bool) -> None:
                 _forget(entry.run)
 
 
-# What stands around methods of Django's, in whatever order a class has its bases.
+# Barriers around methods that Django calls, for any order of a class's bases.
 
 
 def add_barriers(cls: type) -> None:
@@ -136,14 +135,14 @@ def _with_barrier(method: Method, barrier: Method) -> Method:
 
 def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
     """Post-process; the outermost `post_process` of a run ends the run."""
-    _, entry = _found(storage)
+    _, entry = _find(storage)
     begun = entry.run if entry is not None else None
     if begun is not None and not begun.is_open:
         begun.finish()  # An error has closed it, and is raised again.
     is_inner = begun is not None and begun.post_processing
     processed = method(storage, *args, **options)
-    # A method that is not a generator may have come to an inner barrier by now, or
-    # have left it half way.
+    # If the method is not a generator, an inner `post_process` may have ended the run
+    # already, or may have been left before its end.
     run = None if is_inner else storage._collectfast_run()
     if run is None or not run.context.collects:
         return processed
@@ -156,8 +155,8 @@ def _post_process_then_finish(
 ) -> Processed:
     """Post-process, then finish the run, and so wait for all uploads.
 
-    An element may hold an exception that the caller logs before it goes on. Therefore
-    the end is where this is exhausted, closed or raises.
+    An element may hold an exception, which the caller logs before it continues.
+    Therefore the run ends when this generator is exhausted, is closed, or raises.
     https://docs.djangoproject.com/en/stable/ref/contrib/staticfiles/#django.contrib.staticfiles.storage.StaticFilesStorage.post_process
     """
     run.post_processing = True
@@ -170,8 +169,9 @@ def _post_process_then_finish(
             yield each
         run.finish()
     except GeneratorExit:
-        # Closed by a caller that needs no more, or garbage after an exception.
-        _, entry = _found(storage)
+        # The caller has closed it, or it is garbage after an exception. In the second
+        # case `collect` is not on the stack any more.
+        _, entry = _find(storage)
         if entry is not None and entry.run is run:
             run.finish()
         raise
@@ -187,7 +187,7 @@ def _post_process_then_finish(
 
 
 def _forget(run: Run) -> None:
-    """Hold nothing of a run that has ended, but that its `collect` had one."""
+    """Free a run that has ended; its entry shows that the `collect` had one."""
     for key, entry in list(_runs.items()):
         if entry.run is run:
             _runs[key] = _Entry(None, entry.thread)
@@ -203,7 +203,10 @@ def _post_processes_as_django(cls: type) -> bool:
 def _with_existing_copies_saved(
     run: Run, storage: Any, paths: Paths, processed: Processed
 ) -> Processed:
-    """Save, and so compare, the files that Django did not save: their names exist."""
+    """Save files that Django did not save because objects have their hashed names.
+
+    Saving compares their contents and headers.
+    """
     name_of = run.context.name_of
     for name, hashed_name, outcome in processed:
         plain, hashed = name_of(name), name_of(hashed_name or "")
@@ -239,11 +242,13 @@ def _load_manifest(method: Method, storage: Any) -> Any:
         return method(storage)
     timeout = storage._collectfast_options.retry_timeout
 
+    sender = RetryingSender(str(place.bucket_name), Pace(1, 60), timeout, Progress())
+    bucket = Bucket(place.bucket_name, "", sender, lambda: place.connection.meta.client)
+
     def load() -> Any:
+        bucket.connect()
         try:
-            with our_request(RequestLog(), once=timeout > 0):
-                register(place.connection.meta.client)
-                return method(storage)
+            return method(storage)
         except RuntimeError as error:  # A container may limit the threads.
             if "start new thread" not in str(error):
                 raise
@@ -251,9 +256,8 @@ def _load_manifest(method: Method, storage: Any) -> Any:
             place.transfer_config.use_threads = False
             return method(storage)
 
-    sender = RetryingSender(str(place.bucket_name), Pace(1, 60), timeout, Progress())
     with naming(place.bucket_name, OSError):
-        return sender.send(load)
+        return bucket.send(load)
 
 
 _BARRIERS = {
@@ -281,7 +285,7 @@ def _finish_abandoned_runs() -> None:
 
 
 def _is_interrupted(frame: FrameType) -> bool:
-    """Return whether an interrupt, which the caller still holds, has left `frame`."""
+    """Return whether a KeyboardInterrupt that still exists has left `frame`."""
     # Not `isinstance`, which fails with weak references to objects that are gone.
     found = (e for e in gc.get_objects() if issubclass(type(e), KeyboardInterrupt))
     return any(frame is each for e in found for each, _ in walk_tb(e.__traceback__))
@@ -299,7 +303,7 @@ def _end_all_runs() -> None:
 
 
 def _before_fork() -> None:
-    """Wait for uploads: a child hangs if it inherits a lock that OpenSSL has taken."""
+    """Wait for uploads, because a child hangs if it inherits a lock held by OpenSSL."""
     for run in _runs_of_this_thread():
         with suppress(CollectfastError):  # The run raises it at its next call.
             run.wait_pending()

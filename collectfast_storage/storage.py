@@ -51,8 +51,8 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         # A storage that saves, and the function that receives its upload.
-        self.capturing: tuple[object, Callable[[Capture], object]] | None = None
-        # The storage that is making its connection for unsigned URLs.
+        self.capturing: tuple[object, Any] = (None, None)
+        # The storage that creates its connection for unsigned URLs.
         self.unsigned: object = None
         # The last boto3 session of each storage.
         self.sessions: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -73,7 +73,7 @@ def _in_this_thread(attribute: str, value: object) -> Iterator[None]:
 
 
 class _ConnectionMixin(_Base):
-    """Makes the connections of a process, and of its threads."""
+    """Creates the connections of a process, and of its threads."""
 
     _collectfast_pid = 0  # of the process that the connections belong to
 
@@ -105,13 +105,12 @@ class _ConnectionMixin(_Base):
             return super().unsigned_connection
 
     def _create_session(self) -> Any:
-        if _thread.unsigned is self and self in _thread.sessions:
-            return _thread.sessions[self]
-        _thread.sessions[self] = session = super()._create_session()
-        return session
+        if _thread.unsigned is not self or self not in _thread.sessions:
+            _thread.sessions[self] = super()._create_session()
+        return _thread.sessions[self]
 
     def _collectfast_reset_after_fork(self) -> None:
-        """In a fork, leave the connections to the parent process."""
+        """Drop the connections if this process is a fork that has inherited them."""
         if self._collectfast_pid != os.getpid():
             state: Any = self.__getstate__()
             self.__setstate__(state)
@@ -136,7 +135,7 @@ class CollectfastMixin(_ConnectionMixin):
         runs.add_barriers(cls)
 
     def __init__(self, **options: Any) -> None:
-        """Take the options of the django-storages class, and those of this one."""
+        """Accept the options of the django-storages class, and those of this one."""
         self._collectfast_pid = os.getpid()
         super().__init__(**options)
         if self._collectfast_options.enabled:
@@ -275,15 +274,15 @@ class CollectfastMixin(_ConnectionMixin):
     @property
     def bucket(self) -> Any:
         """The boto3 Bucket; inside of `_save`, a stand-in that captures the upload."""
-        capturing = _thread.capturing
-        if capturing is not None and capturing[0] is self:
-            return CapturingBucket(self._collectfast_real_bucket, capturing[1])
+        storage, upload = _thread.capturing
+        if storage is self:
+            return CapturingBucket(self._collectfast_real_bucket, upload)
         return self._collectfast_real_bucket()
 
     def _compress_content(self, content: Any) -> Any:
-        compress, capturing = super()._compress_content, _thread.capturing
-        is_captured = capturing is not None and capturing[0] is self
-        return Compressible(content, compress) if is_captured else compress(content)
+        if _thread.capturing[0] is self:
+            return Compressible(content, super()._compress_content)
+        return super()._compress_content(content)
 
     def _collectfast_capture(
         self, name: str, content: Any, upload: Callable[[Capture], object]
@@ -292,7 +291,7 @@ class CollectfastMixin(_ConnectionMixin):
 
         def upload_for_real(capture: Capture) -> None:
             # Other uploads by `upload`, or by the methods that it calls, are real.
-            with _in_this_thread("capturing", None):
+            with _in_this_thread("capturing", (None, None)):
                 upload(capture)
 
         with _in_this_thread("capturing", (self, upload_for_real)):
@@ -303,17 +302,14 @@ class CollectfastMixin(_ConnectionMixin):
         self._collectfast_reset_after_fork()
         bucket = super().bucket
         # A subclass may compute the name, and django-storages keeps the first bucket.
-        if bucket.name != self.bucket_name:
-            return self.connection.Bucket(self.bucket_name)
-        return bucket
+        is_current = bucket.name == self.bucket_name
+        return bucket if is_current else self.connection.Bucket(self.bucket_name)
 
     # Runs.
 
     def _collectfast_run(self) -> Run | None:
         """Return the run that answers the caller; `None`: django-storages answers."""
-        if not self._collectfast_enabled:
-            return None
-        return runs.current_run(self, self._collectfast_open)
+        return runs.current_run(self) if self._collectfast_enabled else None
 
     def _collectfast_find_run(self, name: str) -> tuple[Run | None, str]:
         """Return the run that answers the caller, if any, and `name` as in the run."""
@@ -323,13 +319,10 @@ class CollectfastMixin(_ConnectionMixin):
 
     def _collectfast_open(self, frame: FrameType) -> Run:
         """Open the run of the collectstatic in `frame`."""
-        options, destination = (
-            self._collectfast_options,
-            self._collectfast_destination(),
-        )
-        return self._collectfast_open_run(
-            Collectstatic(self, destination, options, frame)
-        )
+        options = self._collectfast_options
+        destination = self._collectfast_destination()
+        context = Collectstatic(self, destination, options, frame)
+        return self._collectfast_open_run(context)
 
     def _collectfast_open_run(self, context: RunContext) -> Run:
         options, name = self._collectfast_options, context.destination.bucket_name
@@ -349,13 +342,12 @@ class CollectfastMixin(_ConnectionMixin):
     def _collectfast_destination(self) -> Destination:
         """Read the values that a run keeps, and that may change between runs."""
         self._collectfast_require_name()
-        cls = type(self)
         return Destination(
             bucket_name=self.bucket_name,
             prefix=str(self._normalize_name("")),
             overwrites=self.file_overwrite,
-            saves_as_is=not overridden(cls, "save", "_save"),
-            has_own_delete=overridden(cls, "delete") is not None,
+            saves_as_is=not overridden(type(self), "save", "_save"),
+            has_own_delete=overridden(type(self), "delete") is not None,
             key_of=self._collectfast_key,
             parameters_of=self.get_object_parameters,
             capture=self._collectfast_capture,
@@ -378,7 +370,7 @@ class CollectfastMixin(_ConnectionMixin):
         )
 
     def _collectfast_credentials(self) -> Any:
-        """Return the credentials of the client that this thread has just made."""
+        """Return the credentials of the client that this thread created last."""
         session = _thread.sessions.get(self) or self._create_session()
         return session.get_credentials()
 
@@ -386,7 +378,7 @@ class CollectfastMixin(_ConnectionMixin):
 
     @cached_property
     def _collectfast_enabled(self) -> bool:
-        """Whether this class has an effect: not if a subclass has its own `bucket`."""
+        """Whether this class has any effect. It has none if a subclass has `bucket`."""
         is_own = overridden(type(self), "bucket")
         return self._collectfast_options.enabled and not is_own
 
@@ -401,11 +393,10 @@ class CollectfastMixin(_ConnectionMixin):
     def _collectfast_cache(self, alias: str | None) -> UploadCache:
         options = self._collectfast_options
         # These distinguish this place from all others that share the cache.
-        endpoint = self.endpoint_url or lookup_env(
-            ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-        )
-        place = f"{endpoint} {self.session_profile} {self.bucket_name} "
-        place += str(self._normalize_name(""))
+        variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        endpoint = self.endpoint_url or lookup_env(variables)
+        prefix = self._normalize_name("")
+        place = f"{endpoint} {self.session_profile} {self.bucket_name} {prefix}"
         trusted = not options.preload
         return UploadCache(alias, options.cache_timeout, place, trusted=trusted)
 
