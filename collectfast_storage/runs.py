@@ -17,7 +17,7 @@ from copy import copy
 from functools import partial, wraps
 from traceback import walk_tb
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.contrib.staticfiles.storage import HashedFilesMixin
 from storages.backends.s3 import S3Storage
@@ -42,13 +42,9 @@ Method = Callable[..., Any]
 Processed = Iterator[tuple[str, str | None, Any]]
 
 
-class _Entry(NamedTuple):
-    run: Run | None  # `None` after its end
-    thread: threading.Thread
-
-
-# By the frame of `collect`, and the identity of the storage.
-_runs: dict[tuple[FrameType, int], _Entry] = {}
+# The run of each `collect`, by its thread, its frame and the identity of the storage.
+# After its end, a run is replaced by `None`.
+_runs: dict[Any, Run | None] = {}
 # The activations of `collect` in which this process was forked. They have no run here,
 # because no barrier in this process would wait for the uploads.
 _inherited: list[FrameType] = []
@@ -65,30 +61,31 @@ def current_run(storage: Any) -> Run | None:
     if batch is not None and batch[0] is storage:
         run = batch[1]
         return run if run is not None and run.is_open else None
-    frame, entry = _find(storage)
-    if entry is None:
+    key = _key_of_caller(storage)
+    if key not in _runs:
         if _runs:
             _finish_abandoned_runs()
-        if frame is None or frame in _inherited:
+        if key is None or key[1] in _inherited:
             return None
         for each in _runs_of_this_thread():
             each.wait_pending()  # by a collectstatic that runs this one
-        run = storage._collectfast_open(frame)
-        entry = _runs[frame, id(storage)] = _Entry(run, threading.current_thread())
-        run.context.at_barrier(partial(_finish, frame), _finish_abandoned_runs)
-    return entry.run if entry.run is not None and entry.run.is_open else None
+        run = _runs[key] = storage._collectfast_open(key[1])
+        run.context.at_barrier(partial(_finish, key[1]), _finish_abandoned_runs)
+    run = _runs[key]
+    return run if run is not None and run.is_open else None
 
 
-def _find(storage: object) -> tuple[FrameType | None, _Entry | None]:
-    """Return the frame of the calling `collect` into `storage`, and its entry.
+def _key_of_caller(storage: object) -> tuple[threading.Thread, FrameType, int] | None:
+    """Return the key of the calling `collect` into `storage`; `None`: there is none.
 
     A command may set its storage to another one for some files, and back.
     """
+    thread = threading.current_thread()
     for frame in collecting_frames():
-        entry = _runs.get((frame, id(storage)))
-        if entry is not None or collects_into(frame, storage):
-            return frame, entry
-    return None, None
+        key = thread, frame, id(storage)
+        if key in _runs or collects_into(frame, storage):
+            return key
+    return None
 
 
 @contextmanager
@@ -103,14 +100,14 @@ def answering(storage: object, run: Run | None) -> Iterator[None]:
 
 def _finish(frame: FrameType, processes: bool) -> None:
     """Finish the runs of `frame` that no post-processing finishes."""
-    for key, entry in list(_runs.items()):
-        if key[0] is frame and entry.run is not None:
-            context: Any = entry.run.context
+    for key, run in list(_runs.items()):
+        if key[1] is frame and run is not None:
+            context: Any = run.context
             context.collect_sources()
             if not (processes and context.is_target()):
-                entry.run.post_processing = True
-                entry.run.finish()
-                _forget(entry.run)
+                run.post_processing = True
+                run.finish()
+                _forget(run)
 
 
 # Barriers around methods that Django calls, for any order of a class's bases.
@@ -135,8 +132,7 @@ def _with_barrier(method: Method, barrier: Method) -> Method:
 
 def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
     """Post-process; the outermost `post_process` of a run ends the run."""
-    _, entry = _find(storage)
-    begun = entry.run if entry is not None else None
+    begun = _runs.get(_key_of_caller(storage))
     if begun is not None and not begun.is_open:
         begun.finish()  # An error has closed it, and is raised again.
     is_inner = begun is not None and begun.post_processing
@@ -171,8 +167,7 @@ def _post_process_then_finish(
     except GeneratorExit:
         # The caller has closed it, or it is garbage after an exception. In the second
         # case `collect` is not on the stack any more.
-        _, entry = _find(storage)
-        if entry is not None and entry.run is run:
+        if _runs.get(_key_of_caller(storage)) is run:
             run.finish()
         raise
     except OF_BOTO:
@@ -187,10 +182,10 @@ def _post_process_then_finish(
 
 
 def _forget(run: Run) -> None:
-    """Free a run that has ended; its entry shows that the `collect` had one."""
-    for key, entry in list(_runs.items()):
-        if entry.run is run:
-            _runs[key] = _Entry(None, entry.thread)
+    """Free a run that has ended; its key shows that the `collect` had one."""
+    for key, each in list(_runs.items()):
+        if each is run:
+            _runs[key] = None
 
 
 def _post_processes_as_django(cls: type) -> bool:
@@ -268,18 +263,20 @@ _BARRIERS = {
 
 
 def _runs_of_this_thread() -> Iterator[Run]:
-    for entry in list(_runs.values()):
-        if entry.thread is threading.current_thread() and entry.run is not None:
-            yield entry.run
+    for key, run in list(_runs.items()):
+        if key[0] is threading.current_thread() and run is not None:
+            yield run
 
 
 def _finish_abandoned_runs() -> None:
     """End runs whose `collect` has raised an exception, and forget those that ended."""
     here, executing = threading.current_thread(), {*callers()}
-    for key, (run, thread) in list(_runs.items()):
-        is_left = key[0] not in executing if thread is here else not thread.is_alive()
-        if is_left and _runs.pop(key, None) is not None and run is not None:
-            if not run.is_closed and _is_interrupted(key[0]):
+    for key in list(_runs):
+        thread, frame, _ = key
+        is_left = frame not in executing if thread is here else not thread.is_alive()
+        run = _runs.pop(key, None) if is_left else None
+        if run is not None:
+            if not run.is_closed and _is_interrupted(frame):
                 run.close(patiently=False)
             run.finish_abandoned()
 
@@ -294,7 +291,7 @@ def _is_interrupted(frame: FrameType) -> bool:
 @atexit.register
 def _end_all_runs() -> None:
     is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
-    for run, _ in list(_runs.values()):
+    for run in list(_runs.values()):
         if run is not None and is_interrupted:  # pragma: no cover (not traced)
             run.close(patiently=False)
         elif run is not None:
