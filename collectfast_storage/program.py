@@ -52,7 +52,8 @@ def save_unless_unchanged(capture: Capture, bucket: Any) -> None:
                 capture.report(payload)
                 return
         tagged = bool(remote.is_encrypted or remote.fingerprint or is_opaque)
-        _upload(capture, bucket, payload.readable(), write_parameters(payload, tagged))
+        parameters = write_parameters(payload, tagged)  # This may read the file.
+        _upload(capture, bucket, payload.readable(), parameters)
 
 
 def _head(capture: Capture, bucket: Any) -> Mapping[str, Any] | None:

@@ -223,9 +223,9 @@ class CollectfastMixin(_ConnectionMixin):
                 run.close(patiently=False)
             raise
         if not captured:  # A subclass has uploaded the file in its own way.
-            run, name_in_run = self._collectfast_find_run(saved)
-            if run is not None:
-                run.written(name_in_run)
+            found, name_in_run = self._collectfast_find_run(saved)
+            if found is not None:
+                found.written(name_in_run)
         return saved
 
     def _open(self, name: str, mode: str = "rb") -> Any:
