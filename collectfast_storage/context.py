@@ -80,7 +80,7 @@ class RunContext:
         """Return `name` relative to the prefix; `None` if it has another place."""
         if name not in self._names:
             relative = self.name_of_key(self.destination.key_of(name))
-            # Of two equal strings, only one is kept in memory.
+            # Only one of two equal strings is kept in memory.
             self._names[name] = name if name == relative else relative
         return self._names[name]
 

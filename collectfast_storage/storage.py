@@ -194,7 +194,7 @@ class CollectfastMixin(_ConnectionMixin):
         return run.listed(prefix, directories), left
 
     def _save(self, name: str, content: Any) -> str:
-        """Save as django-storages does, but do not upload what the bucket has."""
+        """Save as django-storages does, but upload only files that the bucket lacks."""
         if not self._collectfast_enabled:
             return super()._save(name, content)
         run = self._collectfast_run()
@@ -429,14 +429,14 @@ def _warn_of_predecessor(app: str) -> None:
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")
 class CollectfastS3Storage(CollectfastMixin, S3Storage):
-    """`storages.backends.s3.S3Storage` that uploads only what changed."""
+    """`storages.backends.s3.S3Storage` that uploads changed files only."""
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3StaticStorage")
 class CollectfastS3StaticStorage(CollectfastMixin, S3StaticStorage):
-    """`storages.backends.s3.S3StaticStorage` that uploads only what changed."""
+    """`storages.backends.s3.S3StaticStorage` that uploads changed files only."""
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3ManifestStaticStorage")
 class CollectfastS3ManifestStaticStorage(CollectfastMixin, S3ManifestStaticStorage):
-    """`storages.backends.s3.S3ManifestStaticStorage` that uploads only what changed."""
+    """`storages.backends.s3.S3ManifestStaticStorage` that uploads changes only."""
