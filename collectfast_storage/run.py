@@ -354,7 +354,7 @@ class Run:
             raise NotImplementedError("No earlier time exists.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
-        """Return the content of `name` if it is on this machine.
+        """Return the content of `name` if Django hashes it and it is on this machine.
 
         Otherwise make sure that the bucket has it, and return `None`.
         """
@@ -363,7 +363,7 @@ class Run:
         is_as_saved = (
             self.context.destination.saves_as_is and name not in self._replaced
         )
-        if self.post_processing and is_as_saved and source is not None:
+        if is_as_saved and source is not None and self.bucket_name_if_hashing():
             storage, path = source
             return storage.open(path)
         self.wait_for(name)
