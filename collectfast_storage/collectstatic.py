@@ -134,8 +134,7 @@ class Collectstatic(RunContext):
         self, storage: Any, destination: Destination, options: Options, frame: FrameType
     ) -> None:
         """Describe the `collect` in `frame`; raise `ClearError` if it may not clear."""
-        preload = options.preload
-        super().__init__(destination, options, lists=preload, trusts=not preload)
+        super().__init__(destination, options)
         command: Command = frame.f_locals["self"]
         self._storage, self._command, self._frame = storage, command, frame
         self.dry_run = command.dry_run

@@ -599,6 +599,24 @@ def test_upload_is_that_of_django_storages(
     assert site.proxy.count() == {"HEAD": 1}
 
 
+def test_large_file_with_fingerprint_arrives_whole(site: Site, tmp_path: Path) -> None:
+    """Hashing a streamed file for its fingerprint does not shorten the upload."""
+    path = tmp_path / "large.css"
+    path.write_bytes(bytes(range(250)) * (11 * MIB // 250))
+    site.options["transfer_config"] = IN_PARTS
+    site.options["object_parameters"] = {
+        "SSECustomerAlgorithm": "AES256",
+        "SSECustomerKey": "k" * 32,
+    }
+    with site.storage() as storage:
+        with path.open("rb") as file:
+            storage.save("large.css", file)
+        with storage.open("large.css") as saved:
+            assert saved.read() == path.read_bytes()
+    name = "x-amz-meta-collectfast-fingerprint"
+    assert any(name in request.headers for request in site.proxy.requests)
+
+
 @pytest.mark.parametrize("use_threads", [True, False])
 def test_transfer_config_stays_in_force(
     site: Site, tmp_path: Path, use_threads: bool

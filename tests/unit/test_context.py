@@ -24,7 +24,7 @@ def _destination(prefix: str = "static/", **methods: Any) -> Destination:
 
 
 def _context(destination: Destination) -> RunContext:
-    return RunContext(destination, Options(), lists=True, trusts=False)
+    return RunContext(destination, Options())
 
 
 def test_batch_clears_nothing_and_has_no_sources() -> None:
