@@ -168,9 +168,9 @@ class Comparison:
         """Return whether a HEAD request is likely to find a fingerprint."""
         context = self._context
         is_first = self._heads_left == _SAMPLE
+        self._heads_left -= 1
         if is_first and context.collects and context.lists:
             self._send_heads_ahead(everything=payload.has_opaque_etag)
-        self._heads_left -= 1
         is_opaque = payload.has_opaque_etag or self._bucket.has_opaque_etags
         return bool(is_opaque) or self._heads_left >= 0
 
