@@ -182,7 +182,8 @@ class Comparison:
         self._read_sources_until(lambda: False)
         self._bucket.has_md5_etags |= any(map(self._has_md5_etag, self._read_sources))
         undecided = self._with_verdict(self._read_sources, Verdict.NEEDS_HEAD)
-        sample = undecided[:: max(ceil(len(undecided) / _SAMPLE), 1)]
+        step = max(ceil(len(undecided) / _SAMPLE), 1)
+        sample = undecided[::step]
         self._heads_left -= len(sample)
         listed = [self.listing[name] for name in sample]
         self.listing.request_heads(sample)
