@@ -599,6 +599,28 @@ def test_upload_is_that_of_django_storages(
     assert site.proxy.count() == {"HEAD": 1}
 
 
+class PutsItself(S3StaticStorage):
+    """Uploads without the bucket of django-storages."""
+
+    def _save(self, name: str, content: Any) -> str:
+        client, key = self.connection.meta.client, self._normalize_name(name)
+        client.put_object(Bucket=self.bucket_name, Key=key, Body=content.read())
+        return name
+
+
+class CollectfastPutsItself(CollectfastMixin, PutsItself):
+    pass
+
+
+def test_save_of_a_class_that_uploads_by_itself_sends_nothing_else(site: Site) -> None:
+    """A save whose upload cannot be captured is left to the class."""
+    site.backend = f"{__name__}.CollectfastPutsItself"
+    with site.storage() as storage:
+        assert storage.save("a.txt", ContentFile(b"one")) == "a.txt"
+    assert site.proxy.count() == {"PUT": 1}
+    assert site.bucket.read("a.txt") == b"one"
+
+
 def test_large_file_with_fingerprint_arrives_whole(site: Site, tmp_path: Path) -> None:
     """Hashing a streamed file for its fingerprint does not shorten the upload."""
     path = tmp_path / "large.css"
