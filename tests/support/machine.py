@@ -112,7 +112,7 @@ _KINDS: dict[str, tuple[bool, bool, Callable[[Handler], None]]] = {
 
 
 @dataclass(frozen=True)
-class Upset:
+class UploadFault:
     """A fault of the uploads of `names`, with or without hashes.
 
     It is permanent, or applies to the first upload of each name only.
@@ -122,7 +122,7 @@ class Upset:
     names: frozenset[str]
 
     @property
-    def for_good(self) -> bool:
+    def permanent(self) -> bool:
         return _KINDS[self.kind][0]
 
     @property
@@ -131,7 +131,7 @@ class Upset:
         return _KINDS[self.kind][1]
 
     def fault(self, location: str) -> Fault:
-        for_good, arrives, spoil = _KINDS[self.kind]
+        permanent, arrives, spoil = _KINDS[self.kind]
         met: set[str] = set()
 
         def fault(handler: Handler, request: Request, body: bytes) -> bool:
@@ -140,7 +140,7 @@ class Upset:
                 return False
             # A transient fault of a part is not injected, because boto3 would wait for
             # some time before it sends the part again.
-            if not for_good and (name in met or "partNumber" in request.query):
+            if not permanent and (name in met or "partNumber" in request.query):
                 return False
             met.add(name)
             if arrives:
@@ -151,8 +151,8 @@ class Upset:
         return fault
 
 
-def upsets(names: list[str]) -> st.SearchStrategy[Upset]:
+def upload_faults(names: list[str]) -> st.SearchStrategy[UploadFault]:
     some = st.frozensets(st.sampled_from(names), min_size=1)
     return st.builds(
-        Upset, st.sampled_from(list(_KINDS)), st.just(frozenset(names)) | some
+        UploadFault, st.sampled_from(list(_KINDS)), st.just(frozenset(names)) | some
     )

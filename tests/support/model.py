@@ -79,13 +79,13 @@ class Model:
 
     def uploads(self) -> set[str]:
         """Return the names that a run has to upload."""
-        return {name for name in self.sources if self._held(name) is None}
+        return {name for name in self.sources if self._assumed(name) is None}
 
     def leftovers(self) -> set[str]:
         """Return the names that a run with `--clear` has to delete."""
         return self.objects.keys() - self.sources.keys()
 
-    def _held(self, name: str) -> Object | None:
+    def _assumed(self, name: str) -> Object | None:
         """Return the object that the package assumes to exist for the source `name`.
 
         Return None if the source has to be uploaded.
@@ -119,7 +119,7 @@ class Model:
         `failed` contains the names of failed uploads, and for each name whether the
         object was stored nevertheless.
         """
-        known = {name: self._held(name) or self.sent(name) for name in self.sources}
+        known = {name: self._assumed(name) or self.sent(name) for name in self.sources}
         for name in self.sources:
             if self.options.preload or self.cache.get(name) is None:
                 self.unseen.discard(name)
