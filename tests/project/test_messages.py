@@ -1,4 +1,4 @@
-"""The page of messages: whatever this package says to somebody is explained there."""
+"""The page of messages, which explains all messages of the package."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import collectfast_storage
 
 PACKAGE = Path(collectfast_storage.__file__).parent
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "messages.md"
-# Sentences in the source that nobody is told: patterns of what others say, keys of the
-# memory, and what only this package catches.
+# Texts in the source that are not messages: patterns of other libraries' messages,
+# names of internal states, and errors that the package itself catches.
 SILENT = (
     r".*when calling.*",
     r".*\(\?i\).*|.*https\?.*|.*\[!-~\].*|status \(.*",
@@ -28,7 +28,7 @@ SILENT = (
 
 
 def _sentences(tree: ast.Module) -> Iterator[str]:
-    """Yield all texts of more than two words; … is what is filled in."""
+    """Yield all texts of more than two words, with … in place of variables."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [*ast.walk(tree)]
     parts = {
@@ -66,15 +66,18 @@ def _normal(text: str) -> str:
     ids=lambda path: path.stem,
 )
 def test_every_message_is_explained(path: Path) -> None:
-    """Word for word; those of the checks are in a table of their ids."""
+    """The page contains each message of the module, word for word.
+
+    The messages of the checks are left out, because a table lists their ids.
+    """
     page = _normal(PAGE.read_text())
     said = {*_sentences(ast.parse(path.read_text()))}
     missing = {e for e in said if not _is_silent(e) and _normal(e) not in page}
     assert missing == set()
 
 
-def test_every_message_on_the_page_is_said() -> None:
-    """What is in bold there is in the source."""
+def test_every_message_on_the_page_is_in_the_source() -> None:
+    """Each text in bold on the page is part of a message in the source."""
     sources = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
     said = [_normal(each) for tree in sources for each in _sentences(tree)]
     explained = re.findall(r"\*\*(.+?)\*\*", _normal(PAGE.read_text()))

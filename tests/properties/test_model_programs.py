@@ -263,7 +263,8 @@ class InterruptedCommand(Command):
 
     def copy_file(self, *source: Any) -> None:
         super().copy_file(*source)
-        act, self.act = self.act, lambda: None
+        act = self.act
+        self.act = lambda: None
         act()
 
 

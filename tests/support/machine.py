@@ -70,7 +70,12 @@ def one_of(attribute: Callable[[Any], Any]) -> st.SearchStrategy[str]:
 
 def arguments(clear: bool, post_process: bool = True) -> list[str]:
     """Return the arguments of collectstatic."""
-    return ["--clear"] * clear + ["--no-post-process"] * (not post_process)
+    given = []
+    if clear:
+        given.append("--clear")
+    if not post_process:
+        given.append("--no-post-process")
+    return given
 
 
 def named(output: str, pattern: str) -> set[str]:

@@ -90,7 +90,7 @@ class Quirks:
             self._answer(handler, status, error.encode(), [])
             return True
         if request.kind == "LIST":
-            self._rewrite_question(handler)
+            self._rewrite_query(handler)
         if request.method == "PUT" and request.key not in self._listed:
             self._fresh.add(request.key)
         status, content, headers = handler.ask(body)
@@ -132,7 +132,7 @@ class Quirks:
             return (400, "InvalidRequest") if is_missing else (403, "AccessDenied")
         return None
 
-    def _rewrite_question(self, handler: Handler) -> None:
+    def _rewrite_query(self, handler: Handler) -> None:
         path, _, query = handler.path.partition("?")
         pairs = dict(parse_qsl(query, keep_blank_values=True))
         before = dict(pairs)
@@ -177,9 +177,10 @@ class Quirks:
             "ListObjects only": ["KeyCount", "NextContinuationToken", "NextMarker"],
             "an empty listing is bare": [each.tag for each in root if is_empty],
         }
-        for name in (n for s in self.switches & without.keys() for n in without[s]):
-            for element in root.findall(name):
-                root.remove(element)
+        for switch in self.switches & without.keys():
+            for name in without[switch]:
+                for element in root.findall(name):
+                    root.remove(element)
 
     def _entries(
         self, request: Request, root: Element, entries: list[Element]

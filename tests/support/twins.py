@@ -189,7 +189,8 @@ class Operation:
 
 def perform(storage: Any, operation: Operation) -> Outcome:
     """Perform `operation` with `storage`."""
-    storage.alternatives, storage.asked = count(1), set()
+    storage.alternatives = count(1)
+    storage.asked = set()
     return outcome_of(lambda: _KINDS[operation.kind](storage, operation))
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def save_all_in_a_batch() -> None:
 def share() -> None:
     """Use the storage, fork, and use it in parent and children at the same time."""
     _work("before")
-    children = [_fork(lambda n=n: _work(f"child{n}")) for n in range(4)]
+    children = [_fork(partial(_work, f"child{number}")) for number in range(4)]
     _work("parent")
     _print_outcomes(children)
 
@@ -52,7 +53,7 @@ def fork_while_busy() -> None:
         for number in range(200):
             _save(f"busy/{number}", batch)
             if number % 40 == 20:
-                children.append(_fork(lambda n=number: _work(f"child{n}")))
+                children.append(_fork(partial(_work, f"child{number}")))
     _print_outcomes(children)
 
 
@@ -73,7 +74,12 @@ def fork_while_invalidating() -> None:
     thread = threading.Thread(target=_save, args=("thread",))
     thread.start()
     assert Held.reached.wait(PATIENCE)
-    child = _fork(lambda: (Held.go_on.set(), _work("child")))
+
+    def work() -> None:
+        Held.go_on.set()
+        _work("child")
+
+    child = _fork(work)
     Held.go_on.set()
     thread.join()
     _print_outcomes([child])

@@ -604,7 +604,7 @@ def test_entry_invalidated_during_a_trusted_run_is_not_written_back(
     run.flush()
     at("flushed")
     assert _run(trusted=True).get("a") is None
-    # The run may flush once more at its end.
+    # The run can flush again at its end.
     run.remember("a", _remembered(3))
     run.flush()
     assert _run(trusted=True).get("a") is None
