@@ -187,7 +187,7 @@ def test_dry_run_of_a_manifest_storage_names_hashed_files(site: Site) -> None:
 
 
 def test_previous_release_is_complete_at_each_moment(site: Site) -> None:
-    """During five deploys with `--clear`, the previous release stays complete.
+    """During five deploys with `--clear`, the previous release is always complete.
 
     Its hashed files do not change, and the report counts those that are kept.
     """

@@ -321,7 +321,7 @@ def test_dry_run_reads_the_live_manifest_too(site: Site) -> None:
 # The live release is known: the one before it is deleted.
 
 
-def test_release_before_the_live_one_is_deleted(
+def test_release_replaced_by_the_live_one_is_deleted(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With Django's own manifest, `--clear` keeps two releases, without a warning."""
@@ -334,7 +334,7 @@ def test_release_before_the_live_one_is_deleted(
     assert not _warned(caplog)
 
 
-def test_release_before_the_one_that_another_deploy_published_is_deleted(
+def test_release_replaced_by_another_deploy_is_deleted(
     site: Site,
 ) -> None:
     """Files that only this storage's outdated manifest names are deleted.

@@ -148,7 +148,7 @@ def _age() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_age")
-def test_headers_by_name_concern_those_names_only(site: Site) -> None:
+def test_headers_by_name_apply_to_those_names_only(site: Site) -> None:
     """If `get_object_parameters(name)` changes for some names, only these are sent."""
     site.backend = f"{__name__}.Mine"
     site.collect()
@@ -161,7 +161,7 @@ def test_headers_by_name_concern_those_names_only(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("_age")
-def test_headers_by_name_concern_hashed_names_too(site: Site) -> None:
+def test_headers_by_name_apply_to_hashed_names_too(site: Site) -> None:
     """A change in `get_object_parameters(name)` uploads hashed files, too.
 
     Headers matter most for hashed files, because browsers cache them for ever.

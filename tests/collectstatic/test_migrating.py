@@ -90,7 +90,7 @@ def test_from_django_storages(old: Site, backend: str, gzip: bool) -> None:
 
 @pytest.mark.parametrize("app", PREDECESSORS)
 @pytest.mark.parametrize("gzip", [False, True])
-def test_from_a_command_that_replaced_djangos(old: Site, app: str, gzip: bool) -> None:
+def test_from_collectfast_and_collectfasta(old: Site, app: str, gzip: bool) -> None:
     """After Collectfast or Collectfasta, the first deploy uploads nothing."""
     pytest.importorskip(app)
     old.backend = STOCK
