@@ -229,7 +229,8 @@ class Comparison:
         for name, source in self._context.sources.items():
             if stop():
                 return
-            if name not in self._read_sources and name not in self._seen:
+            is_read = name in self._read_sources or name in self._seen
+            if not (is_read or self._context.is_left_out(name)):
                 with suppress(OSError):  # The command reads it again, and reports it.
                     keep = partial(self._keep_hashes, name)
                     self._context.capture_source(name, source, keep)

@@ -62,6 +62,8 @@ class RunContext:
     # other contents as these names.
     processed: Set[str] = frozenset()
     kept: Set[str] = frozenset()  # names that clearing does not delete in any case
+    # Parameters of uploads under hashed names, beside those of all uploads.
+    hashed_parameters: Mapping[str, Any] = MappingProxyType({})
     progress = Progress()
 
     def __init__(
@@ -88,6 +90,14 @@ class RunContext:
         """Return the name of `key`; `None` if it is not below the prefix."""
         prefix = self.destination.prefix
         return key.removeprefix(prefix) if key.startswith(prefix) else None
+
+    def names_among(self, names: Iterable[object]) -> Iterator[str]:
+        """Yield those of `names` that can be names here, relative to the prefix."""
+        for name in names:
+            with suppress(SuspiciousOperation):
+                relative = self.name_of(name) if isinstance(name, str) else None
+                if relative is not None:
+                    yield relative
 
     def is_normal(self, name: str) -> bool:
         """Return whether the storage's methods can name the object `name`."""
@@ -125,8 +135,20 @@ class RunContext:
         """Return a function that opens `content` again, if it is a source."""
         return None
 
-    def read_live_release(self) -> None:
-        """Read which release is live, before another one is published."""
+    def is_left_out(self, name: str) -> bool:
+        """Return whether the source `name` is uploaded under its hashed name only."""
+        return False
+
+    def is_in_live_release(self, name: str) -> bool:
+        """Return whether the manifest that was published last contains `name`."""
+        return False
+
+    def is_hashed_name(self, name: str) -> bool:
+        """Return whether post-processing saves a file as `name` because of its hash."""
+        return False
+
+    def before_manifest(self) -> None:
+        """Prepare for the publication of a release: all its files have arrived."""
 
     def split_left_over(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
         """Return the names that clearing deletes, and those that it keeps."""

@@ -84,9 +84,10 @@ class Progress:
             self._bar = self._tqdm(total=files, unit=" files", dynamic_ncols=True)
 
     def decided(self, name: str, reason: str) -> None:
-        """Show why the file `name` is uploaded."""
+        """Show why the file `name` is uploaded, or would be without ``--dry-run``."""
         if self._command is not None:
-            text = f"Uploading '{printable(name)}' ({printable(reason)})"
+            verb = "Pretending to upload" if self._command.dry_run else "Uploading"
+            text = f"{verb} '{printable(name)}' ({printable(reason)})"
             self._command.log(text, level=2)
 
     def advanced(self, files: int, uploaded: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import IO, Any
@@ -19,7 +19,7 @@ from django.core.files.storage import Storage
 
 from collectfast_storage.comparison import Comparison
 from collectfast_storage.context import RunContext
-from collectfast_storage.decision import DOUBTFUL, UNKNOWN, Verdict
+from collectfast_storage.decision import DOUBTFUL, UNKNOWN, Remote, Verdict
 from collectfast_storage.exceptions import CollectfastError, DeleteError, UploadError
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Report, Tally
@@ -30,6 +30,100 @@ from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 logger = logging.getLogger("collectfast_storage")
+
+
+class Deletes:
+    """Names that a run deletes at its end, unless they are saved again."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        bucket: Bucket,
+        cache: UploadCache,
+        listing: Listing,
+        seen: Mapping[str, None],
+        tally: Tally,
+    ) -> None:
+        """Delete from `bucket`; with ``--clear`` also names that were not `seen`."""
+        self._context, self._bucket, self._cache = context, bucket, cache
+        self._listing, self._seen, self._tally = listing, seen, tally
+        # Whether a name is deleted at the end, or is only overwritten by collectstatic.
+        self._names: dict[str, bool] = {}
+        self.is_deleting = False  # by a subclass's own method
+
+    def __bool__(self) -> bool:
+        """Return whether files that were listed may be deleted at the end."""
+        return bool(self._names or self._context.clears)
+
+    def add(self, name: str) -> None:
+        """Delete `name` at the end, unless the command is about to overwrite it."""
+        self._names[name] = self._context.source_being_compared(name) is None
+
+    def discard(self, name: str) -> bool:
+        """Do not delete `name`; return whether it would have been deleted."""
+        return self._names.pop(name, None) is not None
+
+    def include(self, name: str) -> bool:
+        """Return whether `name` was deleted, or is deleted by ``--clear``."""
+        if name in self._names:
+            return True
+        context = self._context
+        kept = (self._seen, context.sources, context.kept)
+        if not context.clears or any(name in names for names in kept):
+            return False
+        return context.source_being_compared(name) is None
+
+    def at_end(self, remote: Callable[[str], Remote | None]) -> set[str]:
+        """Return the names to delete, if all other calls of the run have succeeded."""
+        names = (name for name, is_final in self._names.items() if is_final)
+        deletes = {name for name in names if remote(name) is not None}
+        if not self._context.clears:
+            return deletes
+        # A name that ends with a slash stands for a folder in some tools.
+        listed = self._listing.names()
+        files = {name for name in listed if name and not name.endswith("/")}
+        is_left_out, sources = self._context.is_left_out, self._context.sources
+        collected = {name for name in sources if not is_left_out(name)}
+        left_over = files - self._seen.keys() - collected
+        if self._context.destination.has_own_delete:
+            # It would delete another object, whose name is a normal form of this.
+            left_over = set(filter(self._context.is_normal, left_over))
+        deleted, self._tally.kept = map(set, self._context.split_left_over(left_over))
+        return deletes | deleted
+
+    def carry_out(self, names: Iterable[str]) -> None:
+        """Delete `names`; `DeleteError` names those that could not be deleted."""
+        names = sorted(names)
+        if self._context.dry_run:
+            self._tally.deleted += names
+            return
+        cached = [name for name in names if self._cache.get(name)]
+        if cached and self._context.trusts:
+            self._cache.mark(dict.fromkeys(cached))
+        for name in cached:  # until the outcome is known
+            self._cache.remember(name, DOUBTFUL)
+        failures = {}
+        for name, error in self._outcomes(names):
+            if error is not None:
+                failures[name] = error
+                continue
+            self._listing.note(name, None)
+            self._tally.deleted.append(name)
+        if failures:
+            raise DeleteError(failures)
+
+    def _outcomes(self, names: list[str]) -> Iterator[tuple[str, object]]:
+        """Delete, and yield each name with its error, if any."""
+        destination = self._context.destination
+        if not destination.has_own_delete:
+            with as_bucket_error(self._bucket.name):
+                yield from self._bucket.delete(names)
+            return
+        self.is_deleting = True
+        try:
+            yield from destination.delete_each(names)
+        finally:
+            self.is_deleting = False
 
 
 class Run:
@@ -50,7 +144,6 @@ class Run:
         self.context = context
         self.post_processing = False
         self._is_closed = False
-        self._is_deleting = False  # by a subclass's own method
         self._pid, self._thread = os.getpid(), threading.get_ident()
         self._saves_as_is = context.destination.saves_as_is
         self._bucket, self._cache, self._tally = bucket, cache, Tally()
@@ -60,8 +153,7 @@ class Run:
         self._comparison = Comparison(
             context, bucket, cache, listing, self._uploads, self._seen
         )
-        # Names to be deleted at the end; or not, if collectstatic only overwrites them.
-        self._deletes: dict[str, bool] = {}
+        self.deletes = Deletes(context, bucket, cache, listing, self._seen, self._tally)
         self._replaced: set[str] = set()  # names whose content may not be the source's
         if context.collects:
             bucket.watch(self._before_other_request)
@@ -74,13 +166,21 @@ class Run:
     @property
     def is_open(self) -> bool:
         """Whether the run answers. Otherwise django-storages answers."""
-        return not (self.is_closed or self._is_deleting or self._uploads.failures.end)
+        return not (
+            self.is_closed or self.deletes.is_deleting or self._uploads.failures.end
+        )
 
     # The command compares or reads a file.
 
     def exists(self, name: str) -> bool:
         """Return whether the bucket will contain `name`, after all calls so far."""
-        if self.will_be_deleted(name):
+        if self.context.is_left_out(name):
+            # An original that is not uploaded exists for Django's own methods.
+            if self.context.source_being_compared(name) is not None:
+                return self.context.is_in_live_release(name)
+            if name in self.context.sources and self.bucket_name_if_hashing():
+                return True
+        if self.deletes.include(name):
             return False
         if self._uploads.fingerprint(name):
             return True
@@ -88,7 +188,16 @@ class Run:
         # If saving does not overwrite, the name must be free.
         if remote is UNKNOWN and denial and not self.context.destination.overwrites:
             raise denial
-        return remote is not None and remote is not UNKNOWN
+        exists = remote is not None and remote is not UNKNOWN
+        if not exists:
+            is_new = remote is None
+            self._show_dry_run(name, Verdict.ABSENT if is_new else Verdict.UNCERTAIN)
+        return exists
+
+    def _show_dry_run(self, name: str, verdict: Verdict) -> None:
+        """Show the reason for an upload, which a dry run does not save."""
+        if self.context.dry_run and self.context.source_being_compared(name):
+            self.context.progress.decided(name, str(verdict.value))
 
     def modified_time(self, name: str, source: tuple[Storage, str]) -> datetime:
         """Return a time that makes collectstatic skip or copy the `source` of `name`.
@@ -98,10 +207,14 @@ class Run:
         if not self._saves_as_is:
             raise NotImplementedError("A subclass overrides save.")
         newest = source[0].get_modified_time(source[1])
+        if self.context.is_left_out(name):
+            self._advance()
+            return newest
         verdict = self._comparison.verdict_of_source(name, source)
         if verdict is Verdict.UNCHANGED:
             self._note_saved(name, verdict)
             return newest
+        self._show_dry_run(name, verdict)
         try:
             return newest - timedelta(days=1)
         except OverflowError as error:
@@ -122,7 +235,7 @@ class Run:
 
     def check_exists(self, name: str) -> None:
         """Raise FileNotFoundError if `name` was deleted."""
-        if self.will_be_deleted(name):
+        if self.deletes.include(name):
             key = f"{self.context.destination.prefix}{name}"
             raise FileNotFoundError(f"File does not exist: {key}")
 
@@ -133,22 +246,12 @@ class Run:
 
     def listed(self, folder: str, directories: list[str]) -> list[str]:
         """Return those of the `directories` of `folder` that contain a file."""
-        if not self._deletes and not self.context.clears:
+        if not self.deletes:
             return directories
         names = self._comparison.listing.names() | self._seen.keys()
-        left = [name for name in names if not self.will_be_deleted(name)]
+        left = [name for name in names if not self.deletes.include(name)]
         prefixes = {each: f"{folder}{each}/" for each in directories}
         return [d for d, p in prefixes.items() if any(n.startswith(p) for n in left)]
-
-    def will_be_deleted(self, name: str) -> bool:
-        """Return whether `name` was deleted, or is deleted by ``--clear``."""
-        if name in self._deletes:
-            return True
-        context = self.context
-        kept = (self._seen, context.sources, context.kept)
-        if not context.clears or any(name in names for names in kept):
-            return False
-        return context.source_being_compared(name) is None
 
     # The command saves or deletes a file.
 
@@ -164,8 +267,13 @@ class Run:
 
         If it is large, `reopen` opens its file again, for an upload in the background.
         """
-        self._deletes.pop(name, None)
+        is_original = reopen is not None and not self.post_processing
+        if is_original and self.context.is_left_out(name):
+            self._advance()
+            return
+        self.deletes.discard(name)
         self._uploads.drafts.pop(name)
+        payload.parameters = self._parameters(name, payload)
         if payload.plain is None and reopen is not None:
             self._comparison.reuse_hashes(name, payload)
         verdict = self._comparison.verdict(name, payload)
@@ -177,7 +285,7 @@ class Run:
         if is_changed and not (is_draft and self._uploads.hold(name, payload)):
             payload.reopen = reopen if self._saves_as_is else None
             self._upload(name, payload, verdict)
-        if reopen is not None and not self.post_processing:
+        if is_original:
             self._replaced.discard(name)
         else:
             self._replaced.add(name)
@@ -204,32 +312,41 @@ class Run:
             return False
 
         def judge(payload: Payload) -> Verdict:
+            payload.parameters = self._parameters(copy, payload)
             payload.adopt(cached.fingerprint.md5, cached.etag)
             return self._comparison.verdict(copy, payload)
 
         verdict = context.capture_source(copy, context.sources[name], judge)
         if verdict is Verdict.UNCHANGED:
-            self._deletes.pop(copy, None)
+            self.deletes.discard(copy)
             self._note_saved(copy, verdict)
         return verdict is Verdict.UNCHANGED
+
+    def _parameters(self, name: str, payload: Payload) -> dict[str, Any]:
+        """Return the parameters of an upload of `payload` as `name`."""
+        hashed_parameters = self.context.hashed_parameters
+        is_hashed = self.post_processing and self.context.is_hashed_name(name)
+        if not (hashed_parameters and is_hashed):
+            return payload.parameters
+        return {**payload.parameters, **hashed_parameters}
 
     def delete(self, name: str) -> None:
         """Delete `name` at the end, unless it is saved again."""
         self._uploads.drafts.pop(name)
         self._seen.pop(name, None)
-        self._deletes[name] = self.context.source_being_compared(name) is None
+        self.deletes.add(name)
 
     def before_write(self, name: str) -> None:
         """Prepare for a write of `name` that this run does not upload."""
         self.wait_for(name)
-        if name in self._deletes:
-            self._delete([name])
+        if self.deletes.discard(name):
+            self.deletes.carry_out([name])
         self.written(name)
 
     def written(self, name: str) -> None:
         """Note that this thread writes `name` without this run."""
         self._uploads.drafts.pop(name)
-        self._deletes.pop(name, None)
+        self.deletes.discard(name)
         self._uploads.forget(name)
         self._seen[name] = None
         self._replaced.add(name)
@@ -280,62 +397,12 @@ class Run:
         with self._closing():
             if not self.context.dry_run:
                 self.wait_or_raise()
-            self._delete(self._deletes_at_end())
+            self.deletes.carry_out(self.deletes.at_end(self._comparison.remote))
             self._cache.complete()
             self.context.is_complete = True
         report = self._tally.report(self._bucket.log.counts)
         self.context.finished(report)
         return report
-
-    def _deletes_at_end(self) -> set[str]:
-        remote = self._comparison.remote
-        names = (name for name, is_final in self._deletes.items() if is_final)
-        deletes = {name for name in names if remote(name) is not None}
-        if not self.context.clears:
-            return deletes
-        # A name that ends with a slash stands for a folder in some tools.
-        listed = self._comparison.listing.names()
-        files = {name for name in listed if name and not name.endswith("/")}
-        left_over = files - self._seen.keys() - self.context.sources.keys()
-        if self.context.destination.has_own_delete:
-            # It would delete another object, whose name is a normal form of this.
-            left_over = set(filter(self.context.is_normal, left_over))
-        deleted, self._tally.kept = map(set, self.context.split_left_over(left_over))
-        return deletes | deleted
-
-    def _delete(self, names: Iterable[str]) -> None:
-        """Delete `names`; `DeleteError` names those that could not be deleted."""
-        names = sorted(names)
-        if self.context.dry_run:
-            self._tally.deleted += names
-            return
-        cached = [name for name in names if self._cache.get(name)]
-        if cached and self.context.trusts:
-            self._cache.mark(dict.fromkeys(cached))
-        for name in cached:  # until the outcome is known
-            self._cache.remember(name, DOUBTFUL)
-        failures = {}
-        for name, error in self._deletions(names):
-            if error is not None:
-                failures[name] = error
-                continue
-            self._comparison.listing.note(name, None)
-            self._tally.deleted.append(name)
-        if failures:
-            raise DeleteError(failures)
-
-    def _deletions(self, names: list[str]) -> Iterator[tuple[str, object]]:
-        """Delete, and yield each name with its error, if any."""
-        destination = self.context.destination
-        if not destination.has_own_delete:
-            with as_bucket_error(self._bucket.name):
-                yield from self._bucket.delete(names)
-            return
-        self._is_deleting = True
-        try:
-            yield from destination.delete_each(names)
-        finally:
-            self._is_deleting = False
 
     def finish_abandoned(self) -> None:
         """End a run that its caller has abandoned, and upload all files that it saved.
@@ -380,4 +447,7 @@ class Run:
         self._seen[name] = None
         if verdict is Verdict.UNCHANGED:
             self._tally.unchanged[name] = None
+        self._advance()
+
+    def _advance(self) -> None:
         self.context.progress.advanced(not self.post_processing, self._tally.bytes)

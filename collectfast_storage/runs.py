@@ -19,7 +19,6 @@ from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
-from django.contrib.staticfiles.storage import HashedFilesMixin
 from storages.backends.s3 import S3Storage
 
 from collectfast_storage.collectstatic import (
@@ -28,6 +27,7 @@ from collectfast_storage.collectstatic import (
     collecting_frames,
     collects_into,
     is_collect,
+    post_processes_as_django,
 )
 from collectfast_storage.congestion import Pace
 from collectfast_storage.context import Paths
@@ -157,7 +157,7 @@ def _post_process_then_finish(
     """
     run.post_processing = True
     try:
-        if _post_processes_as_django(type(storage)):
+        if post_processes_as_django(type(storage)):
             processed = _with_existing_copies_saved(run, storage, paths, processed)
         for each in processed or ():
             if isinstance(each[2], Exception):
@@ -188,13 +188,6 @@ def _forget(run: Run) -> None:
             _runs[key] = None
 
 
-def _post_processes_as_django(cls: type) -> bool:
-    """Return whether the elements of `post_process` have the meaning of Django's."""
-    own = [vars(each).get("post_process") for each in cls.__mro__]
-    modules = {getattr(each, "__wrapped__", each).__module__ for each in own if each}
-    return modules == {HashedFilesMixin.__module__, "collectfast_storage.storage"}
-
-
 def _with_existing_copies_saved(
     run: Run, storage: Any, paths: Paths, processed: Processed
 ) -> Processed:
@@ -218,7 +211,8 @@ def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> 
     run = storage._collectfast_run()
     if run is not None:
         run.wait_or_raise()
-        run.context.read_live_release()
+        run.context.before_manifest()
+        run.wait_or_raise()
     other: Any = storage.manifest_storage
     if other is storage or not getattr(other, "_collectfast_enabled", False):
         return method(storage, *args, **options)

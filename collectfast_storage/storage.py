@@ -161,7 +161,7 @@ class CollectfastMixin(_ConnectionMixin):
             source = run.context.source_being_compared(name_in_run)
             if source is not None:
                 return run.modified_time(name_in_run, source)
-            if run.will_be_deleted(name_in_run):
+            if run.deletes.include(name_in_run):
                 raise not_found("HeadObject")
             run.wait_for(name_in_run)
         return super().get_modified_time(name)
@@ -190,7 +190,7 @@ class CollectfastMixin(_ConnectionMixin):
         if run is None:
             return directories, files
         prefix = f"{folder.rstrip('/')}/" if folder.strip("/") else ""
-        left = [each for each in files if not run.will_be_deleted(f"{prefix}{each}")]
+        left = [each for each in files if not run.deletes.include(f"{prefix}{each}")]
         return run.listed(prefix, directories), left
 
     def _save(self, name: str, content: Any) -> str:
