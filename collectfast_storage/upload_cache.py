@@ -120,36 +120,28 @@ class UploadCache:
         return self._cached
 
     def _write(self, cache: Any, lines: _Shard, are_marks: bool) -> bool:
-        groups: dict[str, _Shard] = {}
-        for entry, line in lines.items():
-            groups.setdefault(self._key_of(entry), {})[entry] = line
+        """Write the shards that `lines` belong to, without their oldest entries."""
         cached = self._read()
         # Shards are read again, because other runs may have written to them.
-        fresh = self._fetch(cache, groups)
-        shards = {
-            key: self._merged(fresh[key], cached.get(key, {}), group, are_marks)
-            for key, group in groups.items()
-        }
+        keys = dict.fromkeys(map(self._key_of, lines))
+        fresh = self._fetch(cache, keys)
+        shards: dict[str, _Shard] = {key: dict(fresh[key]) for key in keys}
+        for entry, line in lines.items():
+            key = self._key_of(entry)
+            other = shards[key].pop(entry, "")  # The latest entries come last.
+            is_changed = other and other != cached.get(key, {}).get(entry)
+            if is_changed and _contradicts(other, line, are_marks):
+                self._contested.add(entry)
+            # It is not known which of two uploads arrived last.
+            is_contested = entry in self._contested
+            shards[key][entry] = _line_of(DOUBTFUL) if is_contested else line
+        for key, shard in shards.items():
+            shards[key] = dict(list(shard.items())[-_MOST_ENTRIES:])
         is_stored = self._store(cache, shards, fresh)
         if is_stored and self._is_complete and self._note in cached:
             cache.delete(self._note)
         cached.update(shards)
         return True
-
-    def _merged(
-        self, fresh: _Shard, known: _Shard, change: _Shard, are_marks: bool
-    ) -> _Shard:
-        """Return the `fresh` shard with a `change`, and without the oldest entries."""
-        merged = dict(fresh)
-        for entry, line in change.items():
-            other = merged.pop(entry, "")  # The latest entries come last.
-            is_changed = other and other != known.get(entry)
-            if is_changed and _contradicts(other, line, are_marks):
-                self._contested.add(entry)
-            # It is not known which of two uploads arrived last.
-            is_contested = entry in self._contested
-            merged[entry] = _line_of(DOUBTFUL) if is_contested else line
-        return dict(list(merged.items())[-_MOST_ENTRIES:])
 
     def _store(
         self, cache: Any, shards: dict[str, _Shard], before: dict[str, Any]
@@ -171,9 +163,10 @@ class UploadCache:
             self._warn(f"it refused {len(refused)} of {len(shards)} entries")
         if self._trusted:
             # A cache may ignore writes without an error, as a database does.
-            stored, tokens = self._fetch(cache, shards), map(_token_key_of, shards)
-            for (key, shard), token in zip(shards.items(), tokens, strict=True):
-                is_ours = stored.get(token) == self._read().get(token)
+            stored, cached = self._fetch(cache, shards), self._read()
+            for key, shard in shards.items():
+                token = _token_key_of(key)
+                is_ours = stored.get(token) == cached.get(token)
                 if not is_ours or stored[key] != shard:
                     cache.delete(key)
         return not refused
