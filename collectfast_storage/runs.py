@@ -29,7 +29,7 @@ from collectfast_storage.collectstatic import (
     collects_into,
     is_collect,
 )
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.context import Paths
 from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.reporting import Progress
@@ -257,7 +257,7 @@ def _load_manifest(method: Method, storage: Any) -> Any:
             storage.manifest_storage.transfer_config = config
             return method(storage)
 
-    sender = RetryingSender(str(bucket_name), Pace(1, 60), timeout, Progress())
+    sender = RetryingSender(str(bucket_name), Congestion(1, 60), timeout, Progress())
     with naming(bucket_name, OSError):
         return sender.send(load)
 

@@ -11,7 +11,7 @@ from math import inf
 
 import pytest
 
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 
 # It is the same with every version of what it is used with.
 pytestmark = pytest.mark.slow
@@ -77,7 +77,7 @@ class Line:
 
     def send(self, files: int, size: int = 9 * KB, cpu: float = 0.001) -> float:
         """Send `files` of a `size`, each of which takes `cpu`; return the seconds."""
-        pace, now, left, arrived, under_way = Pace(64, 60), 0.0, files, 0, 0
+        pace, now, left, arrived, under_way = Congestion(64, 60), 0.0, files, 0, 0
         numbers, jitter = count(), random.Random(1)
         cpu_free = line_free = 0.0
         events: list[tuple[float, int, str, float]] = []
@@ -171,7 +171,7 @@ def test_client_that_is_busy_sends_no_more_at_once_than_helps() -> None:
 
 def test_server_says_when_to_come_back() -> None:
     """Nothing starts before, whatever else was measured."""
-    pace = Pace(64, 60)
+    pace = Congestion(64, 60)
     pace.started(0.0)
     pace.throttled(0.1, 0.0, after=7.0)
     assert pace.delay(0.2, 1, 0, 0) == pytest.approx(6.9)
@@ -180,7 +180,7 @@ def test_server_says_when_to_come_back() -> None:
 
 def test_first_after_a_refusal_is_alone_and_waits_longer_each_time() -> None:
     """Until it gets through."""
-    pace, now, waits = Pace(64, 60), 0.0, []
+    pace, now, waits = Congestion(64, 60), 0.0, []
     for _ in range(8):
         pace.started(now)
         pace.throttled(now, now)
@@ -195,7 +195,7 @@ def test_first_after_a_refusal_is_alone_and_waits_longer_each_time() -> None:
 
 def test_what_is_not_answered_halves_what_is_under_way_once() -> None:
     """Those that were sent before tell nothing new."""
-    pace = Pace(4, 60)
+    pace = Congestion(4, 60)
     assert pace.delay(0.0, 1, 3, 3) == 0.0
     for _ in range(3):
         pace.failed(60.0, 0.0, timed_out=True)

@@ -22,7 +22,12 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import ProtocolError
 
-from collectfast_storage.congestion import Attempts, Next, Pace, Patience
+from collectfast_storage.congestion import (
+    Attempts,
+    Congestion,
+    RetryDecision,
+    RetryPolicy,
+)
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3.errors import (
@@ -37,7 +42,7 @@ URL = "https://example.com"
 
 
 def _sender(timeout: float = 60, threads: int = 8) -> RetryingSender:
-    return RetryingSender("bucket", Pace(threads, 60), timeout, Progress())
+    return RetryingSender("bucket", Congestion(threads, 60), timeout, Progress())
 
 
 def _answer(status: int, code: str = "", **headers: str) -> ClientError:
@@ -229,19 +234,19 @@ def test_reason_in_a_few_words(error: Exception, text: str) -> None:
 
 def test_request_that_times_out_while_others_succeed_is_sent_five_times() -> None:
     """A time-out may be as long as the time of retries."""
-    patience, alone, now = Patience(60), Attempts(), 0.0
+    patience, alone, now = RetryPolicy(60), Attempts(), 0.0
     outcomes = []
     for _ in range(5):
         began, now = now, now + 60
         patience.succeeded(now, ends_outage=False)
         alone.add(now)
         outcomes.append(patience.failed(now, began, alone))
-    assert outcomes == [Next.RETRY] * 4 + [Next.SET_ASIDE]
+    assert outcomes == [RetryDecision.RETRY] * 4 + [RetryDecision.RAISE]
 
 
 def test_time_in_which_nothing_was_sent_does_not_count() -> None:
     """A program may wait for hours in a batch."""
-    patience, now = Patience(60), 0.0
+    patience, now = RetryPolicy(60), 0.0
     patience.succeeded(now, ends_outage=False)
     outcomes = [patience.failed(t, t, Attempts()) for t in (1.0, 62.0, 9000.0)]
-    assert outcomes == [Next.RETRY, Next.SET_ASIDE, Next.RETRY]
+    assert outcomes == [RetryDecision.RETRY, RetryDecision.RAISE, RetryDecision.RETRY]
