@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from collectfast_storage import CollectfastS3StaticStorage
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
@@ -45,7 +45,7 @@ HASTY = Config(retries={"total_max_attempts": 1})
 
 
 def _sender() -> RetryingSender:
-    return RetryingSender("tests", Pace(8, 60), 2, Progress())
+    return RetryingSender("tests", Congestion(8, 60), 2, Progress())
 
 
 @dataclass
