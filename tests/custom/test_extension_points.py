@@ -56,7 +56,7 @@ def _panic() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_panic_in_a_thread_is_the_outcome_of_its_call(threads: int) -> None:
+def test_panic_in_a_thread_is_the_exception_of_its_future(threads: int) -> None:
     """A BaseException in a pool thread is the exception of that call's future.
 
     The call's place and bytes become free, so later calls do not wait forever.
@@ -224,7 +224,7 @@ class Flagging(OwnArguments):
 
 
 @pytest.mark.parametrize("backend", ["OwnArguments", "Flagging"])
-def test_own_arguments_arrive_while_collecting(site: Site, backend: str) -> None:
+def test_additional_arguments_while_collecting(site: Site, backend: str) -> None:
     """Additional arguments of a subclass's methods reach them during collectstatic."""
     site.backend = f"{__name__}.{backend}"
     site.write("a.css", "a")
@@ -251,7 +251,7 @@ class PassingFlag(Command):
         return collected
 
 
-def test_own_arguments_arrive_from_a_custom_command(site: Site) -> None:
+def test_additional_arguments_of_a_custom_command(site: Site) -> None:
     """Additional arguments that a custom command passes reach the storage's methods.
 
     Both keyword and positional arguments do.

@@ -186,7 +186,7 @@ def _locally(site: Site, *arguments: str) -> dict[str, bytes]:
 @ALL
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=" ".join)
 @pytest.mark.parametrize("preload", [True, False])
-def test_files_of_a_finder_that_can_be_consumed_once_arrive(
+def test_files_of_a_finder_that_can_be_consumed_once_are_uploaded(
     site: Site,
     backend: str,
     finder: type[BuildingFinder],

@@ -259,7 +259,7 @@ def test_file_that_is_copied_to_both_storages(
 
 
 @_each("backend, argument", BACKENDS, ARGUMENTS)
-def test_unchanged_and_put_back_files(
+def test_both_storages_compare_contents(
     site: Site, command: type[Command], backend: str, argument: str
 ) -> None:
     """Both storages compare contents, and not modification times.
@@ -341,7 +341,7 @@ def test_refused_file_is_named_at_any_position(
 
 
 @_each("other, backend", ("ours", "theirs", "disk"), BACKENDS)
-def test_clear_is_about_the_main_storage_only(
+def test_clear_affects_the_main_storage_only(
     site: Site, command: type[Command], other: str, backend: str
 ) -> None:
     """`--clear` deletes left-over files in the main storage only."""
