@@ -386,7 +386,7 @@ def test_token_that_cannot_be_refreshed(trial: Trial) -> None:
     The error is about the bucket, or names the files that were not uploaded.
     """
     _deploy_with_tokens(trial, life=5, refreshable=False)
-    if trial.error.startswith("The bucket"):
+    if trial.error.startswith("Cannot use bucket"):
         trial.check_bucket_error("ExpiredToken")
     else:
         trial.check_failure()
