@@ -382,7 +382,8 @@ def test_a_site_behind_a_proxy_goes_by_boto3(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The same; without TLS, which a proxy could not look into."""
-    with proxy(server.endpoint, sign=server.signed, tls=False) as plain:
+    trusted, sign = server.authority, server.signed
+    with proxy(server.endpoint, sign=sign, tls=False, trusted=trusted) as plain:
         site.proxy = plain
         PROXIED[name](site, monkeypatch)
         _goes_by_boto3(site, "a proxy is configured", monkeypatch, caplog)

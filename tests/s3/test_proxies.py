@@ -39,8 +39,11 @@ def forward(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         monkeypatch.delenv(name)
     site.bucket.client  # noqa: B018 (the owner's goes past it)
     # Of what goes over TLS a proxy sees the tunnel only.
+    target = site.bucket.server
     with (
-        proxy(site.bucket.server.endpoint, site.bucket.server.signed, tls=False) as s3,
+        proxy(
+            target.endpoint, target.signed, tls=False, trusted=target.authority
+        ) as s3,
         proxy(s3.endpoint, tls=False) as server,
     ):
         site.proxy = s3

@@ -230,9 +230,14 @@ class Proxy(ThreadingHTTPServer):
         sign: Sign | None = None,
         context: ssl.SSLContext | None = None,
         authority: Path | None = None,
+        trusted: str | None = None,
     ) -> None:
-        """Pass on to `upstream`; with a `context`, speak TLS by a CA, `authority`."""
+        """Pass on to `upstream`; with a `context`, speak TLS by a CA, `authority`.
+
+        The file `trusted` contains the CA of the server's certificate.
+        """
         parts = urlsplit(upstream)
+        self._upstream_context = ssl.create_default_context(cafile=trusted)
         self.context = context
         self.authority = authority  # the file that whoever comes here has to trust
         # Only there a server cares by which name it was called.
@@ -268,7 +273,10 @@ class Proxy(ThreadingHTTPServer):
         parts = urlsplit(self.upstream)
         assert parts.hostname
         if parts.scheme == "https":
-            return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=60)
+            context = self._upstream_context
+            return http.client.HTTPSConnection(
+                parts.hostname, parts.port, timeout=60, context=context
+            )
         return http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
 
     def reset(self) -> None:
@@ -304,19 +312,21 @@ def proxy(
     *,
     tls: bool = True,
     host: str = "127.0.0.1",
+    trusted: str | None = None,
 ) -> Iterator[Proxy]:
     """Stand between clients and the server `upstream` as long as the block lasts.
 
     Clients sign what they send for the proxy's name. For a server behind TLS, `sign`
     signs it again: method, URL, headers, body to headers. The proxy's own certificate
-    says that it is `host`; without `tls` it has none.
+    says that it is `host`; without `tls` it has none. The file `trusted` contains the
+    CA of the server's certificate, if that is not a public one.
     """
     with tempfile.TemporaryDirectory(prefix="certificates-") as directory:
         context = authority = None
         if tls:
             authority, own = certificates.make(Path(directory), host)
             context = certificates.server_context(own)
-        server = Proxy(upstream, sign, context, authority)
+        server = Proxy(upstream, sign, context, authority, trusted)
         thread = threading.Thread(
             target=server.serve_forever, args=(0.05,), daemon=True
         )
