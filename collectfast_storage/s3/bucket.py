@@ -413,10 +413,15 @@ def remote_of(response: Mapping[str, Any]) -> Remote:
 
 
 def _reject_web_page(response: Any) -> None:
-    """Raise `AnswerError` if a gateway has answered with a web page."""
+    """Raise `AnswerError` if a gateway has answered with a web page.
+
+    OpenStack Swift declares its own responses as HTML too, but they have a request id.
+    """
     metadata = response["ResponseMetadata"]
-    is_page = "html" in metadata["HTTPHeaders"].get("content-type", "")
-    if is_page and "ETag" not in response and metadata["HTTPStatusCode"] != 204:
+    headers = metadata["HTTPHeaders"]
+    is_page = "html" in headers.get("content-type", "")
+    is_from_s3 = "ETag" in response or "x-amz-request-id" in headers
+    if is_page and not is_from_s3 and metadata["HTTPStatusCode"] != 204:
         raise errors.AnswerError(problem="The response is a web page")
 
 
