@@ -402,7 +402,7 @@ class _Stream:
         self._readable, self._part_size = readable, part_size
         self._threshold = threshold
         self._parts: list[Any] = []
-        self._read = 0
+        self.bytes_read = 0
         # https://github.com/boto/s3transfer/issues/80: it closes files of its caller.
         self.close = lambda: None
 
@@ -414,18 +414,18 @@ class _Stream:
         chunk: bytes = self._readable.read(*size)
         view = memoryview(chunk)
         while view:
-            at = self._read % self._part_size
+            at = self.bytes_read % self._part_size
             if at == 0:
                 self._parts.append(new_md5())
             self._parts[-1].update(view[: self._part_size - at])
-            self._read += len(view[: self._part_size - at])
+            self.bytes_read += len(view[: self._part_size - at])
             view = view[self._part_size - at :]
         return chunk
 
     @property
     def etag(self) -> str:
         """The ETag that S3 gives this, in one request or in parts of the usual size."""
-        if self._read < self._threshold:
+        if self.bytes_read < self._threshold:
             return md5_of([]) if not self._parts else str(self._parts[0].hexdigest())
         digests = [each.digest() for each in self._parts]
         return f"{md5_of(digests)}-{len(digests)}"

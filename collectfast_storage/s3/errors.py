@@ -115,6 +115,14 @@ class OutageError(BotoCoreError):
     fmt = "{error} (No request succeeded for {seconds} s.)"
 
 
+class LengthError(BotoCoreError):
+    """An object that is not as long as its upload."""
+
+    fmt = (
+        "The server stored {stored} bytes instead of {sent}, so the object is damaged."
+    )
+
+
 class Transient(NamedTuple):
     """The reason to send a request again."""
 
