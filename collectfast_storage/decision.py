@@ -59,12 +59,14 @@ def decide(
     *,
     forced: bool = False,
     etags_are_md5: bool = False,
+    encrypted_are_md5: bool = False,
 ) -> Verdict:
     """Return the verdict on the upload `sent`.
 
     `remote` is the object in the bucket, or `None`, `UNASKED` or `UNKNOWN`. `known` is
     the cache entry, or `None` or `DOUBTFUL`. With `forced` each file is uploaded.
-    `etags_are_md5` says that ETags of unencrypted objects were seen to be MD5s.
+    `etags_are_md5` says that ETags of unencrypted objects were seen to be MD5s, and
+    `encrypted_are_md5` that those of encrypted objects were, as on Ceph.
     `Verdict.NEEDS_HEAD` asks for a `remote` from a HEAD request.
     """
     if forced:
@@ -77,7 +79,8 @@ def decide(
     if known and (remote is UNASKED or remote.etag == known.etag != ""):
         return between(known.fingerprint, sent.fingerprint)
     # A missing ETag proves nothing.
-    if remote.etag and not sent.has_opaque_etag and sent.has_etag(remote.etag):
+    may_be_md5 = encrypted_are_md5 or not sent.has_opaque_etag
+    if remote.etag and may_be_md5 and sent.has_etag(remote.etag):
         return Verdict.UNCHANGED
     if remote.fingerprint is None:
         return Verdict.NEEDS_HEAD
