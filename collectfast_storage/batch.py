@@ -1,12 +1,12 @@
-"""A program's batch: many saves and deletes, as in a collectstatic."""
+"""The batch of a program: many saves and deletes, carried out as in a collectstatic."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from collectfast_storage import runs
@@ -19,24 +19,19 @@ logger = logging.getLogger("collectfast_storage")
 class Batch:
     """Saves and deletes that are carried out together.
 
-    Uploads run in the background, and deletes wait for the end of the block. The
-    storage's own methods do not see the batch, nor does the batch see theirs. Any
-    thread may use it. `report` is there after the block.
+    Uploads run in the background, and deletes wait for the end of the block. Calls of
+    the storage's own methods do not affect the batch, nor the batch their results. Any
+    thread may use the batch. After the block, `report` has the results.
     """
 
     report = Report()
 
-    def __init__(
-        self, storage: Any, run: Run | None, invalidate: Callable[[str], object]
-    ) -> None:
-        """Batch calls of `storage` in `run`; without one, they are not batched.
-
-        `invalidate` is called for each name, before it is changed and at the end.
-        """
-        self._storage, self._run, self._invalidate = storage, run, invalidate
+    def __init__(self, storage: Any, run: Run | None) -> None:
+        """Batch calls of `storage` in `run`; without a run, they are not batched."""
+        self._storage, self._run = storage, run
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._names: dict[str, None] = {}
+        self._names: set[str] = set()  # their cache entries are invalidated at the end
         self._is_over = False
 
     def save(self, name: str, content: Any, max_length: int | None = None) -> str:
@@ -47,11 +42,11 @@ class Batch:
         """
         with self._calling(name):
             saved: str = self._storage.save(name, content, max_length)
-        self._names[saved] = None
+        self._names.add(saved)
         return saved
 
     def delete(self, name: str) -> None:
-        """Delete `name` at the end of the block, if all saves have arrived by then.
+        """Delete `name` at the end of the block, if all saves have arrived.
 
         If `name` is saved again, it is not deleted. Raises RuntimeError after the
         block, and in a forked process.
@@ -61,8 +56,6 @@ class Batch:
 
     def answering(self) -> AbstractContextManager[None]:
         """Let the batch answer all calls of the storage in this context."""
-        if self._run is None:
-            return nullcontext()
         return runs.answering(self._storage, self._run)
 
     @contextmanager
@@ -71,9 +64,8 @@ class Batch:
             reason = "has ended" if self._is_over else "belongs to another process"
             raise RuntimeError(f"{name!r} cannot be changed in a batch that {reason}.")
         with self._lock, self.answering():
-            if self._run is not None:
-                self._invalidate(name)
-                self._names[name] = None
+            self._storage._collectfast_invalidate(name)
+            self._names.add(name)
             yield
 
     @contextmanager
@@ -94,5 +86,5 @@ class Batch:
             self._is_over = True
             if run is not None:
                 run.close()
-                for name in self._names:
-                    self._invalidate(name)
+            for name in [*self._names]:
+                self._storage._collectfast_invalidate(name)

@@ -7,21 +7,22 @@ frame of `Command.collect` on the stack; one activation of it is one run.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
-from django.contrib.staticfiles.storage import ManifestFilesMixin
-from django.core.exceptions import SuspiciousOperation
+from django.contrib.staticfiles.storage import HashedFilesMixin, ManifestFilesMixin
+from django.contrib.staticfiles.utils import matches_patterns
+from django.core.files.base import ContentFile
 from django.core.files.storage import Storage, storages
 from django.utils.module_loading import import_string
 from storages.backends.s3 import S3Storage
@@ -52,6 +53,8 @@ _ALIAS = "staticfiles"
 # A hash of Django's own `file_hash`, before the suffixes of a name or at its end.
 _HASH = r"\.[0-9a-f]{12}(\.[^/]*)?$"
 _HASHING = ("file_hash", "hashed_name")
+# The object that lists the names of the latest releases.
+RELEASES = "staticfiles.releases.json"
 
 
 def callers() -> Iterator[FrameType]:
@@ -134,8 +137,7 @@ class Collectstatic(RunContext):
         self, storage: Any, destination: Destination, options: Options, frame: FrameType
     ) -> None:
         """Describe the `collect` in `frame`; raise `ClearError` if it may not clear."""
-        preload = options.preload
-        super().__init__(destination, options, lists=preload, trusts=not preload)
+        super().__init__(destination, options)
         command: Command = frame.f_locals["self"]
         self._storage, self._command, self._frame = storage, command, frame
         self.dry_run = command.dry_run
@@ -150,21 +152,25 @@ class Collectstatic(RunContext):
         self.sources = self._listed()
         self._hashed_files: Any = getattr(storage, "hashed_files", None)
         self._published = self._names_in_manifest()
-        if getattr(command, "post_process", False) != 0 and not self.dry_run:
+        post_processes = getattr(command, "post_process", False) != 0
+        self._originals: Sequence[str] | None = None  # patterns; None: all are uploaded
+        is_django = destination.saves_as_is and post_processes_as_django(type(storage))
+        if options.only_hashed and post_processes and is_django:
+            self._originals = options.keep_originals
+        self.hashed_parameters = options.hashed_parameters or {}
+        if post_processes and not self.dry_run:
             same = (name for name, hashed in self._published.items() if name == hashed)
             self.processed = frozenset(same)
-        self.kept = frozenset(name for name in self._manifest() if name is not None)
-        self._live: LiveRelease | None = None
-        # The command's own lists, until `closed`.
-        names = ("copied_files", "unmodified_files")
-        lists = {name: getattr(command, name) for name in names}
-        # Another run of this `collect` may have replaced them already.
-        self._lists = {
-            k: v for k, v in lists.items() if not isinstance(v, _IndexedList)
-        }
-        self._fast = {name: _IndexedList(own) for name, own in self._lists.items()}
-        for name, fast in self._fast.items():
-            setattr(command, name, fast)
+        self._releases = Releases(storage, self, options.keep_releases)
+        self.kept = frozenset([*self._releases.manifests, RELEASES])
+        # The command's own lists, and those that replace them until `closed`.
+        self._lists: dict[str, tuple[list[str], _IndexedList]] = {}
+        for name in ("copied_files", "unmodified_files"):
+            own = getattr(command, name)
+            # Another run of this `collect` may have replaced it already.
+            if not isinstance(own, _IndexedList):
+                self._lists[name] = own, _IndexedList(own)
+                setattr(command, name, self._lists[name][1])
 
     @property
     def _prefix(self) -> str:
@@ -189,7 +195,8 @@ class Collectstatic(RunContext):
     @property
     def wanted(self) -> list[str]:  # type: ignore[override]
         """The names of the sources, and those that post-processing will ask for."""
-        names = {*self.sources, *self._published.values()}
+        names = {each for each in self.sources if not self.is_left_out(each)}
+        names.update(self._published.values())
         if isinstance(self._storage, ManifestFilesMixin):
             names.add(self.name_of(self._storage.manifest_name) or "")
         return sorted(names)
@@ -198,17 +205,9 @@ class Collectstatic(RunContext):
         """Return the names in the published manifest, as far as they can be names."""
         paths, names = getattr(self._storage, "hashed_files", None), {}
         for name, hashed in paths.items() if isinstance(paths, Mapping) else ():
-            for each in self._possible([hashed]):
+            for each in self.names_among([hashed]):
                 names[name] = each
         return names
-
-    def _possible(self, names: Iterable[object]) -> Iterator[str]:
-        """Yield those of `names` that can be names here, as the run has them."""
-        for name in names:
-            with suppress(SuspiciousOperation):
-                relative = self.name_of(name) if isinstance(name, str) else None
-                if relative is not None:
-                    yield relative
 
     def source_being_compared(self, name: str) -> tuple[Storage, str] | None:
         """Return the source of `name`, if `delete_file` calls to compare the two."""
@@ -252,44 +251,31 @@ class Collectstatic(RunContext):
         """Return whether the command copies files into this storage just now."""
         return collects_into(self._frame, self._storage)
 
-    def read_live_release(self) -> None:
-        """Find out which release is live, before another one is published."""
-        if self.clears and self._live is None:
-            self._live = live_release(self._storage)
+    def is_left_out(self, name: str) -> bool:
+        """Return whether the source `name` is uploaded under its hashed name only."""
+        patterns = self._originals
+        return patterns is not None and not matches_patterns(name, patterns)
+
+    def is_in_live_release(self, name: str) -> bool:
+        """Return whether the manifest that was published last contains `name`."""
+        return name in self._published
+
+    def is_hashed_name(self, name: str) -> bool:
+        """Return whether post-processing saves a file as `name` because of its hash."""
+        is_other = name in self.sources or name in self.kept
+        return not is_other and may_be_hashed(self._storage, name)
+
+    def before_manifest(self) -> None:
+        """Read which release is live, and add the new one to the list of releases."""
+        if self.clears or self._releases.are_recorded:
+            self._releases.read()
+        if self._releases.are_recorded and not self.dry_run:
+            self._releases.record()
 
     def split_left_over(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
         """Return the names that clearing deletes, and those that it keeps."""
-        self.read_live_release()
-        live, kept = self._live or LiveRelease(), {*(left_over & self.kept)}
-        kept |= left_over & {*self._possible(live.names)}
-        unknown = live.unknown
-        if not isinstance(self._storage, ManifestFilesMixin) and kept:
-            unknown = "another storage has published a manifest there"
-        if unknown:
-            hashed = {name for name in left_over if may_be_hashed(self._storage, name)}
-            if hashed - kept:
-                text = (
-                    "Cannot determine the live release in bucket %r (%s), so --clear "
-                    "keeps all files with hashed names: %d files."
-                )
-                bucket_name = self.destination.bucket_name
-                logger.warning(text, bucket_name, unknown, len(hashed))
-            kept |= hashed | {name for name in left_over if self._may_be_manifest(name)}
+        kept = self._releases.among(left_over)
         return left_over - kept, kept
-
-    def _manifest(self) -> Iterator[str | None]:
-        """Yield the manifest's name here, if it is in this bucket."""
-        place: Any = getattr(self._storage, "manifest_storage", self._storage)
-        name = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
-        if getattr(place, "bucket_name", None) == self.destination.bucket_name:
-            yield self.name_of_key(str(place._normalize_name(name)))
-
-    def _may_be_manifest(self, name: str) -> bool:
-        """Return whether `name` may be the manifest of a release with its own name."""
-        own = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
-        return os.path.split(name)[0] == os.path.split(own)[0] and (
-            os.path.splitext(name)[1] == os.path.splitext(own)[1]  # noqa: PTH122
-        )
 
     def at_barrier(
         self, act: Callable[[bool], object], end: Callable[[], object]
@@ -304,7 +290,7 @@ class Collectstatic(RunContext):
             option.frame, option.act = self._frame, act
             self._command.post_process = option
         command, barrier = self._command, option
-        for names in self._fast.values():
+        for _, names in self._lists.values():
             names.is_left = lambda: command.post_process is not barrier
             names.end = end
 
@@ -336,9 +322,9 @@ class Collectstatic(RunContext):
         if lost:
             copied = command.copied_files
             copied[:] = [each for each in copied if self.name_of(each) not in lost]
-        for name, own in self._lists.items():
-            if getattr(command, name) is self._fast[name]:
-                own[:] = self._fast[name]
+        for name, (own, indexed) in self._lists.items():
+            if getattr(command, name) is indexed:
+                own[:] = indexed
                 setattr(command, name, own)
 
 
@@ -350,6 +336,71 @@ class LiveRelease(NamedTuple):
 
     names: frozenset[str] = frozenset()
     unknown: str = ""  # why they are not known; then any hashed name may be of it
+
+
+class Releases:
+    """The releases of a storage in its bucket: the live one, and earlier ones."""
+
+    def __init__(self, storage: Any, context: RunContext, most: int) -> None:
+        """Keep up to `most` earlier releases; more than one are listed in an object."""
+        self._storage, self._context, self._most = storage, context, most
+        self.are_recorded = most > 1 and isinstance(storage, HashedFilesMixin)
+        self._live: LiveRelease | None = None
+        self._recorded: list[list[str]] = []  # the names of each, the latest first
+        self.manifests = [name for name in self._manifests() if name is not None]
+
+    def read(self) -> None:
+        """Read which release is live, once, before another one is published."""
+        if self._live is None:
+            self._live = live_release(self._storage)
+            if self.are_recorded:
+                self._recorded = recorded_releases(self._storage)
+
+    def record(self) -> None:
+        """Save the names of the release that is about to be published."""
+        release = sorted({*self._storage.hashed_files.values(), *self.manifests})
+        earlier = [each for each in self._recorded if each != release]
+        self._recorded = [release, *earlier][: self._most + 1]
+        content = ContentFile(json.dumps(self._recorded).encode())
+        self._storage._save(RELEASES, content)
+
+    def among(self, left_over: Set[str]) -> Set[str]:
+        """Return those of the names `left_over` that clearing keeps."""
+        self.read()
+        live, names_among = self._live or LiveRelease(), self._context.names_among
+        kept = left_over & self._context.kept
+        kept |= left_over & {*names_among(chain(live.names, *self._recorded))}
+        unknown = live.unknown
+        if len(self._recorded) > 1:  # A deploy has recorded the live one.
+            unknown = ""
+        elif not isinstance(self._storage, ManifestFilesMixin) and kept:
+            unknown = "another storage has published a manifest there"
+        if unknown:
+            hashed = {name for name in left_over if may_be_hashed(self._storage, name)}
+            if hashed - kept:
+                text = (
+                    "Cannot determine the live release in bucket %r (%s), so --clear "
+                    "keeps all files with hashed names: %d files."
+                )
+                bucket_name = self._context.destination.bucket_name
+                logger.warning(text, bucket_name, unknown, len(hashed))
+            kept |= hashed | {name for name in left_over if self._may_be_manifest(name)}
+        return kept
+
+    def _manifests(self) -> Iterator[str | None]:
+        """Yield the manifest's name here, if it is in this bucket."""
+        place: Any = getattr(self._storage, "manifest_storage", self._storage)
+        name = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
+        bucket_name = self._context.destination.bucket_name
+        if getattr(place, "bucket_name", None) == bucket_name:
+            yield self._context.name_of_key(str(place._normalize_name(name)))
+
+    def _may_be_manifest(self, name: str) -> bool:
+        """Return whether `name` may be the manifest of a release with its own name."""
+        own = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
+        return os.path.split(name)[0] == os.path.split(own)[0] and (
+            os.path.splitext(name)[1] == os.path.splitext(own)[1]  # noqa: PTH122
+        )
 
 
 def reasons_not_to_clear(storage: Any, prefix: str) -> Iterator[str]:
@@ -405,12 +456,30 @@ def live_release(storage: Any) -> LiveRelease:
     return LiveRelease(names, "" if is_there else "there is no manifest")
 
 
+def recorded_releases(storage: Any) -> list[list[str]]:
+    """Read the list of releases in the bucket of `storage`; empty if there is none."""
+    try:
+        with storage.open(RELEASES) as file:
+            releases = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return []
+    is_list = isinstance(releases, list) and all(isinstance(r, list) for r in releases)
+    return releases if is_list else []
+
+
 def may_be_hashed(storage: Any, name: str) -> bool:
     """Return whether `name` may be a hashed name of an earlier release."""
     methods = [getattr(type(storage), each, None) for each in _HASHING]
     if any(method and not _is_djangos(method) for method in methods):
         return True  # A subclass's hashed names may look like any other.
     return re.search(_HASH, name) is not None
+
+
+def post_processes_as_django(cls: type) -> bool:
+    """Return whether the elements of `post_process` have the meaning of Django's."""
+    own = [vars(each).get("post_process") for each in cls.__mro__]
+    modules = {getattr(each, "__wrapped__", each).__module__ for each in own if each}
+    return modules == {HashedFilesMixin.__module__, "collectfast_storage.storage"}
 
 
 def _is_djangos(method: Any) -> bool:

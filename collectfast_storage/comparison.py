@@ -1,4 +1,4 @@
-"""Comparison of sources with the bucket: reading ahead, HEAD requests, the verdict."""
+"""Comparison of files with the bucket: reading ahead, HEAD requests, the verdict."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import logging
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from functools import partial
-from math import inf
+from math import ceil, inf
 
 from django.core.files.storage import Storage
 
 from collectfast_storage.context import RunContext
 from collectfast_storage.decision import (
     DOUBTFUL,
-    UNASKED,
+    UNCHECKED,
     UNKNOWN,
     Remembered,
     Remote,
     Verdict,
+    compare,
     decide,
 )
 from collectfast_storage.exceptions import BucketError, printable
@@ -28,12 +29,13 @@ from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import as_bucket_error
 from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
-from collectfast_storage.uploads import BoundedExecutor
+from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 logger = logging.getLogger("collectfast_storage")
 
-# The number of objects that are sampled by HEAD requests, in case ETags are opaque. If
-# the ETag of one of them is, HEAD requests are sent for all that an ETag cannot decide.
+# If the ETags of some objects do not match, they may be opaque. Therefore HEAD requests
+# are sent for this number of these objects. If one shows an opaque ETag, HEAD requests
+# are sent for all objects whose ETags do not match.
 _SAMPLE = 8
 _CONTRADICTORY = (
     "The ETags in bucket %r do not identify contents; uploading %d files again."
@@ -54,29 +56,28 @@ class Comparison:
         context: RunContext,
         bucket: Bucket,
         cache: UploadCache,
-        executor: BoundedExecutor,
+        listing: Listing,
+        uploads: Uploads,
         seen: Container[str],
     ) -> None:
-        """Prepare for the run of `context`, which need not read the names `seen`.
+        """Compare for the run of `context`, which has `seen` some names already.
 
-        No request is sent yet.
+        Uploads that have not arrived are compared too. No request is sent yet.
         """
         self._context, self._bucket, self._cache = context, bucket, cache
-        self._executor, self._seen = executor, seen
-        parameters = context.destination.parameters_of
-        self.listing = Listing(bucket, parameters, executor)
+        self.listing, self._uploads, self._seen = listing, uploads, seen
         self._is_prepared = False
         self._read_sources: dict[str, Payload] = {}  # sources that were read and hashed
-        self._heads_left, self._has_sent_heads_ahead = float(_SAMPLE), False
+        self._heads_left = float(_SAMPLE)
         self._heads_are_useless = False  # They return neither ETags nor metadata.
         self._encrypted_are_md5 = False  # ETags of encrypted objects, as on Ceph.
-        self._last: tuple[str, Payload] | None = None  # the large source just judged
-        self._for_headers = 0  # files that are uploaded for their headers
+        self._last_large: dict[str, Payload] = {}  # the last source, if it is large
+        self._for_headers = 0  # files that are uploaded because of their headers
 
     def verdict_of_source(self, name: str, source: tuple[Storage, str]) -> Verdict:
         """Return the verdict on the `source` of `name`, which may have been read."""
         ahead = self._read_sources.pop(name, None)
-        # A command, or a finder of a site's own, may copy another file by this name.
+        # A site's own command or finder may copy another file as this name.
         if ahead is not None and self._context.sources.get(name) == source:
             return self.verdict(name, ahead)
         verdict = self._context.capture_source(
@@ -86,47 +87,46 @@ class Comparison:
 
     def _verdict_and_hashes(self, name: str, payload: Payload) -> Verdict:
         verdict = self.verdict(name, payload)
-        self._last = (name, payload) if payload.plain is None else None
+        self._last_large = {name: payload} if payload.plain is None else {}
         return verdict
 
-    def take_hashes(self, name: str, payload: Payload) -> None:
-        """Let `payload` not be read to be hashed, if the source `name` just was."""
-        if self._last is not None and self._last[0] == name:
-            payload.take_hashes(self._last[1])
-        self._last = None
+    def reuse_hashes(self, name: str, payload: Payload) -> None:
+        """Copy hashes to `payload` if its source `name` has just been hashed."""
+        source = self._last_large.pop(name, None)
+        if source is not None:
+            payload.take_hashes(source)
 
     def verdict(self, name: str, payload: Payload) -> Verdict:
         """Return whether the bucket has `payload` as `name`, or why it is uploaded."""
-        known, remote = self._cache.get(name), self.remote(name)
-        verdict = self._decide(payload, remote, known)
+        pending = self._uploads.fingerprint(name)
+        if pending is not None:
+            return compare(pending, payload.fingerprint)
+        cached, remote = self._cache.get(name), self.remote(name)
+        verdict = self._decide(payload, remote, cached)
         if verdict is Verdict.NEEDS_HEAD and self._is_worth_a_head(payload):
-            self.listing.ask([name])
+            self.listing.request_heads([name])
             remote = self.listing[name]
-            verdict = self._decide(payload, remote, known)
-            if verdict is Verdict.UNCHANGED:  # So HEAD requests help for others too.
+            verdict = self._decide(payload, remote, cached)
+            if verdict is Verdict.UNCHANGED:  # HEAD requests help for others too.
                 self._heads_left = inf
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
                 self._bucket.note_etag(opaque=True)  # The fingerprint was right.
-        if (
-            verdict is Verdict.UNCHANGED
-            and remote is not UNASKED
-            and remote is not None
-        ):
+        if verdict is Verdict.UNCHANGED and remote and remote is not UNCHECKED:
             self._cache.remember(name, Remembered(payload.fingerprint, remote.etag))
-        if known and known.etag == known.fingerprint.md5 != "":
+        if cached and cached.etag == cached.fingerprint.md5 != "":
             self._bucket.note_etag(opaque=False)
         return Verdict.CONTENT if verdict is Verdict.NEEDS_HEAD else verdict
 
     def remote(self, name: str) -> Remote | None:
-        """Return the object `name`; `UNASKED` if a trusted cache entry is enough."""
+        """Return the object `name`; `UNCHECKED` if a trusted cache entry is enough."""
         self.prepare()
-        known = self._cache.get(name) if self._context.trusts else None
-        if known is not None and known is not DOUBTFUL:
-            return UNASKED
+        cached = self._cache.get(name) if self._context.trusts else None
+        if cached is not None and cached is not DOUBTFUL:
+            return UNCHECKED
         return self.listing[name]
 
     def prepare(self) -> None:
-        """List the bucket, once, and read sources until it answers."""
+        """List the bucket once, and read sources until the listing is complete."""
         if self._is_prepared:
             return
         self._is_prepared = True
@@ -134,22 +134,23 @@ class Comparison:
         context.progress.start(len(context.sources))
         if not context.lists:
             return
-        with as_bucket_error(self._bucket.name, OSError):  # of a credentials file, say
+        with as_bucket_error(self._bucket.name, OSError):
             self._bucket.connect()  # in this thread
-        # Not in a thread of the executor, which has to run HEAD requests for this.
+        # The executor runs HEAD requests, for which `load` waits.
         loader = BoundedExecutor(1)
-        listing = loader.submit(self.listing.load, context.wanted, context.clears)
+        loading = loader.submit(self.listing.load, context.wanted, context.clears)
         try:
             if context.destination.saves_as_is:
-                self._read_sources_until(listing.done)
-            listing.result()
+                self._read_sources_until(loading.done)
+            loading.result()
         finally:
             loader.shutdown(wait=False)
 
     def reason(self, name: str, payload: Payload, verdict: Verdict) -> str:
         """Return the reason for an upload.
 
-        If most files are uploaded for their headers, one warning names an example.
+        If most files are uploaded because of their headers, log a warning once, with
+        an example.
         """
         if verdict is not Verdict.HEADERS:
             return str(verdict.value)
@@ -158,7 +159,7 @@ class Comparison:
             return str(verdict.value)
         changed, sent = "a parameter that HEAD does not report", payload.parameters
         with suppress(BucketError), as_bucket_error(self._bucket.name):
-            head = self._executor.submit(self._bucket.headers, name, sent).result()
+            head = self._bucket.headers(name, sent)
             changed = description_of(changed_headers(head or {}, sent)) or changed
         text = (
             "Most files are uploaded to bucket %r only because their headers changed. "
@@ -168,45 +169,45 @@ class Comparison:
         return f"{verdict.value}: {changed}"
 
     def _decide(
-        self, payload: Payload, remote: Remote | None, known: Remembered | None
+        self, payload: Payload, remote: Remote | None, cached: Remembered | None
     ) -> Verdict:
-        bucket, forced = self._bucket, self._context.ignores_etag
-        # Opaque ETags of unencrypted objects outweigh those that are MD5s: a server
-        # may give both.
+        bucket, ignore = self._bucket, self._context.ignores_etag
+        # A server may give both kinds of ETags. Then an MD5 proves nothing.
         md5s = bucket.has_md5_etags and not bucket.has_opaque_etags
         return decide(
             payload,
             remote,
-            known,
-            forced=forced,
+            cached,
+            ignore_etag=ignore,
             etags_are_md5=md5s,
             encrypted_are_md5=self._encrypted_are_md5,
         )
 
     def _is_worth_a_head(self, payload: Payload) -> bool:
-        """Return whether metadata may decide where an ETag cannot."""
+        """Return whether a HEAD request is likely to find a fingerprint."""
         context = self._context
-        if context.collects and context.lists and not self._has_sent_heads_ahead:
-            self._has_sent_heads_ahead = True
+        is_first = self._heads_left == _SAMPLE
+        self._heads_left -= 1
+        if is_first and context.collects and context.lists:
             self._send_heads_ahead(everything=payload.has_opaque_etag)
         if self._heads_are_useless:
             return False
-        self._heads_left -= 1
         is_opaque = payload.has_opaque_etag or self._bucket.has_opaque_etags
         return bool(is_opaque) or self._heads_left >= 0
 
     def _send_heads_ahead(self, *, everything: bool) -> None:
-        """Send HEAD requests, in parallel, for a sample of what no ETag can decide.
+        """Send HEAD requests, in parallel, for some objects whose ETags do not match.
 
-        If they show opaque ETags, or for `everything`, send them for all the rest.
+        If they show opaque ETags, or for `everything`, send them for the others too.
         """
         self._read_sources_until(lambda: False)
         self._bucket.has_md5_etags |= any(map(self._has_md5_etag, self._read_sources))
         undecided = self._with_verdict(self._read_sources, Verdict.NEEDS_HEAD)
-        sample = undecided[:: -(-len(undecided) // _SAMPLE) or 1]
+        step = max(ceil(len(undecided) / _SAMPLE), 1)
+        sample = undecided[::step]
         self._heads_left -= len(sample)
         listed = [self.listing[name] for name in sample]
-        self.listing.ask(sample)
+        self.listing.request_heads(sample)
         found = self._with_verdict(sample, Verdict.UNCHANGED)
         if found:
             self._bucket.note_etag(opaque=True)  # The fingerprint was right.
@@ -218,8 +219,9 @@ class Comparison:
             self._heads_left = inf
             undecided = self._with_verdict(undecided, Verdict.NEEDS_HEAD)
             hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
-            unknown = sorted(name for name in hashed if not self._cache.get(name))
-            self.listing.ask([*undecided, *unknown * (not self._encrypted_are_md5)])
+            uncached = sorted(name for name in hashed if not self._cache.get(name))
+            uncached *= not self._encrypted_are_md5
+            self.listing.request_heads([*undecided, *uncached])
 
     def _judge_etags(
         self, sample: list[str], listed: list[Remote | None], files: int
@@ -236,9 +238,9 @@ class Comparison:
 
     def _with_verdict(self, names: Iterable[str], verdict: Verdict) -> list[str]:
         """Return those of `names`, sources that were read, which get this `verdict`."""
-        sent, there, known = self._read_sources, self.listing, self._cache.get
+        sent, remote, cached = self._read_sources, self.listing, self._cache.get
         return [
-            n for n in names if self._decide(sent[n], there[n], known(n)) is verdict
+            n for n in names if self._decide(sent[n], remote[n], cached(n)) is verdict
         ]
 
     def _has_md5_etag(self, name: str) -> bool:
@@ -266,24 +268,25 @@ class Comparison:
         return not (listed.etag or remote.etag or remote.fingerprint)
 
     def _contradicts(self, name: str, listed: Remote | None) -> bool:
-        """Return whether HEAD differs from LIST, or both from the upload's answer."""
-        sent, known = self._read_sources[name].fingerprint, self._cache.get(name)
-        is_known = known is not None and known.fingerprint == sent
-        asked = self.listing[name]
-        return is_known or (asked and asked.etag) != (listed and listed.etag)
+        """Return whether ETags differ from HEAD to LIST, or from these to the cache."""
+        sent, cached = self._read_sources[name].fingerprint, self._cache.get(name)
+        is_cached = cached is not None and cached.fingerprint == sent
+        remote = self.listing[name]
+        return is_cached or (remote and remote.etag) != (listed and listed.etag)
 
     def _read_sources_until(self, stop: Callable[[], bool]) -> None:
-        """Read and hash sources; of their contents nothing is kept."""
+        """Read and hash sources until `stop` returns True; keep no contents."""
         for name, source in self._context.sources.items():
             if stop():
                 return
-            if name not in self._read_sources and name not in self._seen:
-                with suppress(OSError):  # The command will meet the error, and show it.
+            is_read = name in self._read_sources or name in self._seen
+            if not (is_read or self._context.is_left_out(name)):
+                with suppress(OSError):  # The command reads it again, and reports it.
                     keep = partial(self._keep_hashes, name)
                     self._context.capture_source(name, source, keep)
 
     def _keep_hashes(self, name: str, payload: Payload) -> None:
-        # What is in the cache need not be compressed to be compared.
-        known = payload.compresses and self._cache.get(name)
-        if payload.plain is not None and not known and payload.release_content():
+        # A file with a cache entry need not be compressed to be compared.
+        is_cached = payload.compresses and self._cache.get(name)
+        if payload.plain is not None and not is_cached and payload.release_content():
             self._read_sources[name] = payload

@@ -44,40 +44,40 @@ class Remembered(NamedTuple):
     etag: str
 
 
-# Instead of an earlier upload, if the last one may have been interrupted.
+# Stands for an earlier upload that may have been interrupted.
 DOUBTFUL = Remembered(Fingerprint("", ""), "")
-# Instead of an object, if the cache is trusted and there was no request.
-UNASKED = Remote("")
-# Instead of an object, if the bucket refuses to answer. It is never taken for absent.
+# Stands for an object for which no request was sent, because the cache is trusted.
+UNCHECKED = Remote("")
+# Stands for an object that may exist, because the bucket denied access to it.
 UNKNOWN = Remote("", "")
 
 
 def decide(
     sent: Payload,
     remote: Remote | None,
-    known: Remembered | None,
+    cached: Remembered | None,
     *,
-    forced: bool = False,
+    ignore_etag: bool = False,
     etags_are_md5: bool = False,
     encrypted_are_md5: bool = False,
 ) -> Verdict:
     """Return the verdict on the upload `sent`.
 
-    `remote` is the object in the bucket, or `None`, `UNASKED` or `UNKNOWN`. `known` is
-    the cache entry, or `None` or `DOUBTFUL`. With `forced` each file is uploaded.
-    `etags_are_md5` says that ETags of unencrypted objects were seen to be MD5s, and
-    `encrypted_are_md5` that those of encrypted objects were, as on Ceph.
-    `Verdict.NEEDS_HEAD` asks for a `remote` from a HEAD request.
+    `remote` is the object in the bucket, or `None`, `UNCHECKED` or `UNKNOWN`. `cached`
+    is the cache entry, or `None` or `DOUBTFUL`. With `ignore_etag` each file is
+    uploaded. `etags_are_md5` means that the ETag of an unencrypted object has been an
+    MD5, and `encrypted_are_md5` that those of encrypted objects have been, as on Ceph.
+    After `Verdict.NEEDS_HEAD`, call this with a `remote` from a HEAD request.
     """
-    if forced:
+    if ignore_etag:
         return Verdict.FORCED
     if remote is None:
         return Verdict.ABSENT
     # With a doubtful entry, the ETag would show the content, but not the headers.
-    if known is DOUBTFUL or remote is UNKNOWN:
+    if cached is DOUBTFUL or remote is UNKNOWN:
         return Verdict.UNCERTAIN
-    if known and (remote is UNASKED or remote.etag == known.etag != ""):
-        return between(known.fingerprint, sent.fingerprint)
+    if cached and (remote is UNCHECKED or remote.etag == cached.etag != ""):
+        return compare(cached.fingerprint, sent.fingerprint)
     # A missing ETag proves nothing.
     may_be_md5 = encrypted_are_md5 or not sent.has_opaque_etag
     if remote.etag and may_be_md5 and sent.has_etag(remote.etag):
@@ -87,14 +87,14 @@ def decide(
     if not is_evidence(sent, remote, etags_are_md5=etags_are_md5):
         return Verdict.CONTENT
     md5, _, headers = remote.fingerprint.partition("-")
-    return between(Fingerprint(md5, headers), sent.fingerprint)
+    return compare(Fingerprint(md5, headers), sent.fingerprint)
 
 
 def is_evidence(sent: Payload, remote: Remote, *, etags_are_md5: bool) -> bool:
     """Return whether the fingerprint in an object's metadata describes its content.
 
     A tool that rewrites objects may keep their metadata. Therefore the length must be
-    right, and where an ETag is an MD5, the ETag decides.
+    right, and if the ETag is an MD5, the ETag decides.
     """
     is_compared = not sent.compresses and remote.size is not None
     if is_compared and remote.size != sent.size:
@@ -103,8 +103,8 @@ def is_evidence(sent: Payload, remote: Remote, *, etags_are_md5: bool) -> bool:
     return not (has_md5 and etags_are_md5)
 
 
-def between(there: Fingerprint, here: Fingerprint) -> Verdict:
+def compare(old: Fingerprint, new: Fingerprint) -> Verdict:
     """Return the difference between two fingerprints."""
-    if there.md5 != here.md5:
+    if old.md5 != new.md5:
         return Verdict.CONTENT
-    return Verdict.UNCHANGED if there == here else Verdict.HEADERS
+    return Verdict.UNCHANGED if old == new else Verdict.HEADERS

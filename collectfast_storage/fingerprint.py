@@ -11,20 +11,20 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# The name of the fingerprint in an object's metadata.
+# The name of the fingerprint in the metadata of an object.
 FINGERPRINT = "collectfast-fingerprint"
 _canonical = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 class Fingerprint(NamedTuple):
-    """An upload's content and headers, which decide whether it must be repeated."""
+    """Hashes of an upload's content and headers; equal ones need no other upload."""
 
     md5: str  # of the content before compression
-    headers: str  # digest of the parameters of the write
+    headers: str  # digest of the parameters of the upload
 
     def __str__(self) -> str:
         return f"{self.md5}-{self.headers}"
@@ -45,19 +45,15 @@ def md5_of(chunks: Iterable[bytes]) -> str:
 
 def md5_and_etag_of(chunks: Iterable[bytes], part_size: int) -> tuple[str, str]:
     """Return the MD5 of all `chunks`, and their ETag in parts of `part_size` bytes."""
-    md5 = new_md5()
-
-    def hashed() -> Iterator[bytes]:
-        for chunk in chunks:
-            md5.update(chunk)
-            yield chunk
-
-    [etag] = etags_in_parts(hashed(), [part_size])
-    return str(md5.hexdigest()), etag
+    md5, parts = new_md5(), PartHashes(part_size)
+    for chunk in chunks:
+        md5.update(chunk)
+        parts.update(chunk)
+    return str(md5.hexdigest()), parts.etag()
 
 
 def digest_of(parameters: Mapping[str, object]) -> str:
-    """Return a digest of the parameters of a write that does not reveal them."""
+    """Return a digest that does not reveal the `parameters` of an upload."""
     return _digest_of(_canonical(parameters))
 
 
@@ -72,7 +68,7 @@ def normal_etag(header: str | None) -> str:
 
 
 def looks_like_md5(etag: str) -> bool:
-    """Return whether `etag` has the form of an MD5, of one request's content."""
+    """Return whether `etag` has the form of an MD5, and not of a multipart upload."""
     return re.fullmatch("[0-9a-f]{32}", etag) is not None
 
 
@@ -94,19 +90,39 @@ def part_sizes(size: int, parts: int, usual: int) -> list[int]:
     return [each for each in sizes if -(-size // each) == parts]
 
 
+class PartHashes:
+    """The MD5s of content that is divided into parts of `part_size` bytes."""
+
+    def __init__(self, part_size: int) -> None:
+        self.size = 0  # of the content
+        self._part_size = part_size
+        self._parts: list[Any] = []
+
+    def update(self, chunk: bytes) -> None:
+        """Add a chunk of any size."""
+        view = memoryview(chunk)
+        while view:
+            free = self._part_size - self.size % self._part_size
+            if free == self._part_size:
+                self._parts.append(new_md5())
+            self._parts[-1].update(view[:free])
+            self.size += len(view[:free])
+            view = view[free:]
+
+    def first_md5(self) -> str:
+        """Return the MD5 of the first part, in hexadecimal."""
+        return str(self._parts[0].hexdigest()) if self._parts else md5_of([])
+
+    def etag(self) -> str:
+        """Return the ETag of the content."""
+        digests = [part.digest() for part in self._parts]
+        return f"{md5_of(digests)}-{len(digests)}"
+
+
 def etags_in_parts(chunks: Iterable[bytes], sizes: Iterable[int]) -> list[str]:
     """Return the ETags of all `chunks`, uploaded in parts of each of the `sizes`."""
-    parts: dict[int, list[Any]] = {size: [] for size in sizes}
-    end = 0
+    hashes = [PartHashes(size) for size in sizes]
     for chunk in chunks:
-        for size, hashes in parts.items():
-            view, at = memoryview(chunk), end
-            while view:
-                if at % size == 0:
-                    hashes.append(new_md5())
-                taken, view = view[: size - at % size], view[size - at % size :]
-                hashes[-1].update(taken)
-                at += len(taken)
-        end += len(chunk)
-    digests = ([each.digest() for each in hashes] for hashes in parts.values())
-    return [f"{md5_of(each)}-{len(each)}" for each in digests]
+        for each in hashes:
+            each.update(chunk)
+    return [each.etag() for each in hashes]

@@ -1,8 +1,8 @@
-"""The upload that one save would make: captured from django-storages, read and hashed.
+"""The content and parameters of an upload, captured from django-storages.
 
 `S3Storage._save` ends in ``self.bucket.Object(key).upload_fileobj(…)``. A stand-in for
-that bucket captures the arguments, so the rules of django-storages and of a subclass
-stay in force without a copy of any. A `_save` that uploads in another way just uploads.
+that bucket captures the arguments, so the rules of django-storages and of subclasses
+apply and need not be copied. A `_save` that uploads in another way is not captured.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from storages.utils import ReadBytesWrapper, is_seekable
 from collectfast_storage.fingerprint import (
     SMALLEST_PART,
     Fingerprint,
+    PartHashes,
     digest_of,
     etags_in_parts,
     md5_and_etag_of,
@@ -30,38 +31,37 @@ from collectfast_storage.fingerprint import (
 )
 
 _CHUNK_SIZE = 256 * 1024
-_CHANGED = "the file changed while it was being read"
 
 
 class Payload:
     """The content and the parameters of one upload.
 
-    A content that fits into one request is read once, so exactly the bytes that were
-    hashed are sent. A larger content is read twice: to hash it, and to upload it.
+    Content that fits into one request is read once, so exactly the bytes that were
+    hashed are sent. Larger content is read twice: to hash it, and to upload it.
     """
 
     def __init__(
         self,
         file: Any,  # text or binary
-        parameters: dict[str, Any],  # of S3's write
+        parameters: dict[str, Any],  # of the request
         config: TransferConfig,
-        compress: Callable[[Any], Any] | None = None,  # returns a compressed readable
+        compress: Callable[[Any], Any] | None = None,  # returns a compressed file
     ) -> None:
         self.parameters = parameters
         self.config = config
         self._compress = compress
         self.compresses = compress is not None
         self._is_released = self.is_reopened = False
-        self.reopen: Callable[[], Any] | None = None  # opens the file another time
+        self.reopen: Callable[[], Any] | None = None  # opens the file again
         self._known_etag: str | None = None
-        self._last: _Hashed | None = None  # the reader of the last stream
+        self._last_reader: _HashingReader | None = None
         self._own = _copy_unless_rewindable(file, config.multipart_threshold)
         self._file = file if self._own is None else self._own
 
     def close(self, *, uploaded: bool = False) -> None:
-        """Close the files that this object opened; the given file stays open.
+        """Close the files that this object has opened, but not the given file.
 
-        A file that was opened again is closed when it is `uploaded`.
+        A file that was opened again is closed after it was `uploaded`.
         """
         if self._own is not None and (uploaded or not self.is_reopened):
             self._own.close()
@@ -73,7 +73,7 @@ class Payload:
             return None
         plain = self._less_than_threshold(self._rewound())
         if plain is not None:
-            self._file = None  # An in-memory file would hold the content twice.
+            self._file = None  # An in-memory file is a second copy of the content.
         return plain
 
     @cached_property
@@ -85,11 +85,9 @@ class Payload:
 
     @cached_property
     def size(self) -> int:
-        """The bytes to be sent; of a compressed stream, those before compression."""
-        for held in (self.body, self.plain):
-            if held is not None:
-                return len(held)
-        return self._length
+        """The number of bytes to send; for a compressed stream, before compression."""
+        content = self.plain if self.body is None else self.body
+        return self._length if content is None else len(content)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -97,16 +95,16 @@ class Payload:
         return Fingerprint(self._md5, digest_of(self.parameters))
 
     def adopt(self, md5: str, etag: str) -> None:
-        """Take the content's `md5` and `etag` from an earlier upload, unread."""
+        """Use the `md5` and `etag` of an earlier upload, so that no file is read."""
         self._md5, self._known_etag = md5, etag
 
     def has_etag(self, etag: str) -> bool:
-        """Return whether `etag` is that of this content, in any usual part size."""
+        """Return whether this content has the `etag`, in any usual part size."""
         if self._known_etag is not None:
             return etag == self._known_etag
         parts = number_of_parts(etag)
         if parts == 0:
-            return etag == self.body_md5 and self.is_as_hashed()
+            return etag == self.body_md5 and self._is_as_hashed()
         if parts == 1:
             return etag == f"{md5_of([bytes.fromhex(self.body_md5)])}-1"
         if self._is_released:
@@ -119,7 +117,7 @@ class Payload:
         if not sizes:
             return False
         etags = etags_in_parts(_chunks(self._stream(None)), sizes)
-        return etag in etags and self.is_as_hashed()
+        return etag in etags and self._is_as_hashed()
 
     @cached_property
     def body_md5(self) -> str:
@@ -129,24 +127,26 @@ class Payload:
         if self.body is not None:
             return md5_of([self.body])
         md5 = md5_of(_chunks(self._stream(None)))
-        if self._last is not None:  # The plain content has been read on the way.
-            self._md5 = self._last.md5.hexdigest()
+        if self._last_reader is not None:  # It has read the whole plain content.
+            self._md5 = self._last_reader.md5.hexdigest()
         return md5
 
     @property
     def has_opaque_etag(self) -> bool:
-        """Whether the parameters ask for an encryption that makes the ETag opaque."""
+        """Whether the parameters demand an encryption that makes the ETag opaque."""
         return has_opaque_etag(self.parameters)
 
-    def is_as_hashed(self) -> bool:
-        """Return whether the last stream had the content that was hashed."""
-        return self._last is None or self._last.md5.hexdigest() == self._md5
+    def _is_as_hashed(self) -> bool:
+        """Return whether the last stream had the same content as the hashed one."""
+        return (
+            self._last_reader is None or self._last_reader.md5.hexdigest() == self._md5
+        )
 
     def release_content(self) -> bool:
-        """Free the content if its MD5s give all ETags that it may have, and say so."""
+        """Free the content unless ETags need it; return whether it was freed."""
         if self.body is None or len(self.body) >= SMALLEST_PART:
             return False
-        # These have to be computed first: they need the content.
+        # Compute and cache these first, because they need the content.
         _ = self.fingerprint, self.body_md5, self.size
         del self.plain, self.body
         self._file = None
@@ -154,17 +154,17 @@ class Payload:
         return True
 
     def readable(self) -> Any:
-        """Return a file-like object of the bytes to send, from their beginning."""
+        """Return a file of the bytes to send, at its beginning."""
         if self.plain is not None:
             readable: Any = BytesIO(self.plain)
         else:
             readable = self._rewound()
-            # https://github.com/boto/s3transfer/issues/80: it closes the given file.
+            # s3transfer would close it: https://github.com/boto/s3transfer/issues/80
             readable.close = lambda: None
         return self._compress(readable) if self._compress else readable
 
     def read_again(self) -> bool:
-        """Open the file again, so its owner may close it; return if that worked."""
+        """Open the file again, so its owner may close it; return whether it may."""
         if self.reopen is None or self._own is not None:
             return False
         self._own = self._file = self.reopen()
@@ -172,19 +172,19 @@ class Payload:
         return True
 
     def take_hashes(self, other: Payload) -> None:
-        """Take over the hashes of a payload of the same file, so as not to read it."""
-        for name in ("_md5", "_hashes", "body_md5"):
-            if name in vars(other):
-                vars(self)[name] = vars(other)[name]
+        """Copy the hashes that `other`, a payload of the same file, has computed."""
+        for name in vars(other).keys() & {"_md5", "_hashes", "body_md5"}:
+            setattr(self, name, getattr(other, name))
 
-    def upload_stream(self, check: Callable[[], object]) -> _Stream:
-        """Return a stream for an upload, which raises if the file has changed.
+    def upload_stream(self, check: Callable[[], object]) -> _UploadStream:
+        """Return a stream for an upload, which raises an error if the file has changed.
 
-        It calls `check` before each read; an exception ends the upload.
+        It calls `check` before each read; an exception there ends the upload.
         """
         stream: Any = self._stream(self._md5, check)
         size = None if self.compresses else self._length
-        return _Stream(stream, size, self._part_size, self.config.multipart_threshold)
+        threshold = self.config.multipart_threshold
+        return _UploadStream(stream, size, self._part_size, threshold)
 
     @cached_property
     def _md5(self) -> str:
@@ -194,31 +194,32 @@ class Payload:
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:
-        # Of an uncompressed stream: its MD5, and its ETag in parts of the usual size.
+        # The MD5 of an uncompressed stream, and its ETag in parts of the usual size.
         return md5_and_etag_of(_chunks(self._rewound()), self._part_size)
 
     @cached_property
     def _length(self) -> int:
-        self._file.seek(0, SEEK_END)  # A file's own `seek` may return nothing.
+        self._file.seek(0, SEEK_END)  # Not all classes return the position.
         return int(self._file.tell())
 
     @property
     def _part_size(self) -> int:
-        # As s3transfer chooses it: larger for more than 10,000 parts, if it knows the
-        # size. The size of a stream that is being compressed shows at its end.
+        # This is s3transfer's rule: larger for more than 10,000 parts, if it knows the
+        # size. The size of a compressed stream is known only at its end.
         size = None if self.body is None and self.compresses else self.size
         adjust = ChunksizeAdjuster().adjust_chunksize
         return int(adjust(self.config.multipart_chunksize, size))
 
     def _stream(self, expected: str | None, check: Any = None) -> Any:
-        """Return a readable of the bytes to send, from their beginning.
+        """Return a file of the bytes to send, at its beginning.
 
-        It raises if the MD5 of the plain content is not as `expected`.
+        It raises an error if the MD5 of the plain content is not the `expected` one.
         """
         plain: Any
         if self.plain is None:
-            self._last = _Hashed(self._rewound(), self._length, expected, check)
-            plain = BufferedReader(self._last, _CHUNK_SIZE)
+            reader = _HashingReader(self._rewound(), self._length, expected, check)
+            self._last_reader = reader
+            plain = BufferedReader(reader, _CHUNK_SIZE)
         else:
             plain = BytesIO(self.plain)
         return self._compress(plain) if self._compress else plain
@@ -244,7 +245,7 @@ def has_opaque_etag(parameters: Mapping[str, Any]) -> bool:
 
 
 class Capture(NamedTuple):
-    """The arguments of one `upload_fileobj`, which was captured."""
+    """The arguments of a captured call of `upload_fileobj`."""
 
     key: str
     file: Any
@@ -252,36 +253,37 @@ class Capture(NamedTuple):
     callback: Callable[[int], None] | None
     config: TransferConfig | None
 
+    @property
+    def plain(self) -> Any:
+        """The file before compression."""
+        return self.file.plain if isinstance(self.file, Compressible) else self.file
+
     def payload(self) -> Payload:
-        """Return the payload; its `close` is the caller's business."""
-        config, parameters = self.config or TransferConfig(), self.parameters
-        if isinstance(self.file, Compressible):
-            file, compress = self.file.plain, self.file.compress
-            return Payload(file, parameters, config, compress)
-        return Payload(self.file, parameters, config)
+        """Return the payload, which the caller has to close."""
+        config = self.config or TransferConfig()
+        compress = self.file.compress if isinstance(self.file, Compressible) else None
+        return Payload(self.plain, self.parameters, config, compress)
 
     def is_text(self) -> bool:
-        """Return whether the file is a text file, of which s3transfer may cut bytes.
+        """Return whether the file is a text file, which s3transfer may cut off.
 
-        It takes the number of characters for that of bytes:
+        It takes the number of characters for the number of bytes:
         https://github.com/boto/s3transfer/blob/develop/s3transfer/utils.py
         """
-        file = self.file.plain if isinstance(self.file, Compressible) else self.file
-        return isinstance(getattr(file, "file", file).read(0), str)
+        return isinstance(getattr(self.plain, "file", self.plain).read(0), str)
 
     def is_of(self, content: object) -> bool:
-        """Return whether the file is `content` itself, and not made of it."""
-        file = self.file.plain if isinstance(self.file, Compressible) else self.file
-        return isinstance(file, ReadBytesWrapper) and file.file is content
+        """Return whether the file is `content` itself, and not derived from it."""
+        return isinstance(self.plain, ReadBytesWrapper) and self.plain.file is content
 
     def content(self) -> Any:
-        """Return the file as django-storages would hand it to boto3."""
+        """Return the file that django-storages would pass to boto3."""
         if isinstance(self.file, Compressible):
             return self.file.compress(self.file.plain)
         return self.file
 
     def report(self, payload: Payload) -> None:
-        """Report to the caller that all bytes are done."""
+        """Report to the caller's callback that all bytes were sent."""
         if self.callback is not None:
             self.callback(payload.size)
 
@@ -290,10 +292,10 @@ Take = Callable[[Capture], object]
 
 
 class StandIn:
-    """Stands for an object of boto3's, which is looked up at each access."""
+    """A stand-in for a boto3 object, which is created at each access."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
-        """Stand for the object that `connect` returns."""
+        """Represent the object that `connect` returns."""
         self._connect = connect
 
     def __getattr__(self, name: str) -> Any:
@@ -301,10 +303,10 @@ class StandIn:
 
 
 class CapturingBucket(StandIn):
-    """A boto3 Bucket whose uploads are handed to a `Take`."""
+    """A boto3 Bucket whose uploads are passed to a function."""
 
     def __init__(self, connect: Callable[[], Any], take: Take) -> None:
-        """Stand for the bucket that `connect` returns."""
+        """Represent the bucket that `connect` returns; pass its uploads to `take`."""
         super().__init__(connect)
         self._take = take
 
@@ -329,7 +331,7 @@ class _CapturingObject(StandIn):
 
 
 class Compressible:
-    """A content that is compressed only if it is sent."""
+    """A file that is compressed only when it is sent."""
 
     def __init__(self, plain: Any, compress: Callable[[Any], Any]) -> None:
         self.plain = plain
@@ -340,7 +342,7 @@ class Compressible:
         return self.compress(self.plain)
 
     def read(self, *size: int) -> Any:
-        """Read the compressed content, as a subclass may do."""
+        """Read the compressed content, as some subclasses do."""
         return self._compressed.read(*size)
 
     def close(self) -> None:
@@ -348,8 +350,8 @@ class Compressible:
         self.plain.close()
 
 
-class _Hashed(RawIOBase):
-    """A reader that hashes a file from its last rewinding on."""
+class _HashingReader(RawIOBase):
+    """A reader that hashes a file, from its beginning after each rewinding."""
 
     def __init__(
         self, file: Any, length: int, expected: str | None, check: Any
@@ -378,65 +380,65 @@ class _Hashed(RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._check is not None:
             self._check()
-        # An end is final: django-storages' compression expects no file that grows.
+        # The end is final, because django-storages' compression cannot read a file that
+        # grows.
         chunk = b"" if self._ended else self._file.read(len(buffer))
         self._ended = not chunk
         self.md5.update(chunk)
         self._read += len(chunk)
-        # An upload that is complete cannot be taken back, so this raises before the
-        # last part is sent. A multipart upload is aborted then.
+        # A complete upload cannot be undone. Therefore the error is raised before the
+        # last part is sent, so that the multipart upload is aborted.
         is_all = self._ended or self._read >= self._length
         if is_all and self._expected not in (None, self.md5.hexdigest()):
-            raise OSError(_CHANGED)
+            raise OSError("the file changed while it was being read")
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
 
-class _Stream:
-    """A stream for s3transfer; `etag` is known when it has been read to its end."""
+class _UploadStream:
+    """A stream for s3transfer; it has its `etag` when it has been read to its end."""
 
     def __init__(
         self, readable: Any, size: int | None, part_size: int, threshold: int
     ) -> None:
         self.size = size  # in bytes, if it is known
-        self._readable, self._part_size = readable, part_size
-        self._threshold = threshold
-        self._parts: list[Any] = []
-        self.bytes_read = 0
-        # https://github.com/boto/s3transfer/issues/80: it closes files of its caller.
-        self.close = lambda: None
+        self._readable, self._threshold = readable, threshold
+        self._hashes = PartHashes(part_size)
 
     def seekable(self) -> bool:
-        """Return that it is not, so that s3transfer reads to the end in one go."""
+        """Return False, so that s3transfer reads the stream once, to its end."""
         return False
 
     def read(self, *size: int) -> bytes:
         chunk: bytes = self._readable.read(*size)
-        view = memoryview(chunk)
-        while view:
-            at = self.bytes_read % self._part_size
-            if at == 0:
-                self._parts.append(new_md5())
-            self._parts[-1].update(view[: self._part_size - at])
-            self.bytes_read += len(view[: self._part_size - at])
-            view = view[self._part_size - at :]
+        self._hashes.update(chunk)
         return chunk
+
+    def close(self) -> None:
+        """Do nothing: s3transfer closes its caller's files.
+
+        https://github.com/boto/s3transfer/issues/80
+        """
+
+    @property
+    def bytes_read(self) -> int:
+        """The bytes that have been read."""
+        return self._hashes.size
 
     @property
     def etag(self) -> str:
-        """The ETag that S3 gives this, in one request or in parts of the usual size."""
-        if self.bytes_read < self._threshold:
-            return md5_of([]) if not self._parts else str(self._parts[0].hexdigest())
-        digests = [each.digest() for each in self._parts]
-        return f"{md5_of(digests)}-{len(digests)}"
+        """The ETag of the content in one request, or in parts of the usual size."""
+        if self._hashes.size < self._threshold:
+            return self._hashes.first_md5()
+        return self._hashes.etag()
 
 
 def _copy_unless_rewindable(file: Any, memory: int) -> IO[bytes] | None:
-    """Return a binary, seekable copy of `file`, unless it is both itself."""
+    """Return a binary, seekable copy of `file`, unless it is binary and seekable."""
     if is_seekable(file) and hasattr(file, "tell"):
         file.seek(0)
         inner = file.file if isinstance(file, ReadBytesWrapper) else file
-        # The positions in a text file do not give its size in bytes.
+        # Positions in a text file are not bytes.
         if not isinstance(inner.read(0), str):
             return None
     copy: IO[bytes] = SpooledTemporaryFile(max_size=memory)  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""The report of a run, and the output while it goes on."""
+"""The report of a run, and its output while it is running."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class Report:
     """The results of a run.
 
-    `uploaded`, `unchanged` (not uploaded again), `deleted`, and `kept` by ``--clear``
-    are names. `bytes` were uploaded, in `seconds` from the first save to the end.
-    `requests` has the number of requests of each kind (``LIST``, …), with retries.
+    `uploaded`, `unchanged` (not uploaded), `deleted` and `kept` (by ``--clear``) are
+    names. `bytes` is the size of the uploads, and `seconds` the time from the first
+    save to the end. `requests` maps kinds such as ``LIST`` to the number of requests,
+    retries included.
     """
 
     uploaded: tuple[str, ...] = ()
@@ -45,10 +46,10 @@ class Report:
 
 
 class Tally:
-    """Counts the results of a run, from its beginning."""
+    """The results of a run that is not complete."""
 
     def __init__(self) -> None:
-        # Dicts take a third of the memory of sets, and keep the order.
+        # Dicts need a third of the memory of sets, and are ordered.
         self.uploaded: dict[str, None] = {}
         self.unchanged: dict[str, None] = {}
         self.deleted: list[str] = []
@@ -57,53 +58,58 @@ class Tally:
         self._start = monotonic()
 
     def report(self, requests: Mapping[str, int]) -> Report:
-        """Return the results so far, and the `requests` that they took."""
+        """Return a report of the results and of the `requests`."""
         unchanged = self.unchanged.keys() - self.uploaded.keys()
-        groups = (self.uploaded, unchanged, self.deleted, self.kept)
-        uploaded, there, deleted, kept = (tuple(sorted(names)) for names in groups)
-        seconds = monotonic() - self._start
-        counts = dict(requests)
-        return Report(uploaded, there, deleted, kept, self.bytes, seconds, counts)
+        return Report(
+            uploaded=tuple(sorted(self.uploaded)),
+            unchanged=tuple(sorted(unchanged)),
+            deleted=tuple(sorted(self.deleted)),
+            kept=tuple(sorted(self.kept)),
+            bytes=self.bytes,
+            seconds=monotonic() - self._start,
+            requests=dict(requests),
+        )
 
 
 class Progress:
-    """Shows each upload in `command`'s output, a bar of `tqdm`, or nothing."""
+    """The output for uploads: lines of `command`, a progress bar of `tqdm`, or none."""
 
     def __init__(self, command: Command | None = None, tqdm: Any = None) -> None:
         self._command, self._tqdm = command, tqdm
         self._bar: Any = None
 
     def start(self, files: int) -> None:
-        """Show that so many `files` are to be done."""
+        """Show a progress bar for this number of `files`."""
         if self._tqdm is not None:
             self._bar = self._tqdm(total=files, unit=" files", dynamic_ncols=True)
 
     def decided(self, name: str, reason: str) -> None:
-        """Show why the file `name` is uploaded."""
+        """Show why the file `name` is uploaded, or would be without ``--dry-run``."""
         if self._command is not None:
-            text = f"Uploading '{printable(name)}' ({printable(reason)})"
+            verb = "Pretending to upload" if self._command.dry_run else "Uploading"
+            text = f"{verb} '{printable(name)}' ({printable(reason)})"
             self._command.log(text, level=2)
 
     def advanced(self, files: int, uploaded: int) -> None:
-        """Show that so many `files` more are done, and bytes `uploaded` in all."""
+        """Show that this number of `files` is done, and all bytes `uploaded`."""
         if self._bar is not None:
             text = f"{uploaded / 1e6:,.1f} MB uploaded"
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(files)
 
     def waiting(self, reason: str) -> None:
-        """Show for which `reason` no request succeeds; empty: they do again."""
+        """Show the `reason` why no request succeeds; empty: requests succeed again."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"waiting: {reason}" if reason else "")
 
     def close(self) -> None:
-        """Show no more."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def progress_of(command: Command) -> Progress:
-    """Return what suits `command`: its ``--verbosity``, and a terminal or none."""
+    """Return the output for the ``--verbosity`` and the terminal of `command`."""
     verbosity: int = getattr(command, "verbosity", 1)
     if verbosity > 1:
         return Progress(command)

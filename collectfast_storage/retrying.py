@@ -1,4 +1,4 @@
-"""Requests of one run: when each is sent, and sent again after a transient error."""
+"""The sender of a run's requests, which retries them after transient errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from collectfast_storage.congestion import Attempts, Next, Pace, Patience
+from collectfast_storage.congestion import (
+    Attempts,
+    Congestion,
+    RetryDecision,
+    RetryPolicy,
+)
 from collectfast_storage.reporting import Progress
 from collectfast_storage.s3.errors import (
     OutageError,
@@ -25,37 +30,41 @@ logger = logging.getLogger("collectfast_storage")
 
 _T = TypeVar("_T")
 
-# The seconds of waiting before a warning is logged.
-_SILENCE = 1.0
+# Shorter outages are not logged, in seconds.
+_SHORT_OUTAGE = 1.0
 # The pause before a single request is sent again while others succeed, in seconds.
 _PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 class RetryingSender:
-    """Sends requests to one bucket when their pace allows it.
+    """A sender of requests to one bucket, at a pace that responses determine.
 
-    A request that meets a transient error is sent again, until no request has succeeded
-    for the time that `Patience` allows.
+    A request that fails with a transient error is sent again, until no request has
+    succeeded for the time that `RetryPolicy` allows.
     """
 
     def __init__(
-        self, bucket_name: str, pace: Pace, timeout: float, progress: Progress
+        self,
+        bucket_name: str,
+        congestion: Congestion,
+        timeout: float,
+        progress: Progress,
     ) -> None:
-        """Send at `pace`, and retry for `timeout` seconds; 0: botocore retries."""
+        """Retry for `timeout` seconds; with 0, only botocore retries."""
         self.retries = timeout > 0
         self._bucket_name, self._progress = bucket_name, progress
-        self._pace, self._patience = pace, Patience(timeout)
-        self._changed = threading.Condition()
-        self._turn = threading.Lock()  # One waits to start, and all others for it.
-        self._requests = self._bytes = 0  # under way, of those that have a size
+        self._congestion, self._policy = congestion, RetryPolicy(timeout)
+        self._changed = threading.Condition()  # the pace, or whether this is stopped
+        self._first_in_line = threading.Lock()  # Only its owner waits for `_changed`.
+        self._requests = self._bytes = 0  # in flight, in the congestion window
         self._has_warned = False  # since the last success
-        self._over = threading.Event()
-        self._given_up: Exception | None = None
+        self._stopped = threading.Event()
+        self._stop_error: Exception | None = None
 
     def send(self, call: Callable[[], _T], size: int | None = None) -> _T:
         """Return the result of `call`, which sends one request of `size` bytes.
 
-        The `size` is `None` for requests that have no part in the congestion window.
+        If `size` is `None`, the request is not a part of the congestion window.
         """
         alone, pause = Attempts(), _PAUSE
         while True:
@@ -66,7 +75,8 @@ class RetryingSender:
                 transient = self._failure(error, began, size)
                 if transient is None:
                     raise
-                is_alone = not self._pace.is_probing
+                # In an outage other requests fail as well, so failures do not count.
+                is_alone = not self._congestion.is_probing
                 if is_alone:
                     alone.add(monotonic())
                 else:
@@ -78,52 +88,51 @@ class RetryingSender:
                     self._success(began, size)
                 return result
             if is_alone:
-                self._over.wait(pause)
+                self._stopped.wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     def check(self) -> None:
-        """Raise if `stop` was called."""
-        if self._over.is_set():
-            raise self._given_up or CancelledError
+        """Raise an error if `stop` was called."""
+        if self._stopped.is_set():
+            raise self._stop_error or CancelledError
 
     def stop(self, error: Exception | None = None) -> None:
-        """Send no more; what was not sent fails of the `error`, if there is one."""
-        self._given_up = self._given_up or error
-        self._over.set()
+        """Send no more requests; calls that wait to send raise `error`, if given."""
+        self._stop_error = self._stop_error or error
+        self._stopped.set()
         with self._changed:
             self._changed.notify_all()
 
     def _begin(self, size: int | None) -> float:
-        """Return the time when a request of `size` bytes may start, after that."""
-        with self._turn, self._changed:
-            while not self._over.is_set():
+        """Wait until a request of `size` bytes may start, and return the time."""
+        with self._first_in_line, self._changed:
+            while True:
+                self.check()
                 now = monotonic()
-                delay = self._pace.delay(now, size, self._requests, self._bytes)
+                delay = self._congestion.delay(now, size, self._requests, self._bytes)
                 if delay <= 0:
-                    self._pace.started(now)
+                    self._congestion.started(now)
                     if size is not None:
                         self._requests += 1
                         self._bytes += size
                     return now
                 self._changed.wait(None if delay == inf else delay)
-        raise self._given_up or CancelledError
 
     def _end(self, began: float, size: int | None) -> None:
-        self._pace.ended(began)
+        self._congestion.ended(began)
         if size is not None:
             self._requests -= 1
             self._bytes -= size
         self._changed.notify_all()
 
     def _success(self, began: float, size: int | None) -> None:
-        with self._changed:
-            now = monotonic()
-            waited, was_probing = self._patience.waited(now), self._pace.is_probing
-            self._pace.answered(now, began, size)
-            ends_outage = was_probing and not self._pace.is_probing
-            self._patience.succeeded(now, ends_outage=ends_outage)
-            had_warned, self._has_warned = self._has_warned, False
-        if had_warned:
+        now = monotonic()
+        waited, was_probing = self._policy.waited(now), self._congestion.is_probing
+        self._congestion.answered(now, began, size)
+        ends_outage = was_probing and not self._congestion.is_probing
+        self._policy.succeeded(now, ends_outage=ends_outage)
+        if self._has_warned:
+            self._has_warned = False
             text = "Requests to bucket %r succeed again after %d s."
             logger.info(text, self._bucket_name, round(waited))
             self._progress.waiting("")
@@ -131,38 +140,38 @@ class RetryingSender:
     def _failure(
         self, error: BaseException, began: float, size: int | None
     ) -> Transient | None:
-        """Note an `error`; return why its request is to be sent again, if it is."""
+        """Note an `error`; return the reason to send its request again, if any."""
         with self._changed:
-            self._end(began, size)  # Whatever the error is, others may go on.
+            self._end(began, size)
             transient, now = transient_of(error), monotonic()
             if transient is None and isinstance(error, ClientError):
-                self._success(began, size)  # It is an answer.
+                self._success(began, size)  # The server has responded.
             elif transient is not None and transient.throttled:
-                self._pace.throttled(now, began, transient.retry_after)
+                self._congestion.throttled(now, began, transient.retry_after)
             elif transient is not None:
                 timed_out, after = transient.timed_out, transient.retry_after
-                self._pace.failed(now, began, timed_out=timed_out, after=after)
+                self._congestion.failed(now, began, timed_out=timed_out, after=after)
         return transient if self.retries else None
 
     def _retry_or_raise(
         self, error: Any, began: float, alone: Attempts, transient: Transient
     ) -> None:
-        """Raise `error` if its request, which `began` then, is not to be sent again."""
+        """Raise an error if the request, which `began` then, must not be sent again."""
         now = monotonic()
         with self._changed:
-            following = self._patience.failed(now, began, alone, transient.retry_after)
-            waited, timeout = self._patience.waited(now), self._patience.timeout
-            is_long = waited >= _SILENCE or transient.timed_out
-            warns = self._pace.is_probing and is_long and not self._has_warned
+            following = self._policy.failed(now, began, alone, transient.retry_after)
+            waited, timeout = self._policy.waited(now), self._policy.timeout
+            is_long = waited >= _SHORT_OUTAGE or transient.timed_out
+            warns = self._congestion.is_probing and is_long and not self._has_warned
             self._has_warned |= warns
         if warns:
             reason = short_reason(error)
             text = "No request to bucket %r succeeds (%s); retrying for up to %d s."
             logger.warning(text, self._bucket_name, reason, round(timeout))
             self._progress.waiting(reason)
-        if following is Next.SET_ASIDE:
+        if following is RetryDecision.RAISE:
             raise error
-        if following is Next.END:
+        if following is RetryDecision.STOP:
             ended = OutageError(error=error, seconds=round(waited))
             ended.__cause__ = error
             self.stop(ended)

@@ -1,7 +1,7 @@
 """One run, of a collectstatic or of a program's batch, from its first call to its end.
 
-The methods of `Run` are in the order in which a file meets them: the command asks for
-it, saves it, and it is uploaded. At the end objects are deleted, and there is a report.
+The methods of `Run` are in the order of their calls: the command compares a file, then
+saves it, and the run uploads it. At the end the run deletes objects, and reports.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import IO, Any
@@ -19,264 +19,111 @@ from django.core.files.storage import Storage
 
 from collectfast_storage.comparison import Comparison
 from collectfast_storage.context import RunContext
-from collectfast_storage.decision import (
-    DOUBTFUL,
-    UNKNOWN,
-    Remembered,
-    Remote,
-    Verdict,
-    between,
-)
-from collectfast_storage.exceptions import (
-    BucketError,
-    CollectfastError,
-    DeleteError,
-    UploadError,
-    reason_of,
-)
-from collectfast_storage.fingerprint import Fingerprint
+from collectfast_storage.decision import DOUBTFUL, UNKNOWN, Remote, Verdict
+from collectfast_storage.exceptions import CollectfastError, DeleteError, UploadError
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Report, Tally
 from collectfast_storage.s3.bucket import Bucket
-from collectfast_storage.s3.errors import (
-    affects_one_file,
-    affects_whole_bucket,
-    as_bucket_error,
-)
+from collectfast_storage.s3.errors import as_bucket_error
+from collectfast_storage.s3.listing import Listing
 from collectfast_storage.upload_cache import UploadCache
-from collectfast_storage.uploads import INTERRUPTED, Outcome, Uploads
+from collectfast_storage.uploads import BoundedExecutor, Uploads
 
 logger = logging.getLogger("collectfast_storage")
 
-# After this number of failures with one reason, and nothing else, all other uploads
-# would fail too.
-_ENOUGH_ALIKE = 20
-# Drafts wait in memory up to this size. Others are uploaded, and perhaps replaced.
-_MOST_BYTES_OF_DRAFTS = 32 * 1024 * 1024
-# Uploads wait for a mark in the cache in groups, which grow from this size.
-_FIRST_MARKS = 8
 
-
-class HeldPayloads:
-    """Payloads that wait in memory for their upload, by name."""
-
-    def __init__(self) -> None:
-        self._payloads: dict[str, Payload] = {}
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._payloads)
-
-    def get(self, name: str) -> Payload | None:
-        """Return the payload that waits as `name`."""
-        return self._payloads.get(name)
-
-    def add(self, name: str, payload: Payload) -> bool:
-        """Let `payload` wait as `name`, if there is room for its content."""
-        size = len(payload.plain or b"")
-        if not 0 < size <= _MOST_BYTES_OF_DRAFTS - self._bytes:
-            return False
-        self._payloads[name] = payload
-        self._bytes += size
-        return True
-
-    def pop(self, name: str) -> Payload | None:
-        """Remove and return the payload that waits as `name`."""
-        payload = self._payloads.pop(name, None)
-        self._bytes -= len(payload.plain or b"") if payload else 0
-        return payload
-
-    def pop_all(self) -> dict[str, Payload]:
-        """Remove and return all payloads."""
-        payloads, self._payloads, self._bytes = self._payloads, {}, 0
-        return payloads
-
-
-class Failures:
-    """Uploads of a run that failed, by name."""
-
-    def __init__(self, bucket_name: str) -> None:
-        self._bucket_name = bucket_name
-        self._errors: dict[str, tuple[Fingerprint, Exception]] = {}
-        self._last_reason, self._alike = "", 0  # since the last upload that succeeded
-        self.end: CollectfastError | None = None  # the error that ended the run
-
-    def add(self, name: str, fingerprint: Fingerprint, error: Exception) -> bool:
-        """Note the `error` of `name`; return whether it would meet all other files."""
-        self._errors[name] = fingerprint, error
-        reason = reason_of(error)
-        self._alike = self._alike + 1 if reason == self._last_reason else 1
-        self._last_reason = reason
-        if affects_whole_bucket(error):
-            self.end = BucketError(self._bucket_name, error)
-        elif self._alike >= _ENOUGH_ALIKE and not affects_one_file(error):
-            self.end = UploadError(self.errors, tried_all=False)
-        return self.end is not None
-
-    def succeeded(self) -> None:
-        """Note that an upload succeeded."""
-        self._alike = 0
-
-    def forget(self, name: str) -> None:
-        """Forget the failure of `name`, which is uploaded again."""
-        self._errors.pop(name, None)
-
-    def fingerprint(self, name: str) -> Fingerprint | None:
-        """Return the fingerprint that could not be uploaded as `name`."""
-        return self._errors[name][0] if name in self._errors else None
-
-    @property
-    def errors(self) -> dict[str, Exception]:
-        """The errors, by name."""
-        return {name: error for name, (_, error) in self._errors.items()}
-
-    def raise_for(self, name: str) -> None:
-        """Raise `UploadError` if `name` could not be uploaded."""
-        if name in self._errors:
-            error = self._errors[name][1]
-            raise UploadError({name: error}) from error
-
-    def raise_end(self) -> None:
-        """Raise the error that ended the run, if there is one."""
-        if self.end is not None:
-            raise self.end
-
-    def raise_any(self) -> None:
-        """Raise an error that names all failures, if there are any."""
-        self.raise_end()
-        if self._errors:
-            raise UploadError(self.errors)
-
-
-class PendingUploads:
-    """The uploads of a run that have not arrived: drafts, under way, and failed."""
+class Deletes:
+    """Names that a run deletes at its end, unless they are saved again."""
 
     def __init__(
         self,
         context: RunContext,
+        bucket: Bucket,
         cache: UploadCache,
-        uploads: Uploads,
-        comparison: Comparison,
+        listing: Listing,
+        seen: Mapping[str, None],
         tally: Tally,
     ) -> None:
-        """Upload by `uploads`, and note results in the others."""
-        self._context, self._cache, self._uploads = context, cache, uploads
-        self._comparison, self._tally = comparison, tally
-        self.failures = Failures(context.destination.bucket_name)
-        self.drafts = HeldPayloads()
-        self._unmarked = HeldPayloads()  # uploads that may make a cache entry wrong
+        """Delete from `bucket`; with ``--clear`` also names that were not `seen`."""
+        self._context, self._bucket, self._cache = context, bucket, cache
+        self._listing, self._seen, self._tally = listing, seen, tally
+        # Whether a name is deleted at the end, or is only overwritten by collectstatic.
+        self._names: dict[str, bool] = {}
+        self.is_deleting = False  # by a subclass's own method
 
-    def fingerprint(self, name: str) -> Fingerprint | None:
-        """Return the fingerprint of an upload of `name` that has not arrived."""
-        waiting = self.drafts.get(name) or self._unmarked.get(name)
-        if waiting is not None:
-            return waiting.fingerprint
-        failed = self.failures.fingerprint(name)
-        return failed or self._uploads.pending_fingerprint(name)
+    def __bool__(self) -> bool:
+        """Return whether files that were listed may be deleted at the end."""
+        return bool(self._names or self._context.clears)
 
-    def verdict(self, name: str, payload: Payload) -> Verdict:
-        """Return whether the bucket has `payload` as `name`, or will have it."""
-        pending = self.fingerprint(name)
-        if pending is not None:
-            return between(pending, payload.fingerprint)
-        return self._comparison.verdict(name, payload)
+    def add(self, name: str) -> None:
+        """Delete `name` at the end, unless the command is about to overwrite it."""
+        self._names[name] = self._context.source_being_compared(name) is None
 
-    def upload(self, name: str, payload: Payload, verdict: Verdict) -> None:
-        """Upload `payload` in the background."""
+    def discard(self, name: str) -> bool:
+        """Do not delete `name`; return whether it would have been deleted."""
+        return self._names.pop(name, None) is not None
+
+    def include(self, name: str) -> bool:
+        """Return whether `name` was deleted, or is deleted by ``--clear``."""
+        if name in self._names:
+            return True
         context = self._context
-        reason = self._comparison.reason(name, payload, verdict)
-        context.progress.decided(name, reason)
-        if context.dry_run:
+        kept = (self._seen, context.sources, context.kept)
+        if not context.clears or any(name in names for names in kept):
+            return False
+        return context.source_being_compared(name) is None
+
+    def at_end(self, remote: Callable[[str], Remote | None]) -> set[str]:
+        """Return the names to delete, if all other calls of the run have succeeded."""
+        names = (name for name, is_final in self._names.items() if is_final)
+        deletes = {name for name in names if remote(name) is not None}
+        if not self._context.clears:
+            return deletes
+        # A name that ends with a slash stands for a folder in some tools.
+        listed = self._listing.names()
+        files = {name for name in listed if name and not name.endswith("/")}
+        is_left_out, sources = self._context.is_left_out, self._context.sources
+        collected = {name for name in sources if not is_left_out(name)}
+        left_over = files - self._seen.keys() - collected
+        if self._context.destination.has_own_delete:
+            # It would delete another object, which has the normal form of this name.
+            left_over = set(filter(self._context.is_normal, left_over))
+        deleted, self._tally.kept = map(set, self._context.split_left_over(left_over))
+        return deletes | deleted
+
+    def carry_out(self, names: Iterable[str]) -> None:
+        """Delete `names`; `DeleteError` names those that could not be deleted."""
+        names = sorted(names)
+        if self._context.dry_run:
+            self._tally.deleted += names
             return
-        self.note(self._uploads.done())
-        self.wait(name)  # Two uploads of one name might arrive in any order.
-        self.failures.forget(name)
-        known, headers = self._cache.get(name), payload.fingerprint.headers
-        # An object's ETag shows that an entry is out of date, but not if only headers
-        # have changed.
-        is_risky = known is not None and (
-            context.trusts or known.fingerprint.headers != headers
-        )
-        if is_risky and self.hold(self._unmarked, name, payload):
-            if len(self._unmarked) >= max(_FIRST_MARKS, len(self._tally.uploaded)):
-                self._send_unmarked()
-        else:
-            if is_risky:
-                self._cache.mark({name: payload.fingerprint})
-            self._send(name, payload)
-        if not context.destination.saves_as_is:
-            self.wait_for(name)
+        cached = [name for name in names if self._cache.get(name)]
+        if cached and self._context.trusts:
+            self._cache.mark(dict.fromkeys(cached))
+        for name in cached:  # until the outcome is known
+            self._cache.remember(name, DOUBTFUL)
+        failures = {}
+        for name, error in self._outcomes(names):
+            if error is not None:
+                failures[name] = error
+                continue
+            self._listing.note(name, None)
+            self._tally.deleted.append(name)
+        if failures:
+            raise DeleteError(failures)
 
-    def hold(self, waiting: HeldPayloads, name: str, payload: Payload) -> bool:
-        """Let `payload` wait, if there is room, until another request is to be sent."""
-        with as_bucket_error(self._context.destination.bucket_name):
-            self._uploads.connect()
-        return waiting.add(name, payload)
-
-    def wait(self, *names: str) -> None:
-        """Wait for the uploads of `names`, or of all, and note their outcomes."""
-        if not names or any(map(self._unmarked.get, names)):
-            self._send_unmarked()
-        self.note(self._uploads.wait(*names))
-
-    def wait_for(self, name: str) -> None:
-        """Wait until `name` has arrived; raise `UploadError` if it could not."""
-        draft = self.drafts.pop(name)
-        if draft is not None:
-            self.upload(name, draft, self.verdict(name, draft))
-        self.wait(name)
-        self.failures.raise_for(name)
-
-    def wait_all(self) -> None:
-        """Send all that waits, and wait for all uploads; failures are noted only."""
-        for name, payload in self.drafts.pop_all().items():
-            self.upload(name, payload, self.verdict(name, payload))
-        self.wait()
-
-    def close(self, *, patiently: bool) -> None:
-        """Cancel uploads that wait, and `patiently` wait for the others."""
-        self.note(self._uploads.close(patiently=patiently), is_last=True)
-        left = self.drafts.pop_all() | self._unmarked.pop_all()
-        for name, payload in left.items():
-            self.failures.add(name, payload.fingerprint, InterruptedError(INTERRUPTED))
-
-    def note(self, outcomes: Iterable[Outcome], *, is_last: bool = False) -> None:
-        """Note outcomes; raise the error that would meet all other files too."""
-        listing = self._comparison.listing
-        for name, fingerprint, stored, error in outcomes:
-            if stored is not None:
-                listing.note(name, Remote(stored.etag, ""))
-                self._cache.remember(name, Remembered(fingerprint, stored.etag))
-                self._tally.uploaded[name] = None
-                self._tally.bytes += stored.size
-                self.failures.succeeded()
-            else:
-                # It may have arrived all the same.
-                listing.forget(name)
-                self._cache.remember(name, DOUBTFUL)
-                error = error or InterruptedError(INTERRUPTED)  # It was not begun.
-                if self.failures.add(name, fingerprint, error) and not is_last:
-                    self._uploads.stop(error)
-                    self.failures.raise_end()
-
-    def _send(self, name: str, payload: Payload) -> None:
-        # An error of the file, which is read now, is not one of the bucket.
-        _ = payload.fingerprint
-        waits = payload.plain is None and not payload.read_again()
-        with as_bucket_error(self._context.destination.bucket_name):
-            self._uploads.submit(name, payload)
-        # The caller closes the file of a stream. And the first upload shows whether
-        # ETags are MD5s: others would have to be repeated with a fingerprint.
-        if waits or (payload.plain is not None and self._uploads.is_first):
-            self.wait(name)
-
-    def _send_unmarked(self) -> None:
-        """Mark the uploads that may make cache entries wrong, and send them."""
-        waiting = self._unmarked.pop_all()
-        if waiting:
-            self._cache.mark({name: each.fingerprint for name, each in waiting.items()})
-        for name, payload in waiting.items():
-            self._send(name, payload)
+    def _outcomes(self, names: list[str]) -> Iterator[tuple[str, object]]:
+        """Delete, and yield each name with its error, if any."""
+        destination = self._context.destination
+        if not destination.has_own_delete:
+            with as_bucket_error(self._bucket.name):
+                yield from self._bucket.delete(names)
+            return
+        self.is_deleting = True
+        try:
+            yield from destination.delete_each(names)
+        finally:
+            self.is_deleting = False
 
 
 class Run:
@@ -287,119 +134,126 @@ class Run:
     """
 
     def __init__(
-        self, context: RunContext, bucket: Bucket, cache: UploadCache, uploads: Uploads
+        self,
+        context: RunContext,
+        bucket: Bucket,
+        cache: UploadCache,
+        executor: BoundedExecutor,
     ) -> None:
-        """Open the run of `context`; no request is sent yet."""
+        """Open the run of `context`, which ends `executor`; no request is sent yet."""
         self.context = context
-        self.post_processing = self.is_closed = False
-        self._is_deleting = False  # by a subclass's own method
-        self._owner = os.getpid(), threading.get_ident()
-        self._bucket, self._cache = bucket, cache
+        self.post_processing = False
+        self._is_closed = False
+        self._pid, self._thread = os.getpid(), threading.get_ident()
+        self._saves_as_is = context.destination.saves_as_is
+        self._bucket, self._cache, self._tally = bucket, cache, Tally()
         self._seen: dict[str, None] = {}  # saved or found by this run
+        listing = Listing(bucket, context.destination.parameters_of, executor)
+        self._uploads = Uploads(context, bucket, cache, executor, listing, self._tally)
         self._comparison = Comparison(
-            context, bucket, cache, uploads.executor, self._seen
+            context, bucket, cache, listing, self._uploads, self._seen
         )
-        self._tally = Tally()
-        self._pending = PendingUploads(
-            context, cache, uploads, self._comparison, self._tally
-        )
-        # Names to be deleted at the end; or not, if collectstatic only overwrites them.
-        self._deletes: dict[str, bool] = {}
+        self.deletes = Deletes(context, bucket, cache, listing, self._seen, self._tally)
         self._replaced: set[str] = set()  # names whose content may not be the source's
         if context.collects:
             bucket.watch(self._before_other_request)
 
     @property
-    def is_open(self) -> bool:
-        """Whether the run answers; otherwise the storage does as django-storages."""
-        has_ended = self.is_closed or self._pending.failures.end is not None
-        return not (has_ended or self._is_deleting)
+    def is_closed(self) -> bool:
+        """Whether the run has ended. A forked process has no part in its parent's."""
+        return self._is_closed or self._pid != os.getpid()
 
-    # The command asks for a file.
+    @property
+    def is_open(self) -> bool:
+        """Whether the run answers. Otherwise django-storages answers."""
+        return not (
+            self.is_closed or self.deletes.is_deleting or self._uploads.failures.end
+        )
+
+    # The command compares or reads a file.
 
     def exists(self, name: str) -> bool:
-        """Return whether the bucket will have `name`, after all calls so far."""
-        if self.will_be_deleted(name):
+        """Return whether the bucket will contain `name`, after all calls so far."""
+        if self.context.is_left_out(name):
+            # An original that is not uploaded exists for Django's own methods.
+            if self.context.source_being_compared(name) is not None:
+                return self.context.is_in_live_release(name)
+            if name in self.context.sources and self.bucket_name_if_hashing():
+                return True
+        if self.deletes.include(name):
             return False
-        if self._pending.fingerprint(name):
+        if self._uploads.fingerprint(name):
             return True
         remote, denial = self._comparison.remote(name), self._comparison.listing.denial
-        # Saving overwrites an object that may be there, or chooses a name that is free.
+        # If saving does not overwrite, the name must be free.
         if remote is UNKNOWN and denial and not self.context.destination.overwrites:
             raise denial
-        return remote is not None and remote is not UNKNOWN
+        exists = remote is not None and remote is not UNKNOWN
+        if not exists:
+            is_new = remote is None
+            self._show_dry_run(name, Verdict.ABSENT if is_new else Verdict.UNCERTAIN)
+        return exists
+
+    def _show_dry_run(self, name: str, verdict: Verdict) -> None:
+        """Show the reason for an upload, which a dry run does not save."""
+        if self.context.dry_run and self.context.source_being_compared(name):
+            self.context.progress.decided(name, str(verdict.value))
 
     def modified_time(self, name: str, source: tuple[Storage, str]) -> datetime:
         """Return a time that makes collectstatic skip or copy the `source` of `name`.
 
         Raises NotImplementedError to force a copy.
         """
-        if not self.context.destination.saves_as_is:
+        if not self._saves_as_is:
             raise NotImplementedError("A subclass overrides save.")
         newest = source[0].get_modified_time(source[1])
-        pending = self._pending.fingerprint(name)
-        verdict: Verdict | None
-        if pending is None:
-            verdict = self._comparison.verdict_of_source(name, source)
-        else:
-            verdict = self.context.capture_source(
-                name, source, lambda payload: between(pending, payload.fingerprint)
-            )
+        if self.context.is_left_out(name):
+            self._advance()
+            return newest
+        verdict = self._comparison.verdict_of_source(name, source)
         if verdict is Verdict.UNCHANGED:
             self._note_saved(name, verdict)
             return newest
+        self._show_dry_run(name, verdict)
         try:
             return newest - timedelta(days=1)
         except OverflowError as error:
             raise NotImplementedError("No earlier time exists.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
-        """Return the content of `name` if it is on this machine.
+        """Open the source of `name` if Django hashes it and it is as saved.
 
         Otherwise make sure that the bucket has it, and return `None`.
         """
         self.check_exists(name)
         source = self.context.sources.get(name)
-        is_as_saved = (
-            self.context.destination.saves_as_is and name not in self._replaced
-        )
-        if self.post_processing and is_as_saved and source is not None:
-            storage, path = source
-            return storage.open(path)
+        is_as_saved = name not in self._replaced and self._saves_as_is
+        if source is not None and is_as_saved and self.bucket_name_if_hashing():
+            return source[0].open(source[1])
         self.wait_for(name)
         return None
 
     def check_exists(self, name: str) -> None:
         """Raise FileNotFoundError if `name` was deleted."""
-        if self.will_be_deleted(name):
+        if self.deletes.include(name):
             key = f"{self.context.destination.prefix}{name}"
             raise FileNotFoundError(f"File does not exist: {key}")
 
     def bucket_name_if_hashing(self) -> str | None:
-        """Return the bucket's name if Django's own post-processing calls."""
+        """Return the bucket's name if Django's post-processing hashes a file."""
         is_hashing = self.post_processing and self.context.is_hashing()
         return self.context.destination.bucket_name if is_hashing else None
 
     def listed(self, folder: str, directories: list[str]) -> list[str]:
-        """Return those of the `directories` of `folder` that have a file."""
-        if not self._deletes and not self.context.clears:
+        """Return those of the `directories` of `folder` that contain a file."""
+        if not self.deletes:
             return directories
         names = self._comparison.listing.names() | self._seen.keys()
-        left = [name for name in names if not self.will_be_deleted(name)]
+        left = [name for name in names if not self.deletes.include(name)]
         prefixes = {each: f"{folder}{each}/" for each in directories}
         return [d for d, p in prefixes.items() if any(n.startswith(p) for n in left)]
 
-    def will_be_deleted(self, name: str) -> bool:
-        """Return whether `name` was deleted, or is left over in a run that clears."""
-        if name in self._deletes:
-            return True
-        context = self.context
-        names = (self._seen, context.sources, context.kept)
-        if not context.clears or any(name in each for each in names):
-            return False
-        return context.source_being_compared(name) is None
-
-    # A file is saved, or deleted.
+    # The command saves or deletes a file.
 
     def save(
         self,
@@ -409,185 +263,157 @@ class Run:
         in_memory: bool = False,
         reopen: Callable[[], Any] | None = None,
     ) -> None:
-        """Upload `payload` as `name`, unless the bucket has it.
+        """Upload `payload` as `name`, unless it is unchanged.
 
         If it is large, `reopen` opens its file again, for an upload in the background.
         """
-        self._deletes.pop(name, None)
-        self._pending.drafts.pop(name)
+        is_original = reopen is not None and not self.post_processing
+        if is_original and self.context.is_left_out(name):
+            self._advance()
+            return
+        self.deletes.discard(name)
+        self._uploads.drafts.pop(name)
+        payload.parameters = self._parameters(name, payload)
         if payload.plain is None and reopen is not None:
-            self._comparison.take_hashes(name, payload)
-        verdict = self._pending.verdict(name, payload)
-        if verdict is not Verdict.UNCHANGED:
-            # A later pass of post-processing may delete or replace a file that exists
-            # in memory only. And it saves a processed file over some of the sources.
-            is_first = not self.post_processing
-            is_draft = name in self.context.processed if is_first else in_memory
-            as_is, drafts = self.context.destination.saves_as_is, self._pending.drafts
-            if not (is_draft and as_is and self._pending.hold(drafts, name, payload)):
-                payload.reopen = reopen if as_is else None
-                self._pending.upload(name, payload, verdict)
-        is_source = reopen is not None and not self.post_processing
-        (self._replaced.discard if is_source else self._replaced.add)(name)
+            self._comparison.reuse_hashes(name, payload)
+        verdict = self._comparison.verdict(name, payload)
+        # Post-processing may delete or replace a file that exists in memory only, and
+        # replaces some of the sources. These wait, because uploads may be needless.
+        is_draft = in_memory if self.post_processing else name in self.context.processed
+        is_draft = is_draft and self._saves_as_is
+        is_changed = verdict is not Verdict.UNCHANGED
+        if is_changed and not (is_draft and self._uploads.hold(name, payload)):
+            payload.reopen = reopen if self._saves_as_is else None
+            self._upload(name, payload, verdict)
+        if is_original:
+            self._replaced.discard(name)
+        else:
+            self._replaced.add(name)
         self._note_saved(name, verdict)
 
+    def _upload(self, name: str, payload: Payload, verdict: Verdict) -> None:
+        """Upload `payload` in the background, unless this is a dry run."""
+        reason = self._comparison.reason(name, payload, verdict)
+        self.context.progress.decided(name, reason)
+        if self.context.dry_run:
+            return
+        self._uploads.add(name, payload)
+        if not self._saves_as_is:
+            self.wait_for(name)
+
     def has_copy(self, name: str, copy: str) -> bool:
-        """Return whether the bucket has the unchanged source `name` as `copy`, too."""
-        known, context = self._cache.get(name), self.context
-        is_known = name in self._tally.unchanged and copy not in context.sources
-        if known is None or known is DOUBTFUL or not is_known:
+        """Return whether the unchanged source `name` is in the bucket as `copy` too."""
+        context, cached = self.context, self._cache.get(name)
+        if cached is None or cached is DOUBTFUL or name not in self._tally.unchanged:
             return False
-        # The hash in the copy's name is of the content that Django has read.
-        is_hash = known.fingerprint.md5[:12] in copy
-        if not (is_hash and context.destination.saves_as_is):
+        # The copy's name contains a hash of the content that Django has read.
+        is_copy = cached.fingerprint.md5[:12] in copy and copy not in context.sources
+        if not (is_copy and self._saves_as_is):
             return False
 
         def judge(payload: Payload) -> Verdict:
-            payload.adopt(known.fingerprint.md5, known.etag)
-            return self._pending.verdict(copy, payload)
+            payload.parameters = self._parameters(copy, payload)
+            payload.adopt(cached.fingerprint.md5, cached.etag)
+            return self._comparison.verdict(copy, payload)
 
         verdict = context.capture_source(copy, context.sources[name], judge)
         if verdict is Verdict.UNCHANGED:
-            self._deletes.pop(copy, None)
+            self.deletes.discard(copy)
             self._note_saved(copy, verdict)
         return verdict is Verdict.UNCHANGED
 
+    def _parameters(self, name: str, payload: Payload) -> dict[str, Any]:
+        """Return the parameters of an upload of `payload` as `name`."""
+        hashed_parameters = self.context.hashed_parameters
+        is_hashed = self.post_processing and self.context.is_hashed_name(name)
+        if not (hashed_parameters and is_hashed):
+            return payload.parameters
+        return {**payload.parameters, **hashed_parameters}
+
     def delete(self, name: str) -> None:
         """Delete `name` at the end, unless it is saved again."""
-        self._pending.drafts.pop(name)
+        self._uploads.drafts.pop(name)
         self._seen.pop(name, None)
-        self._deletes[name] = self.context.source_being_compared(name) is None
+        self.deletes.add(name)
 
     def before_write(self, name: str) -> None:
-        """Prepare for a write of `name` by other means."""
+        """Prepare for a write of `name` that this run does not upload."""
         self.wait_for(name)
-        if name in self._deletes:
-            self._delete([name])
+        if self.deletes.discard(name):
+            self.deletes.carry_out([name])
         self.written(name)
 
     def written(self, name: str) -> None:
-        """Note that this thread writes `name` by other means."""
-        self._pending.drafts.pop(name)
-        self._deletes.pop(name, None)
-        self._pending.failures.forget(name)
+        """Note that this thread writes `name` without this run."""
+        self._uploads.drafts.pop(name)
+        self.deletes.discard(name)
+        self._uploads.forget(name)
         self._seen[name] = None
         self._replaced.add(name)
-        self._comparison.listing.forget(name)
+        self._comparison.listing.invalidate(name)
         self._cache.remember(name, DOUBTFUL)
 
     def wait_for(self, name: str) -> None:
         """Wait until `name` has arrived; raise `UploadError` if it could not."""
-        self._pending.wait_for(name)
+        draft = self._uploads.drafts.pop(name)
+        if draft is not None:
+            self._upload(name, draft, self._comparison.verdict(name, draft))
+        self._uploads.wait(name)
+        error = self._uploads.failures.errors.get(name)
+        if error is not None:
+            raise UploadError({name: error}) from error
 
     def wait_pending(self) -> None:
-        """Send all that waits, and wait for all uploads; failures are noted only."""
-        self._pending.wait_all()
+        """Upload all drafts, and wait for all uploads; failures are only noted."""
+        for name, draft in self._uploads.drafts.pop_all().items():
+            self._upload(name, draft, self._comparison.verdict(name, draft))
+        self._uploads.wait_all()
 
     def wait_or_raise(self) -> None:
         """Wait for all uploads; raise an error that names all that failed."""
-        self._pending.wait_all()
-        self._pending.failures.raise_any()
+        if self._uploads.failures.end is None:
+            self.wait_pending()
+        self._uploads.failures.raise_any()
 
     def checkpoint(self) -> None:
-        """Wait, and write to the cache: the caller may go on in any way."""
-        self._pending.wait()
+        """Wait, and write to the cache, because the caller may go on in any way."""
+        self._uploads.wait_all()
         self._cache.flush()
 
     def _before_other_request(self) -> None:
-        """Let a request of the site's own, in this thread, find all that was saved."""
-        if self.is_open and self._is_here() and not self.context.dry_run:
+        """Wait, so that a site's own request in this thread finds all saved files."""
+        is_here = self._thread == threading.get_ident()
+        if self.is_open and is_here and not self.context.dry_run:
             self.wait_pending()
-
-    def _is_here(self) -> bool:
-        return self._owner == (os.getpid(), threading.get_ident())
 
     # The end.
 
     def finish(self) -> Report:
         """Wait for all uploads, then delete, and report."""
-        # A fork has no part in its parent's run. And another barrier, or an error that
-        # was caught, may have closed the run.
-        if self._owner[0] != os.getpid() or self.is_closed:
-            self._pending.failures.raise_any()
-            return self.report()
+        # Another barrier, or an error that was caught, may have closed the run.
+        if self.is_closed:
+            self._uploads.failures.raise_any()
+            return self._tally.report(self._bucket.log.counts)
         with self._closing():
-            self._pending.failures.raise_end()
             if not self.context.dry_run:
                 self.wait_or_raise()
-            self._delete(self._deletes_at_end())
+            self.deletes.carry_out(self.deletes.at_end(self._comparison.remote))
             self._cache.complete()
             self.context.is_complete = True
-        report = self.report()
+        report = self._tally.report(self._bucket.log.counts)
         self.context.finished(report)
         return report
 
-    def _deletes_at_end(self) -> set[str]:
-        remote = self._comparison.remote
-        names = (name for name, is_final in self._deletes.items() if is_final)
-        deletes = {name for name in names if remote(name) is not None}
-        if self.context.clears:
-            self._comparison.prepare()
-            # A name with a slash at its end stands for a folder in some tools.
-            listed = self._comparison.listing.names()
-            files = {name for name in listed if name and not name.endswith("/")}
-            left_over = files - self._seen.keys() - self.context.sources.keys()
-            if self.context.destination.has_own_delete:
-                # It would delete another object, whose name is a normal form of this.
-                left_over = set(filter(self.context.is_normal, left_over))
-            deleted, self._tally.kept = map(
-                set, self.context.split_left_over(left_over)
-            )
-            deletes |= deleted
-        return deletes
-
-    def _delete(self, names: Iterable[str]) -> None:
-        """Delete `names`; `DeleteError` names those that could not be deleted."""
-        names = sorted(names)
-        if self.context.dry_run:
-            self._tally.deleted += names
-            return
-        known = [name for name in names if self._cache.get(name)]
-        if known and self.context.trusts:
-            self._cache.mark(dict.fromkeys(known))
-        for name in known:  # in case the outcome is never known
-            self._cache.remember(name, DOUBTFUL)
-        failures = {}
-        for name, error in self._deletions(names):
-            if error is not None:
-                failures[name] = error
-                continue
-            self._comparison.listing.note(name, None)
-            self._tally.deleted.append(name)
-        if failures:
-            raise DeleteError(failures)
-
-    def _deletions(self, names: list[str]) -> Iterator[tuple[str, object]]:
-        """Delete, and yield each name with its error, if any."""
-        destination = self.context.destination
-        if not destination.has_own_delete:
-            with as_bucket_error(self._bucket.name):
-                yield from self._bucket.delete(names)
-            return
-        self._is_deleting = True
-        try:
-            yield from destination.delete_each(names)
-        finally:
-            self._is_deleting = False
-
-    def report(self) -> Report:
-        """Return the results so far."""
-        return self._tally.report(self._bucket.log.counts)
-
     def finish_abandoned(self) -> None:
-        """End a run whose caller has left it: all that was saved is still uploaded.
+        """End a run that its caller has abandoned, and upload all files that it saved.
 
-        Failures are logged, because there is no caller that could be told.
+        Failures are logged, because an exception would reach another caller.
         """
-        if self.is_closed or self._owner[0] != os.getpid():
+        if self.is_closed:
             return
-        # Post-processing would have put other contents in the place of these.
+        # Post-processing would have replaced these contents.
         for name in self.context.processed - self._replaced:
-            self._pending.drafts.pop(name)
+            self._uploads.drafts.pop(name)
         with self._closing():
             try:
                 self.wait_or_raise()
@@ -606,23 +432,22 @@ class Run:
             self.close()
 
     def close(self, *, patiently: bool = True) -> None:
-        """Cancel uploads that wait, and `patiently` wait for the others."""
-        if self.is_closed or self._owner[0] != os.getpid():
+        """Cancel uploads that have not begun, and `patiently` wait for the others."""
+        if self.is_closed:
             return
-        self.is_closed = True
+        self._is_closed = True
         self._bucket.close()
-        self._pending.close(patiently=patiently)
+        self._uploads.close(patiently=patiently)
         self.context.progress.close()
-        if self.context.dry_run:
-            self.context.closed(frozenset())
-        else:
-            arrived = self._tally.uploaded.keys() | self._tally.unchanged.keys()
-            self.context.closed(self._seen.keys() - arrived)
+        self.context.closed(self._uploads.failures.errors.keys())
+        if not self.context.dry_run:
             self._cache.flush()
 
     def _note_saved(self, name: str, verdict: Verdict) -> None:
         self._seen[name] = None
         if verdict is Verdict.UNCHANGED:
             self._tally.unchanged[name] = None
-        progress = self.context.progress
-        progress.advanced(int(not self.post_processing), self._tally.bytes)
+        self._advance()
+
+    def _advance(self) -> None:
+        self.context.progress.advanced(not self.post_processing, self._tally.bytes)

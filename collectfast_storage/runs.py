@@ -1,6 +1,6 @@
-"""The runs of this process: opened by the first call, found by later ones, and ended.
+"""The runs of this process: how each one is opened, found again, and ended.
 
-The end of a run is the barrier that a collectstatic passes only if all was uploaded.
+The end of a run is a barrier, which a collectstatic passes only if all files arrived.
 """
 
 from __future__ import annotations
@@ -17,84 +17,80 @@ from copy import copy
 from functools import partial, wraps
 from traceback import walk_tb
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-from django.contrib.staticfiles.storage import HashedFilesMixin
+from storages.backends.s3 import S3Storage
 
 from collectfast_storage.collectstatic import (
     MODULE,
-    Collectstatic,
     callers,
     collecting_frames,
     collects_into,
     is_collect,
+    post_processes_as_django,
 )
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.context import Paths
 from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
+from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import BOTO_ERRORS, as_bucket_error
-from collectfast_storage.s3.events import RequestLog, our_request, register
 
 Method = Callable[..., Any]
 Processed = Iterator[tuple[str, str | None, Any]]
 
 
-class _Entry(NamedTuple):
-    run: Run | None  # `None` after its end
-    thread: threading.Thread
-
-
-# By the frame of `collect`, and the identity of the storage.
-_runs: dict[tuple[FrameType, int], _Entry] = {}
-# The activations of `collect` in which this process was forked: a fork copies files in
-# its own way, and no barrier waits for its uploads.
+# The run of each `collect`, by its thread, its frame and the identity of the storage.
+# After its end, a run is replaced by `None`.
+_runs: dict[Any, Run | None] = {}
+# The activations of `collect` in which this process was forked. They have no run here,
+# because no barrier in this process would wait for the uploads.
 _inherited: list[FrameType] = []
-# The storage and the run of the batch that is just calling, in this context.
-_batch: ContextVar[tuple[object, Run] | None] = ContextVar("batch", default=None)
-
-OpenRun = Callable[[FrameType], tuple[Run, Collectstatic]]
+# The storage and the run of the batch that calls in this context.
+_batch: ContextVar[tuple[object, Run | None] | None] = ContextVar("batch", default=None)
 
 
-def current_run(storage: object, open_run: OpenRun) -> Run | None:
+def current_run(storage: Any) -> Run | None:
     """Return the run that answers the caller of `storage`; `None`: django-storages.
 
-    The first call from a `collect` opens its run by `open_run`.
+    The first call from a `collect` opens its run.
     """
     batch = _batch.get()
     if batch is not None and batch[0] is storage:
-        return batch[1] if batch[1].is_open else None
-    frame, entry = _found(storage)
-    if entry is None:
+        run = batch[1]
+        return run if run is not None and run.is_open else None
+    key = _key_of_caller(storage)
+    if key not in _runs:
         if _runs:
             _finish_abandoned_runs()
-        if frame is None or frame in _inherited:
+        if key is None or key[1] in _inherited:
             return None
         for each in _runs_of_this_thread():
-            each.wait_pending()  # Files that a calling collectstatic has saved.
-        run, context = open_run(frame)
-        entry = _runs[frame, id(storage)] = _Entry(run, threading.current_thread())
-        context.at_barrier(partial(_finish, frame), _finish_abandoned_runs)
-    return entry.run if entry.run is not None and entry.run.is_open else None
+            each.wait_pending()  # by a collectstatic that runs this one
+        run = _runs[key] = storage._collectfast_open(key[1])
+        run.context.at_barrier(partial(_finish, key[1]), _finish_abandoned_runs)
+    run = _runs[key]
+    return run if run is not None and run.is_open else None
 
 
-def _found(storage: object) -> tuple[FrameType | None, _Entry | None]:
-    """Return the frame of the `collect` into `storage` that calls, and its entry.
+def _key_of_caller(storage: object) -> tuple[threading.Thread, FrameType, int] | None:
+    """Return the key of the calling `collect` into `storage`; `None`: there is none.
 
     A command may set its storage to another one for some files, and back.
     """
+    thread = threading.current_thread()
     for frame in collecting_frames():
-        entry = _runs.get((frame, id(storage)))
-        if entry is not None or collects_into(frame, storage):
-            return frame, entry
-    return None, None
+        key = thread, frame, id(storage)
+        if key in _runs or collects_into(frame, storage):
+            return key
+    return None
 
 
 @contextmanager
-def answering(storage: object, run: Run) -> Iterator[None]:
-    """Let `run`, of a batch, answer the calls of `storage` in this context."""
+def answering(storage: object, run: Run | None) -> Iterator[None]:
+    """Let the `run` of a batch, if any, answer the calls of `storage` here."""
     token = _batch.set((storage, run))
     try:
         yield
@@ -104,23 +100,28 @@ def answering(storage: object, run: Run) -> Iterator[None]:
 
 def _finish(frame: FrameType, processes: bool) -> None:
     """Finish the runs of `frame` that no post-processing finishes."""
-    for key, entry in list(_runs.items()):
-        if key[0] is frame and entry.run is not None:
-            context: Any = entry.run.context
+    for key, run in list(_runs.items()):
+        if key[1] is frame and run is not None:
+            context: Any = run.context
             context.collect_sources()
             if not (processes and context.is_target()):
-                entry.run.post_processing = True
-                entry.run.finish()
-                _forget(entry.run)
+                run.post_processing = True
+                run.finish()
+                _forget(run)
 
 
-# What stands around methods of Django's, in whatever order a class has its bases.
+# Barriers around methods that Django calls, for any order of a class's bases.
 
 
-def wrap_method(method: Method, name: str) -> Method:
-    """Return `method`, which Django calls by this `name`, with the run's barrier."""
-    barrier = _BARRIERS[name]
+def add_barriers(cls: type) -> None:
+    """Put barriers around the methods of `cls` that Django calls at certain points."""
+    for name, barrier in _BARRIERS.items():
+        method = getattr(cls, name, None)
+        if method is not None and not hasattr(method, "has_barrier"):
+            setattr(cls, name, _with_barrier(method, barrier))
 
+
+def _with_barrier(method: Method, barrier: Method) -> Method:
     @wraps(method)
     def wrapper(self: Any, *args: Any, **options: Any) -> Any:
         return barrier(method, self, *args, **options)
@@ -131,14 +132,13 @@ def wrap_method(method: Method, name: str) -> Method:
 
 def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> Any:
     """Post-process; the outermost `post_process` of a run ends the run."""
-    _, entry = _found(storage)
-    begun = entry.run if entry is not None else None
+    begun = _runs.get(_key_of_caller(storage))
     if begun is not None and not begun.is_open:
         begun.finish()  # An error has closed it, and is raised again.
     is_inner = begun is not None and begun.post_processing
     processed = method(storage, *args, **options)
-    # A method that is not a generator may have come to an inner barrier by now, or
-    # have left it half way.
+    # If the method is not a generator, an inner `post_process` may have ended the run
+    # already, or may have been left before its end.
     run = None if is_inner else storage._collectfast_run()
     if run is None or not run.context.collects:
         return processed
@@ -151,14 +151,13 @@ def _post_process_then_finish(
 ) -> Processed:
     """Post-process, then finish the run, and so wait for all uploads.
 
-    An element may hold an exception that the caller logs before it goes on. Therefore
-    the end is where this is exhausted, closed or raises.
+    An element may hold an exception, which the caller logs before it continues.
+    Therefore the run ends when this generator is exhausted, is closed, or raises.
     https://docs.djangoproject.com/en/stable/ref/contrib/staticfiles/#django.contrib.staticfiles.storage.StaticFilesStorage.post_process
     """
     run.post_processing = True
     try:
-        hashes = isinstance(storage, HashedFilesMixin)
-        if hashes and _post_processes_as_django(type(storage).__mro__):
+        if post_processes_as_django(type(storage)):
             processed = _with_existing_copies_saved(run, storage, paths, processed)
         for each in processed or ():
             if isinstance(each[2], Exception):
@@ -166,9 +165,9 @@ def _post_process_then_finish(
             yield each
         run.finish()
     except GeneratorExit:
-        # Closed by a caller that needs no more, or garbage after an exception.
-        _, entry = _found(storage)
-        if entry is not None and entry.run is run:
+        # The caller has closed it, or it is garbage after an exception. In the second
+        # case `collect` is not on the stack any more.
+        if _runs.get(_key_of_caller(storage)) is run:
             run.finish()
         raise
     except BOTO_ERRORS:
@@ -183,23 +182,19 @@ def _post_process_then_finish(
 
 
 def _forget(run: Run) -> None:
-    """Hold nothing of a run that has ended, but that its `collect` had one."""
-    for key, entry in list(_runs.items()):
-        if entry.run is run:
-            _runs[key] = _Entry(None, entry.thread)
-
-
-def _post_processes_as_django(classes: tuple[type, ...]) -> bool:
-    """Return whether the elements of `post_process` mean the same as in Django."""
-    own = [vars(each).get("post_process") for each in classes]
-    modules = {getattr(each, "__wrapped__", each).__module__ for each in own if each}
-    return modules <= {HashedFilesMixin.__module__, "collectfast_storage.storage"}
+    """Free a run that has ended; its key shows that the `collect` had one."""
+    for key, each in list(_runs.items()):
+        if each is run:
+            _runs[key] = None
 
 
 def _with_existing_copies_saved(
     run: Run, storage: Any, paths: Paths, processed: Processed
 ) -> Processed:
-    """Save, and so compare, the files that Django did not save: their names exist."""
+    """Save files that Django did not save because objects have their hashed names.
+
+    Saving compares their contents and headers.
+    """
     name_of = run.context.name_of
     for name, hashed_name, outcome in processed:
         plain, hashed = name_of(name), name_of(hashed_name or "")
@@ -216,50 +211,44 @@ def _save_manifest(method: Method, storage: Any, *args: Any, **options: Any) -> 
     run = storage._collectfast_run()
     if run is not None:
         run.wait_or_raise()
-        run.context.read_live_release()
-    with _manifest_batch(storage.manifest_storage, storage):
+        run.context.before_manifest()
+        run.wait_or_raise()
+    other: Any = storage.manifest_storage
+    if other is storage or not getattr(other, "_collectfast_enabled", False):
         return method(storage, *args, **options)
-
-
-@contextmanager
-def _manifest_batch(manifest_storage: Any, storage: Any) -> Iterator[None]:
-    """Keep a manifest in another bucket from being deleted before it is replaced."""
-    is_ours = getattr(manifest_storage, "_collectfast_enabled", False)
-    if manifest_storage is storage or not is_ours:
-        yield
-        return
-    # For one file, a HEAD request takes less time than a listing.
-    with manifest_storage.batch(preload=False) as batch, batch.answering():
-        yield
+    # Django deletes the old manifest before it saves the new one; a batch does not. For
+    # one file, a HEAD request takes less time than a listing.
+    with other.batch(preload=False) as batch, batch.answering():
+        return method(storage, *args, **options)
 
 
 def _load_manifest(method: Method, storage: Any) -> Any:
     """Load the manifest; in the command, failures of the bucket are `BucketError`s."""
-    bucket_name = getattr(storage.manifest_storage, "bucket_name", None)
+    place = storage.manifest_storage
     is_called = any(f.f_globals.get("__name__") == MODULE for f in callers())
-    if not (is_called and storage._collectfast_enabled):
+    is_on_s3 = storage._collectfast_enabled and isinstance(place, S3Storage)
+    if not (is_called and is_on_s3):
         return method(storage)
-
     timeout = storage._collectfast_options.retry_timeout
 
+    sender = RetryingSender(
+        str(place.bucket_name), Congestion(1, 60), timeout, Progress()
+    )
+    bucket = Bucket(place.bucket_name, "", sender, lambda: place.connection.meta.client)
+
     def load() -> Any:
+        bucket.connect()
         try:
-            with our_request(RequestLog(), once=timeout > 0):
-                connection = getattr(storage.manifest_storage, "connection", None)
-                if connection is not None:
-                    register(connection.meta.client)
-                return method(storage)
+            return method(storage)
         except RuntimeError as error:  # A container may limit the threads.
             if "start new thread" not in str(error):
                 raise
-            config = copy(storage.manifest_storage.transfer_config)
-            config.use_threads = False
-            storage.manifest_storage.transfer_config = config
+            place.transfer_config = copy(place.transfer_config)
+            place.transfer_config.use_threads = False
             return method(storage)
 
-    sender = RetryingSender(str(bucket_name), Pace(1, 60), timeout, Progress())
-    with as_bucket_error(bucket_name, OSError):
-        return sender.send(load)
+    with as_bucket_error(place.bucket_name, OSError):
+        return bucket.send(load)
 
 
 _BARRIERS = {
@@ -270,37 +259,35 @@ _BARRIERS = {
 
 
 def _runs_of_this_thread() -> Iterator[Run]:
-    for entry in list(_runs.values()):
-        if entry.thread is threading.current_thread() and entry.run is not None:
-            yield entry.run
+    for key, run in list(_runs.items()):
+        if key[0] is threading.current_thread() and run is not None:
+            yield run
 
 
 def _finish_abandoned_runs() -> None:
     """End runs whose `collect` has raised an exception, and forget those that ended."""
     here, executing = threading.current_thread(), {*callers()}
-    for key, (run, thread) in list(_runs.items()):
-        is_left = key[0] not in executing if thread is here else not thread.is_alive()
-        if is_left and _runs.pop(key, None) is not None and run is not None:
-            if not run.is_closed and _is_interrupted(key[0]):
+    for key in list(_runs):
+        thread, frame, _ = key
+        is_left = frame not in executing if thread is here else not thread.is_alive()
+        run = _runs.pop(key, None) if is_left else None
+        if run is not None:
+            if not run.is_closed and _is_interrupted(frame):
                 run.close(patiently=False)
             run.finish_abandoned()
 
 
 def _is_interrupted(frame: FrameType) -> bool:
-    """Return whether an interrupt, which the caller still holds, has left `frame`."""
-    for each in gc.get_objects():
-        # Not `isinstance`, which fails with weak references to objects that are gone.
-        if issubclass(type(each), KeyboardInterrupt):
-            frames = [place for place, _ in walk_tb(each.__traceback__)]
-            if frame in frames:
-                return True
-    return False
+    """Return whether a KeyboardInterrupt that still exists has left `frame`."""
+    # Not `isinstance`, which fails with weak references to objects that are gone.
+    found = (e for e in gc.get_objects() if issubclass(type(e), KeyboardInterrupt))
+    return any(frame is each for e in found for each, _ in walk_tb(e.__traceback__))
 
 
 @atexit.register
 def _end_all_runs() -> None:
     is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
-    for run, _ in list(_runs.values()):
+    for run in list(_runs.values()):
         if run is not None and is_interrupted:  # pragma: no cover (not traced)
             run.close(patiently=False)
         elif run is not None:
@@ -309,7 +296,7 @@ def _end_all_runs() -> None:
 
 
 def _before_fork() -> None:
-    """Wait for uploads: a child hangs if it inherits a lock that OpenSSL has taken."""
+    """Wait for uploads, because a child hangs if it inherits a lock held by OpenSSL."""
     for run in _runs_of_this_thread():
         with suppress(CollectfastError):  # The run raises it at its next call.
             run.wait_pending()

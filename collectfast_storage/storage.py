@@ -6,9 +6,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,34 +24,36 @@ from storages.utils import clean_name, lookup_env
 from collectfast_storage import runs
 from collectfast_storage.batch import Batch
 from collectfast_storage.collectstatic import Collectstatic
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.context import Destination, RunContext, overridden
 from collectfast_storage.options import Options, misconfigured
-from collectfast_storage.payload import Capture, CapturingBucket, Compressible, Take
+from collectfast_storage.payload import Capture, CapturingBucket, Compressible
 from collectfast_storage.program import save_unless_unchanged
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.run import Run
 from collectfast_storage.s3.bucket import Bucket
 from collectfast_storage.s3.errors import as_bucket_error, not_found
 from collectfast_storage.upload_cache import UploadCache
-from collectfast_storage.uploads import BoundedExecutor, Uploads
+from collectfast_storage.uploads import BoundedExecutor
 
 # The class that the mixin is put before; untyped, as all of django-storages.
 _Base: Any = object
 
 logger = logging.getLogger("collectfast_storage")
 _IMPORTED_IN = os.getpid()
-# Unless the site's own configuration says another time. Botocore's is 60 s.
+# Unless the site's own configuration has another time-out. The default is 60 seconds.
 _CONFIG = Config(connect_timeout=10)
-_PREDECESSORS = ("collectfast", "collectfasta")
+_PREDECESSORS = {"collectfast", "collectfasta"}
 
 
 class _Thread(threading.local):
-    """The state of a call that this thread is in the middle of, and its sessions."""
+    """State of the calls that this thread is executing, and its sessions."""
 
     def __init__(self) -> None:
-        self.taking: tuple[object, Take] | None = None  # a storage, and its `Take`
-        self.unsigned: object = None  # the storage that connects for unsigned URLs
+        # A storage that saves, and the function that receives its upload.
+        self.capturing: tuple[object, Any] = (None, None)
+        # The storage that creates its connection for unsigned URLs.
+        self.unsigned: object = None
         # The last boto3 session of each storage.
         self.sessions: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -59,13 +61,21 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-class _ConnectionMixin(_Base):
-    """Makes the connections of a process, and of its threads."""
+@contextmanager
+def _in_this_thread(attribute: str, value: object) -> Iterator[None]:
+    """Set an `attribute` of `_thread` to `value` in this context."""
+    outer = getattr(_thread, attribute)
+    setattr(_thread, attribute, value)
+    try:
+        yield
+    finally:
+        setattr(_thread, attribute, outer)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the storage, in whatever process this is."""
-        super().__setstate__(state)
-        self._collectfast_pid = os.getpid()
+
+class _ConnectionMixin(_Base):
+    """Creates the connections of a process, and of its threads."""
+
+    _collectfast_pid = 0  # of the process that the connections belong to
 
     @property
     def connection(self) -> Any:
@@ -85,29 +95,26 @@ class _ConnectionMixin(_Base):
     def unsigned_connection(self) -> Any:
         """The boto3 resource for URLs, which shares the session of `connection`.
 
-        A session reads the models of all services again. Nothing is signed here, so the
-        credentials of the session do not matter.
+        A new session would read the models of all services again. Nothing is signed
+        here, so the credentials of the session do not matter.
         """
         own = overridden(type(self), "_create_session")
         if own or not self._collectfast_options.enabled:
             return super().unsigned_connection
-        outer, _thread.unsigned = _thread.unsigned, self
-        try:
+        with _in_this_thread("unsigned", self):
             return super().unsigned_connection
-        finally:
-            _thread.unsigned = outer
 
     def _create_session(self) -> Any:
-        if _thread.unsigned is self and self in _thread.sessions:
-            return _thread.sessions[self]
-        _thread.sessions[self] = session = super()._create_session()
-        return session
+        if _thread.unsigned is not self or self not in _thread.sessions:
+            _thread.sessions[self] = super()._create_session()
+        return _thread.sessions[self]
 
     def _collectfast_reset_after_fork(self) -> None:
-        """In a fork, leave the connections to the parent process."""
+        """Drop the connections if this process is a fork that has inherited them."""
         if self._collectfast_pid != os.getpid():
             state: Any = self.__getstate__()
             self.__setstate__(state)
+            self._collectfast_pid = os.getpid()
 
     @cached_property
     def _collectfast_options(self) -> Options:
@@ -123,19 +130,18 @@ class CollectfastMixin(_ConnectionMixin):
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Add the barriers, whether or not a method calls its parent's."""
+        """Add the barriers, whether or not a method calls that of its parent class."""
         super().__init_subclass__(**kwargs)
-        for name in ("load_manifest", "post_process", "save_manifest"):
-            method = getattr(cls, name, None)
-            if method is not None and not hasattr(method, "has_barrier"):
-                setattr(cls, name, runs.wrap_method(method, name))
+        runs.add_barriers(cls)
 
-    def __init__(self, **settings: Any) -> None:
-        """Take the options of the django-storages class, and those of this one."""
+    def __init__(self, **options: Any) -> None:
+        """Accept the options of the django-storages class, and those of this one."""
         self._collectfast_pid = os.getpid()
-        super().__init__(**settings)
+        super().__init__(**options)
         if self._collectfast_options.enabled:
-            _warn_of_predecessors()
+            apps = {app.partition(".")[0] for app in settings.INSTALLED_APPS}
+            for app in apps & _PREDECESSORS:
+                _warn_of_predecessor(app)
 
     def get_default_settings(self) -> dict[str, Any]:
         """Add this class's options to those of django-storages."""
@@ -145,30 +151,25 @@ class CollectfastMixin(_ConnectionMixin):
 
     def exists(self, name: str) -> bool:
         """Return whether `name` exists; in a run, without a request."""
-        found = self._collectfast_find_run(name)
-        if found is None:
-            return super().exists(name)
-        run, name_in_run = found
-        return run.exists(name_in_run)
+        run, name_in_run = self._collectfast_find_run(name)
+        return super().exists(name) if run is None else run.exists(name_in_run)
 
     def get_modified_time(self, name: str) -> datetime:
-        """Return the object's time; for collectstatic, one that carries the verdict."""
-        found = self._collectfast_find_run(name)
-        if found is not None:
-            run, name_in_run = found
+        """Return the time of the object; in a comparison, one that decides it."""
+        run, name_in_run = self._collectfast_find_run(name)
+        if run is not None:
             source = run.context.source_being_compared(name_in_run)
             if source is not None:
                 return run.modified_time(name_in_run, source)
-            if run.will_be_deleted(name_in_run):
+            if run.deletes.include(name_in_run):
                 raise not_found("HeadObject")
             run.wait_for(name_in_run)
         return super().get_modified_time(name)
 
     def delete(self, name: str) -> None:
         """Delete `name`; in a run, at its end."""
-        found = self._collectfast_find_run(name)
-        if found is not None:
-            run, name_in_run = found
+        run, name_in_run = self._collectfast_find_run(name)
+        if run is not None:
             run.delete(name_in_run)
             return
         with self._collectfast_invalidated(name):
@@ -176,9 +177,8 @@ class CollectfastMixin(_ConnectionMixin):
 
     def size(self, name: str) -> int:
         """Return the size in bytes, after uploads that are under way."""
-        found = self._collectfast_find_run(name)
-        if found is not None:
-            run, name_in_run = found
+        run, name_in_run = self._collectfast_find_run(name)
+        if run is not None:
             run.check_exists(name_in_run)
             run.wait_for(name_in_run)
         return super().size(name)
@@ -186,82 +186,65 @@ class CollectfastMixin(_ConnectionMixin):
     def listdir(self, name: str) -> tuple[list[str], list[str]]:
         """Return the folders and files in a folder, after uploads under way."""
         directories, files = super().listdir(name)
-        found = self._collectfast_find_run(name)
-        if found is not None:
-            run, folder = found
-            prefix = f"{folder.rstrip('/')}/" if folder.strip("/") else ""
-            directories = run.listed(prefix, directories)
-            files = [
-                each for each in files if not run.will_be_deleted(f"{prefix}{each}")
-            ]
-        return directories, files
+        run, folder = self._collectfast_find_run(name)
+        if run is None:
+            return directories, files
+        prefix = f"{folder.rstrip('/')}/" if folder.strip("/") else ""
+        left = [each for each in files if not run.deletes.include(f"{prefix}{each}")]
+        return run.listed(prefix, directories), left
 
     def _save(self, name: str, content: Any) -> str:
-        """Save as django-storages does, but do not upload what the bucket has."""
+        """Save as django-storages does, but upload only files that the bucket lacks."""
         if not self._collectfast_enabled:
             return super()._save(name, content)
         run = self._collectfast_run()
         if run is None and not self.file_overwrite:
             with self._collectfast_invalidated(name):
-                return super()._save(name, content)  # The name is free.
-        in_memory, has_taken = isinstance(content, ContentFile), []
+                return super()._save(name, content)  # No object has this name.
+        captured: list[Capture] = []
 
-        def take(capture: Capture) -> None:
-            has_taken.append(True)
+        def upload(capture: Capture) -> None:
+            captured.append(capture)
             name_in_run = run.context.name_of_key(capture.key) if run else None
             if run is None or name_in_run is None:
                 with self._collectfast_invalidated(name):
                     save_unless_unchanged(capture, self.bucket)
                 return
-            payload = capture.payload()
-            try:
-                is_as_is = capture.is_of(content)
-                reopen = run.context.reopener(content) if is_as_is else None
+            reopen = run.context.reopener(content) if capture.is_of(content) else None
+            in_memory = isinstance(content, ContentFile)
+            with closing(capture.payload()) as payload:
                 run.save(name_in_run, payload, in_memory=in_memory, reopen=reopen)
                 capture.report(payload)
-            finally:
-                payload.close()
 
         try:
-            saved = self._collectfast_capture(name, content, take)
+            saved = self._collectfast_capture(name, content, upload)
         except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
             if run is not None:
                 run.close(patiently=False)
             raise
-        # A subclass may have uploaded it in its own way.
-        found = None if has_taken else self._collectfast_find_run(saved)
-        if found is not None:
-            found[0].written(found[1])
+        if not captured:  # A subclass has uploaded the file in its own way.
+            found, name_in_run = self._collectfast_find_run(saved)
+            if found is not None:
+                found.written(name_in_run)
         return saved
 
     def _open(self, name: str, mode: str = "rb") -> Any:
         """Open as django-storages does; in a run, sources are read from the disk."""
-        found = self._collectfast_find_run(name)
-        if found is not None:
-            run, name_in_run = found
-            if "w" in mode:
-                run.before_write(name_in_run)
-            else:
-                bucket_name = run.bucket_name_if_hashing()
-                file = run.read(name_in_run) if bucket_name else None
-                if file is not None:
-                    return File(file, name)
-                run.check_exists(name_in_run)
-                run.wait_for(name_in_run)
-                with as_bucket_error(bucket_name):
-                    return super()._open(name, mode)
+        run, name_in_run = self._collectfast_find_run(name)
+        if run is not None and "w" in mode:
+            run.before_write(name_in_run)
+        elif run is not None:
+            file = run.read(name_in_run)
+            if file is not None:
+                return File(file, name)
+            with as_bucket_error(run.bucket_name_if_hashing()):
+                return super()._open(name, mode)
         opened = super()._open(name, mode)
         if "w" in mode and not self._collectfast_options.preload:
+            invalidated = self._collectfast_invalidated(name)
             self._collectfast_invalidate(name)
-            opened.close = self._collectfast_closing(name, opened.close)
+            opened.close = invalidated(opened.close)
         return opened
-
-    def _collectfast_closing(self, name: str, close: Callable[[], None]) -> Any:
-        def close_and_invalidate() -> None:
-            with self._collectfast_invalidated(name):
-                close()
-
-        return close_and_invalidate
 
     @contextmanager
     def batch(self, *, preload: bool | None = None) -> Iterator[Batch]:
@@ -274,14 +257,10 @@ class CollectfastMixin(_ConnectionMixin):
         """
         run = None
         if self._collectfast_enabled:
-            options, destination = (
-                self._collectfast_options,
-                self._collectfast_destination(),
-            )
-            lists = options.preload if preload is None else preload
-            context = RunContext(destination, options, lists=lists, trusts=False)
-            run = self._collectfast_open_run(context, alias=None)
-        batch = Batch(self, run, self._collectfast_invalidate)
+            destination = self._collectfast_destination()
+            context = RunContext(destination, self._collectfast_options, preload)
+            run = self._collectfast_open_run(context)
+        batch = Batch(self, run)
         with batch.carried_out():
             yield batch
 
@@ -295,90 +274,79 @@ class CollectfastMixin(_ConnectionMixin):
     @property
     def bucket(self) -> Any:
         """The boto3 Bucket; inside of `_save`, a stand-in that captures the upload."""
-        taking = _thread.taking
-        if taking is not None and taking[0] is self:
-            return CapturingBucket(self._collectfast_real_bucket, taking[1])
+        storage, upload = _thread.capturing
+        if storage is self:
+            return CapturingBucket(self._collectfast_real_bucket, upload)
         return self._collectfast_real_bucket()
 
     def _compress_content(self, content: Any) -> Any:
-        compress = super()._compress_content
-        is_taken = _thread.taking is not None and _thread.taking[0] is self
-        return Compressible(content, compress) if is_taken else compress(content)
+        if _thread.capturing[0] is self:
+            return Compressible(content, super()._compress_content)
+        return super()._compress_content(content)
 
-    def _collectfast_capture(self, name: str, content: Any, take: Take) -> str:
-        """Save as django-storages does, but hand the upload to `take`."""
+    def _collectfast_capture(
+        self, name: str, content: Any, upload: Callable[[Capture], object]
+    ) -> str:
+        """Save as django-storages does, but pass the upload to `upload`."""
 
-        def take_outside(capture: Capture) -> None:
-            # Other uploads of `take`, or of the methods that it calls, are real.
-            outer, _thread.taking = _thread.taking, None
-            try:
-                take(capture)
-            finally:
-                _thread.taking = outer
+        def upload_for_real(capture: Capture) -> None:
+            # Other uploads by `upload`, or by the methods that it calls, are real.
+            with _in_this_thread("capturing", (None, None)):
+                upload(capture)
 
-        outer, _thread.taking = _thread.taking, (self, take_outside)
-        try:
+        with _in_this_thread("capturing", (self, upload_for_real)):
             return super()._save(name, content)
-        finally:
-            _thread.taking = outer
 
     def _collectfast_real_bucket(self) -> Any:
         self._collectfast_require_name()
         self._collectfast_reset_after_fork()
         bucket = super().bucket
         # A subclass may compute the name, and django-storages keeps the first bucket.
-        if bucket.name != self.bucket_name:
-            return self.connection.Bucket(self.bucket_name)
-        return bucket
+        is_current = bucket.name == self.bucket_name
+        return bucket if is_current else self.connection.Bucket(self.bucket_name)
 
     # Runs.
 
     def _collectfast_run(self) -> Run | None:
         """Return the run that answers the caller; `None`: django-storages answers."""
-        if not self._collectfast_enabled:
-            return None
-        return runs.current_run(self, self._collectfast_open)
+        return runs.current_run(self) if self._collectfast_enabled else None
 
-    def _collectfast_find_run(self, name: str) -> tuple[Run, str] | None:
-        """Return the run that answers the caller, and `name` as the run has it."""
+    def _collectfast_find_run(self, name: str) -> tuple[Run | None, str]:
+        """Return the run that answers the caller, if any, and `name` as in the run."""
         run = self._collectfast_run()
         name_in_run = run.context.name_of(name) if run is not None else None
-        return None if run is None or name_in_run is None else (run, name_in_run)
+        return (None, name) if name_in_run is None else (run, name_in_run)
 
-    def _collectfast_open(self, frame: FrameType) -> tuple[Run, Collectstatic]:
+    def _collectfast_open(self, frame: FrameType) -> Run:
         """Open the run of the collectstatic in `frame`."""
-        options, destination = (
-            self._collectfast_options,
-            self._collectfast_destination(),
-        )
+        options = self._collectfast_options
+        destination = self._collectfast_destination()
         context = Collectstatic(self, destination, options, frame)
-        return self._collectfast_open_run(context, options.cache), context
+        return self._collectfast_open_run(context)
 
-    def _collectfast_open_run(self, context: RunContext, alias: str | None) -> Run:
+    def _collectfast_open_run(self, context: RunContext) -> Run:
         options, name = self._collectfast_options, context.destination.bucket_name
-        pace = Pace(options.threads, self.client_config.read_timeout or 60)
+        congestion = Congestion(options.threads, self.client_config.read_timeout or 60)
         bucket = Bucket(
             name,
             context.destination.prefix,
-            RetryingSender(name, pace, options.retry_timeout, context.progress),
+            RetryingSender(name, congestion, options.retry_timeout, context.progress),
             lambda: self.connection.meta.client,
             self._collectfast_obstore,
             self.object_parameters,
         )
-        cache = self._collectfast_cache(alias, trusted=context.trusts)
-        uploads = Uploads(bucket, BoundedExecutor(options.threads))
-        return Run(context, bucket, cache, uploads)
+        cache = self._collectfast_cache(options.cache if context.collects else None)
+        return Run(context, bucket, cache, BoundedExecutor(options.threads))
 
     def _collectfast_destination(self) -> Destination:
         """Read the values that a run keeps, and that may change between runs."""
         self._collectfast_require_name()
-        cls = type(self)
         return Destination(
             bucket_name=self.bucket_name,
             prefix=str(self._normalize_name("")),
             overwrites=self.file_overwrite,
-            saves_as_is=not overridden(cls, "save", "_save"),
-            has_own_delete=overridden(cls, "delete") is not None,
+            saves_as_is=not overridden(type(self), "save", "_save"),
+            has_own_delete=overridden(type(self), "delete") is not None,
             key_of=self._collectfast_key,
             parameters_of=self.get_object_parameters,
             capture=self._collectfast_capture,
@@ -401,7 +369,7 @@ class CollectfastMixin(_ConnectionMixin):
         )
 
     def _collectfast_credentials(self) -> Any:
-        """Return the credentials of the client that this thread has just made."""
+        """Return the credentials of the client that this thread created last."""
         session = _thread.sessions.get(self) or self._create_session()
         return session.get_credentials()
 
@@ -409,7 +377,7 @@ class CollectfastMixin(_ConnectionMixin):
 
     @cached_property
     def _collectfast_enabled(self) -> bool:
-        """Whether this class has an effect: not if a subclass has its own `bucket`."""
+        """Whether this class has any effect. It has none if a subclass has `bucket`."""
         is_own = overridden(type(self), "bucket")
         return self._collectfast_options.enabled and not is_own
 
@@ -421,13 +389,14 @@ class CollectfastMixin(_ConnectionMixin):
             option = "option bucket_name (setting AWS_STORAGE_BUCKET_NAME)"
             raise misconfigured(option, self.bucket_name, "the name of the bucket")
 
-    def _collectfast_cache(self, alias: str | None, *, trusted: bool) -> UploadCache:
+    def _collectfast_cache(self, alias: str | None) -> UploadCache:
         options = self._collectfast_options
         # These distinguish this place from all others that share the cache.
-        named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-        endpoint = self.endpoint_url or lookup_env(named)
-        place = f"{endpoint} {self.session_profile} {self.bucket_name} "
-        place += str(self._normalize_name(""))
+        variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        endpoint = self.endpoint_url or lookup_env(variables)
+        prefix = self._normalize_name("")
+        place = f"{endpoint} {self.session_profile} {self.bucket_name} {prefix}"
+        trusted = not options.preload
         return UploadCache(alias, options.cache_timeout, place, trusted=trusted)
 
     def _collectfast_invalidate(self, name: str) -> None:
@@ -435,8 +404,7 @@ class CollectfastMixin(_ConnectionMixin):
         options = self._collectfast_options
         if self._collectfast_enabled and not options.preload:
             key, prefix = self._collectfast_key(name), str(self._normalize_name(""))
-            cache = self._collectfast_cache(options.cache, trusted=True)
-            cache.invalidate(key.removeprefix(prefix))
+            self._collectfast_cache(options.cache).invalidate(key.removeprefix(prefix))
 
     @contextmanager
     def _collectfast_invalidated(self, name: str) -> Iterator[None]:
@@ -448,32 +416,26 @@ class CollectfastMixin(_ConnectionMixin):
             self._collectfast_invalidate(name)
 
 
-def _warn_of_predecessors() -> None:
-    """Warn once of an app whose own collectstatic command replaces Django's."""
-    apps = [app.partition(".")[0] for app in settings.INSTALLED_APPS]
-    for app in _PREDECESSORS:
-        if app in apps and app not in _warned_of:
-            _warned_of.add(app)
-            text = (
-                "%r is in INSTALLED_APPS, so its collectstatic command replaces "
-                "Django's. Remove it, because this storage needs Django's command."
-            )
-            logger.warning(text, app)
-
-
-_warned_of: set[str] = set()
+@cache
+def _warn_of_predecessor(app: str) -> None:
+    """Warn, once, of an app whose own collectstatic command replaces Django's."""
+    text = (
+        "%r is in INSTALLED_APPS, so its collectstatic command replaces "
+        "Django's. Remove it, because this storage needs Django's command."
+    )
+    logger.warning(text, app)
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3Storage")
 class CollectfastS3Storage(CollectfastMixin, S3Storage):
-    """`storages.backends.s3.S3Storage` that uploads only what changed."""
+    """`storages.backends.s3.S3Storage` that uploads changed files only."""
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3StaticStorage")
 class CollectfastS3StaticStorage(CollectfastMixin, S3StaticStorage):
-    """`storages.backends.s3.S3StaticStorage` that uploads only what changed."""
+    """`storages.backends.s3.S3StaticStorage` that uploads changed files only."""
 
 
 @deconstructible(path="collectfast_storage.CollectfastS3ManifestStaticStorage")
 class CollectfastS3ManifestStaticStorage(CollectfastMixin, S3ManifestStaticStorage):
-    """`storages.backends.s3.S3ManifestStaticStorage` that uploads only what changed."""
+    """`storages.backends.s3.S3ManifestStaticStorage` that uploads changes only."""

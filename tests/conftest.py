@@ -30,10 +30,11 @@ _numbers = itertools.count()
 
 
 class SharingLoader(Loader):
-    """Shares botocore's models with all others of its kind, as those of a session do.
+    """A botocore loader that shares its models with all other loaders.
 
-    Each storage has a session of its own, which would look for the models and decode
-    them anew: more than half of what most tests would do.
+    Each storage has its own boto3 session. Without this class each session would load
+    and decode botocore's models again, which takes more than half of the time of most
+    tests.
     """
 
     shared: dict[Any, Any] = {}  # noqa: RUF012
@@ -63,13 +64,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Keep as many combinations of a test marked `covering` as cover all pairs."""
+    """Select the parameters of tests marked `covering` so that they cover all pairs.
+
+    All other combinations of parameters are deselected.
+    """
     if config.getoption("--all-combinations"):
         return
     groups: dict[object, list[pytest.Item]] = {}
     for item in items:
         parameters = {**getattr(getattr(item, "callspec", None), "params", {})}
-        # Where obstore is not installed, its tests are skipped.
+        # The values of `way` are grouped separately, because all tests with "obstore"
+        # are skipped if obstore is not installed. The tests with "plain" have to cover
+        # all pairs of the other parameters then.
         group = item.parent, item.originalname, parameters.pop("way", None)
         mark = item.get_closest_marker("covering")
         if parameters and mark and not mark.kwargs.get("every"):
@@ -84,7 +90,7 @@ def pytest_collection_modifyitems(
 
 @pytest.fixture
 def sequences(request: pytest.FixtureRequest) -> int:
-    """How many random sequences to try."""
+    """Return the number of random sequences to try."""
     number: int = request.config.getoption("--sequences")
     return number
 
@@ -95,15 +101,17 @@ _server = pytest.StashKey[Server]()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors, as tests wait for the server at times."""
+    """Return one more than the number of processors, because tests wait at times."""
     return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Give the workers of pytest-xdist one server, which ends with them.
+    """Start one server for all workers of pytest-xdist; it ends with the session.
 
-    Not one of each kind: moto, for one, is not made for so many at once.
+    If COLLECTFAST_TEST_SERVER names another server than those in SHARED, each worker
+    starts its own, because some of these servers, such as moto, cannot serve that many
+    clients in parallel.
     """
     if os.environ.get("COLLECTFAST_TEST_SERVER", "seaweedfs") not in SHARED:
         return
@@ -113,13 +121,13 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """End what was shared."""
+    """Stop the server that the workers shared."""
     _shared.close()
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A real S3 server, for the whole session."""
+    """Provide a real S3 server for the whole session."""
     given = getattr(request.config, "workerinput", {})
     if "server" in given:
         yield Server(**given["server"])
@@ -145,7 +153,7 @@ def _proxy_without_tls(server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def counting(request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """What stands between client and server, with no memory of other tests."""
+    """Provide the proxy between client and server, without requests of other tests."""
     forks = request.node.get_closest_marker("forks")
     name = "_proxy_without_tls" if forks else "_proxy"
     running: Proxy = request.getfixturevalue(name)
@@ -156,7 +164,10 @@ def counting(request: pytest.FixtureRequest) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _frozen() -> None:
-    """Spare the garbage collector what stays, botocore's models above all."""
+    """Exclude permanent objects, above all botocore's models, from garbage collection.
+
+    Each collection is faster as it does not traverse them.
+    """
     with pytest.MonkeyPatch.context() as patch:
         _forget_environment(patch)
         boto3.client("s3", region_name="us-east-1")
@@ -166,8 +177,9 @@ def _frozen() -> None:
 
 @pytest.fixture
 def bucket(server: Server) -> Iterator[BucketView]:
-    """A place in the bucket that no other test has."""
-    # In digits: no hexadecimal `bad` that a fault may be looking for.
+    """Provide a location in the bucket that no other test uses."""
+    # The location consists of digits because some faults look for "bad" in keys, which
+    # a hexadecimal number could contain.
     place = f"{next(_numbers)}-{uuid4().int % 10**10}"
     view = BucketView(server, f"{place}/static")
     yield view
@@ -177,13 +189,13 @@ def bucket(server: Server) -> Iterator[BucketView]:
 
 @pytest.fixture
 def site(tmp_path: Path, bucket: BucketView, counting: Proxy) -> Site:
-    """A site with no files yet."""
+    """Provide a site without files."""
     return Site(tmp_path / "site", bucket, counting)
 
 
 @pytest.fixture
 def new_site(tmp_path: Path, bucket: BucketView, counting: Proxy) -> Callable[[], Site]:
-    """Makes sites, each with a folder and a location of its own."""
+    """Provide a function that makes sites, each with its own folder and location."""
     numbers = itertools.count()
 
     def new() -> Site:
@@ -198,18 +210,20 @@ def new_site(tmp_path: Path, bucket: BucketView, counting: Proxy) -> Callable[[]
 
 @pytest.fixture(params=["plain", "obstore"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How it is uploaded."""
+    """Return the library that uploads: "plain" is boto3 alone, the other is obstore."""
     name: str = request.param
     if name == "obstore" and find_spec("obstore") is None:
         pytest.skip("obstore is not installed")
-    if name == "plain":  # As where it is not installed; obstore obeys this, boto3 not.
+    if name == "plain":
+        # The package does not use obstore if this variable is set, because obstore
+        # reads it and boto3 does not.
         monkeypatch.setenv("AWS_CHECKSUM_ALGORITHM", "none")
     return name
 
 
 @pytest.fixture(autouse=True)
 def _needs(request: pytest.FixtureRequest) -> None:
-    """Skip what the server at hand cannot do: ``@pytest.mark.needs("…")``."""
+    """Skip tests marked ``needs("…")`` if the server lacks one of the features."""
     needed = {word for mark in request.node.iter_markers("needs") for word in mark.args}
     if needed:
         server: Server = request.getfixturevalue("server")
@@ -219,12 +233,13 @@ def _needs(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the machine's own credentials and options out of the tests."""
+    """Remove the machine's own credentials and options from the environment."""
     _forget_environment(monkeypatch)
 
 
 def _forget_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whether boto3 adds checksums is the business of the server, and may be said so.
+    # The variables about checksums are kept so that the suite can be run with a server
+    # that does not support them.
     for name in list(os.environ):
         ours = "TEST" in name or "_CHECKSUM_" in name
         if name.startswith(("AWS_", "COLLECTFAST_")) and not ours:

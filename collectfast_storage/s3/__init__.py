@@ -1,1 +1,1 @@
-"""S3: the only place that knows keys, requests, and what servers answer."""
+"""S3: requests, keys, listings, and the errors of servers."""

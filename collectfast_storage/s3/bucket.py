@@ -218,7 +218,7 @@ class Bucket:
         return Stored(etag, len(payload.body or b""))
 
     def _put_by_boto3(self, key: str, payload: Payload, tagged: bool) -> str:
-        parameters = _parameters(payload, tagged)
+        parameters = write_parameters(payload, tagged)
         body = payload.body or b""
         md5 = b64encode(bytes.fromhex(payload.body_md5)).decode()
         parameters |= _checksum(self.client, parameters, BytesIO(body))
@@ -228,7 +228,7 @@ class Bucket:
         return normal_etag(response.get("ETag"))
 
     def _put_stream(self, name: str, payload: Payload, tagged: bool) -> Stored:
-        key, extra = self.prefix + name, _parameters(payload, tagged)
+        key, extra = self.prefix + name, write_parameters(payload, tagged)
         lost: ClientError | None = None
         stream = payload.upload_stream(self.sender.check)
         etag = ""
@@ -463,7 +463,8 @@ def _checksum(client: Any, parameters: Mapping[str, Any], body: Any) -> dict[str
     return {f"Checksum{algorithm}": b64encode(digest).decode()}
 
 
-def _parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
+def write_parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
+    """Return the parameters of an upload, `tagged` with the fingerprint or not."""
     parameters = {**payload.parameters}
     if tagged:
         tag = {FINGERPRINT: str(payload.fingerprint)}

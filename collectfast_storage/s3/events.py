@@ -1,6 +1,6 @@
-"""Handlers of botocore's events, which act on this package's own calls only.
+"""Handlers of botocore's events, which act only on this package's requests.
 
-The client is the site's own, and its other calls pass through the same handlers.
+Other code may use the same client, so its requests pass through the same handlers.
 https://botocore.amazonaws.com/v1/documentation/api/latest/topics/events.html
 """
 
@@ -33,11 +33,11 @@ Entries = list[tuple[str | None, str | None]]  # keys and ETags
 
 
 class RequestLog:
-    """The requests of one client: how many of each kind, and whether any was sent."""
+    """The number of requests of each kind, and whether the network was reached."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        # A mock, such as moto's, answers instead of the network.
+        # A mock, such as moto, answers instead of the network.
         self.has_reached_network = False
         self._lock = threading.Lock()
 
@@ -49,7 +49,7 @@ class RequestLog:
 
 class _Call(NamedTuple):
     log: RequestLog
-    entries: Entries  # read by `_read_page`
+    entries: Entries  # from `_read_page`
     is_sent_once: bool
 
 
@@ -58,9 +58,9 @@ _our_call: ContextVar[_Call | None] = ContextVar("our_call", default=None)
 
 @contextmanager
 def our_request(log: RequestLog, *, once: bool = False) -> Iterator[Entries]:
-    """Count the requests in this context in `log`; give the entries of a listing.
+    """Count the requests of this context in `log`, and yield the entries of a listing.
 
-    If it is sent `once`, the caller retries transient errors, and not botocore.
+    If `once` is true, botocore does not retry transient errors: the caller does.
     """
     call = _Call(log, [], once)
     token = _our_call.set(call)
@@ -71,15 +71,15 @@ def our_request(log: RequestLog, *, once: bool = False) -> Iterator[Entries]:
 
 
 def register(client: Any) -> None:
-    """Register the handlers with `client`, once, however often this is called."""
+    """Register the handlers with `client`; a second call has no effect."""
     events = client.meta.events
-    # Before botocore's own, which has a quota of retries for all threads.
+    # It precedes botocore's handler, which limits the retries of all threads together.
     events.register_first(
         "needs-retry.s3", _needs_retry, unique_id="collectfast-needs-retry"
     )
     for event, handler in {
         "request-created.s3": _request_created,
-        # With a star it comes before botocore's own, which parse the whole answer.
+        # With a star it precedes botocore's handler, which parses the whole response.
         "before-parse.*.ListObjects": _read_page,
         "before-parse.*.ListObjectsV2": _read_page,
     }.items():
@@ -87,7 +87,7 @@ def register(client: Any) -> None:
 
 
 def watch(client: Any, act: Callable[[], object]) -> None:
-    """Call `act` before each request of `client` that is not this package's own."""
+    """Call `act` before each request of `client` that this package does not send."""
 
     def before_call(**_: Any) -> None:
         if _our_call.get() is None:
@@ -97,7 +97,7 @@ def watch(client: Any, act: Callable[[], object]) -> None:
 
 
 def unwatch(client: Any, act: Callable[[], object]) -> None:
-    """Do not call `act` any more."""
+    """Stop calling `act` before requests of `client`."""
     client.meta.events.unregister(_BEFORE_CALL, unique_id=_id_of(act))
 
 
@@ -106,7 +106,7 @@ def _id_of(act: Callable[[], object]) -> str:
 
 
 def _request_created(request: Any, operation_name: str, **_: Any) -> None:
-    """Count a request, each attempt; and have it wait for no ``100 Continue``."""
+    """Count a request, and do not let it wait for ``100 Continue``."""
     call = _our_call.get()
     if call is not None:
         call.log.add(_KINDS.get(operation_name.removesuffix("V2"), operation_name))
@@ -117,36 +117,41 @@ def _request_created(request: Any, operation_name: str, **_: Any) -> None:
 def _needs_retry(
     response: Any, operation: Any, attempts: int, caught_exception: Any, **_: Any
 ) -> int | None:
-    """Have botocore send once more, in 0 seconds, what it gives up otherwise.
+    """Return 0, a delay, to make botocore retry once an error that it does not retry.
 
-    Credentials may be fresh then, and a body may arrive undamaged. An error that the
-    caller retries is raised, and so is one that would come again.
+    The next attempt may have new credentials, or an undamaged body. An error that the
+    caller retries is raised, and so is a permanent error.
     """
     call, error = _our_call.get(), caught_exception
     if call is None:
         return None
-    if response is not None and isinstance(response[0].raw, HTTPResponse):
-        call.log.has_reached_network = True
-    if response is not None and response[0].status_code >= 300:
-        # Of an error with the status 200, older releases of botocore parse no code.
-        status = response[0].status_code
-        answer: Any = {"Error": {"Code": str(status), "Message": ""}, **response[1]}
-        about = response[1].get("ResponseMetadata", {})
-        answer["ResponseMetadata"] = {**about, "HTTPStatusCode": status}
-        error = ClientError(answer, operation.name)
-    passes = error is not None and transient_of(error) is not None
-    if (passes and call.is_sent_once) or is_untrusted_certificate(error):
+    if response is not None:
+        http, parsed = response
+        if isinstance(http.raw, HTTPResponse):
+            call.log.has_reached_network = True
+        if http.status_code >= 300:
+            error = _error_of(http.status_code, parsed, operation.name)
+    is_transient = error is not None and transient_of(error) is not None
+    if (is_transient and call.is_sent_once) or is_untrusted_certificate(error):
         raise error
     if response is None or attempts > 1:
         return None
-    code = response[1].get("Error", {}).get("Code")
+    code = parsed.get("Error", {}).get("Code")
     return 0 if code in ("BadDigest", "ExpiredToken") else None
 
 
-def _read_page(response_dict: dict[str, Any], **_: Any) -> None:
-    """Take the objects out of an answer, ten times as fast as botocore parses them.
+def _error_of(status: int, parsed: dict[str, Any], operation: str) -> ClientError:
+    # Not all versions of botocore parse the code of each error response.
+    error: Any = {"Error": {"Code": str(status), "Message": ""}, **parsed}
+    metadata = parsed.get("ResponseMetadata", {})
+    error["ResponseMetadata"] = {**metadata, "HTTPStatusCode": status}
+    return ClientError(error, operation)
 
-    All else it parses itself; and everything, where it is too old for such an event.
+
+def _read_page(response_dict: dict[str, Any], **_: Any) -> None:
+    """Take the objects out of a response, ten times as fast as botocore parses them.
+
+    botocore parses the rest, or the whole response if it is too old for this event.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
     """
     call = _our_call.get()
@@ -165,7 +170,7 @@ def _read_page(response_dict: dict[str, Any], **_: Any) -> None:
         etag = entry.findtext(f"{namespace}ETag")
         call.entries.append((unquote_plus(key) if key and decode else key, etag))
         root.remove(entry)
-    is_there = {child.tag.removeprefix(namespace) for child in root}
-    if "IsTruncated" in is_there and "KeyCount" not in is_there:  # It is known by it.
+    tags = {child.tag.removeprefix(namespace) for child in root}
+    if "IsTruncated" in tags and "KeyCount" not in tags:  # It identifies a listing.
         ElementTree.SubElement(root, f"{namespace}KeyCount").text = "0"
     response_dict["body"] = ElementTree.tostring(root)

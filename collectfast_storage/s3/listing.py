@@ -8,95 +8,95 @@ from concurrent.futures import Executor
 from math import inf
 from typing import Any
 
-from collectfast_storage.decision import UNASKED, UNKNOWN, Remote
+from collectfast_storage.decision import UNCHECKED, UNKNOWN, Remote
 from collectfast_storage.exceptions import BucketError, DeniedError, reason_of
 from collectfast_storage.s3.bucket import Bucket, Page
 from collectfast_storage.s3.errors import AnswerError, as_bucket_error, transient_of
 
 logger = logging.getLogger("collectfast_storage")
 
-# A page of a listing costs about as much as so many HEADs, in time on two cores.
+# A page of a listing takes as long as this number of HEAD requests, on two cores.
 _HEADS_PER_PAGE = 50
-# A listing may have pages without objects, and some servers do not sort keys exactly.
-# In an endless listing the keys of a page do not come after those before.
-_IDLE_PAGES = 60
-_Parameters = Callable[[str], dict[str, Any]]  # of a write, by key
+# Some servers return pages without objects, or do not sort keys exactly. A listing is
+# endless if more pages than this do not follow the previous keys.
+_MOST_IDLE_PAGES = 60
+_Parameters = Callable[[str], dict[str, Any]]  # for writing a key
 
 
 class Listing:
-    """The objects below the prefix, listed or asked for; or raises `BucketError`."""
+    """The objects below the prefix; its methods raise `BucketError`."""
 
-    denial: BucketError | None = None  # why what an object is, is `UNKNOWN`
+    denial: BucketError | None = None  # the reason why an object is `UNKNOWN`
 
     def __init__(
         self, bucket: Bucket, parameters: _Parameters, executor: Executor
     ) -> None:
         self._bucket, self._executor = bucket, executor
-        self._parameters = parameters  # that a name is written with
+        self._parameters = parameters
         self._remotes: dict[str, Remote | None] = {}
         self._is_complete = False
-        self._unlisted: set[str] = set()  # perhaps changed since the listing
-        # Directory buckets are not listed in the order of keys.
+        self._outdated: set[str] = set()  # names that may have changed since
+        # The listing of a directory bucket is not sorted.
         is_sorted = not bucket.name.endswith("--x-s3")
-        self._idle_pages = _IDLE_PAGES if is_sorted else inf
+        self._most_idle_pages = _MOST_IDLE_PAGES if is_sorted else inf
         self._has_warned = False
 
     def load(self, wanted: Sequence[str] | None, whole: bool = False) -> None:
-        """List what is likely to hold the names `wanted`, sorted; `None`: everything.
+        """List the pages that are likely to contain `wanted`, sorted; `None`: all.
 
-        The rest is asked for: all, if no listing is to be had nor the `whole` needed.
+        HEAD requests are sent for the other names, and for all if the bucket cannot be
+        listed. If the `whole` listing is needed, that is an error.
         """
-        skips = wanted is not None and not whole
+        may_stop = wanted is not None and not whole
         wanted = [name for name in wanted or () if self._bucket.is_valid_name(name)]
         listed, failure = 0, None
         try:
             for page in self._pages():
                 listed += len(page.etags)
                 found = bisect_right(wanted, max(page.etags, default=""))
-                # Are more pages likely to save more HEADs than they cost?
-                if page.following and skips and listed / 20 > found + _HEADS_PER_PAGE:
+                # Do more pages take longer than the HEAD requests that they save?
+                is_slow = listed / 20 > found + _HEADS_PER_PAGE
+                if page.following and may_stop and is_slow:
                     break
         except BucketError as error:
-            is_none = isinstance(error.cause, AnswerError)
-            if whole or not (is_none or isinstance(error, DeniedError)):
+            is_answer = not isinstance(error.cause, AnswerError)
+            if whole or (is_answer and not isinstance(error, DeniedError)):
                 raise
-            failure = reason_of(error.cause)
+            failure = error.cause
         if not self._is_complete:
-            self.ask(name for name in wanted if name not in self._remotes)
+            self.request_heads(name for name in wanted if name not in self._remotes)
         if failure:
             text = (
                 "Cannot list bucket %r; sending one HEAD request per file instead: %s"
             )
-            self._warn(text, failure)
+            self._warn(text, reason_of(failure))
 
     def __getitem__(self, name: str) -> Remote | None:
-        """Return what the bucket holds as `name`, `None` if there is nothing."""
+        """Return the object `name`; `None` if there is none."""
         is_listed = self._is_complete or name in self._remotes
-        if not is_listed or name in self._unlisted:
-            self._ask(name)
+        if not is_listed or name in self._outdated:
+            self._head([name])
         return self._remotes.get(name)
 
-    def ask(self, names: Iterable[str]) -> None:
-        """Send a HEAD request for each of `names` that may exist, but only once."""
-        missing = None if self._is_complete else UNASKED
-        self._ask(
-            *(
-                name
-                for name in names
-                if name in self._unlisted
-                or _lacks_metadata(self._remotes.get(name, missing))
-            )
-        )
+    def request_heads(self, names: Iterable[str]) -> None:
+        """Send a HEAD request for each of `names` that may exist and had none."""
+        unlisted = None if self._is_complete else UNCHECKED
+
+        def is_needed(name: str) -> bool:
+            remote = self._remotes.get(name, unlisted)
+            return name in self._outdated or _lacks_metadata(remote)
+
+        self._head([*filter(is_needed, names)])
 
     def names(self) -> Set[str]:
-        """Return the names of all objects; there is no way but to list them."""
+        """Return the names of all objects, for which the bucket is listed."""
         if not self._is_complete:
             deque(self._pages(), maxlen=0)
         return {name for name, remote in self._remotes.items() if remote is not None}
 
     def note(self, name: str, remote: Remote | None) -> None:
-        """Note what the bucket holds as `name` by now."""
-        self._unlisted.discard(name)
+        """Note that `name` is `remote` now."""
+        self._outdated.discard(name)
         self._remotes[name] = remote
         if remote is UNKNOWN:
             self._warn(
@@ -104,54 +104,52 @@ class Listing:
                 "uploaded. Grant s3:GetObject and s3:ListBucket."
             )
 
-    def forget(self, name: str) -> None:
-        """Note that somebody else may have changed `name`: ask when it matters."""
-        self._unlisted.add(name)
+    def invalidate(self, name: str) -> None:
+        """Send a HEAD request when `name` is needed, because it may have changed."""
+        self._outdated.add(name)
 
     def _pages(self) -> Iterator[Page]:
         seen: set[str] = set()
         following: dict[str, Any] = {}
-        last, idle = "", 0  # the greatest key; pages that did not come after it
+        last, idle = "", 0  # the greatest key, and pages that did not follow it
         while True:
-            with as_bucket_error(
-                self._bucket.name, OSError
-            ):  # of a credentials file, say
+            # A credentials file may be unreadable, which is an OSError.
+            with as_bucket_error(self._bucket.name, OSError):
                 page = self._bucket.list(following)
                 following = page.following
                 idle += min(page.etags, default="") <= last
                 last = max([last, *page.etags])
                 is_repeated = page.etags and page.etags.keys() <= seen
-                if following and (is_repeated or idle > self._idle_pages):
+                if following and (is_repeated or idle > self._most_idle_pages):
                     raise AnswerError(problem="The listing does not end")
             seen |= page.etags.keys()
             for name, etag in page.etags.items():
-                # What was done to it since is newer than a listing.
+                # A change that this run has made is newer than the listing.
                 known = self._remotes.setdefault(name, Remote(etag))
                 if _lacks_metadata(known) and known != Remote(etag):
-                    self._unlisted.add(name)  # Two pages do not agree.
+                    self._outdated.add(name)  # Two pages have different ETags.
             yield page
             if not following:
                 self._is_complete = True
                 return
 
-    def _ask(self, *names: str) -> None:
-        head = self._bucket.head
-        key = self._bucket.prefix
-        parameters = self._parameters
-        answers = [self._executor.submit(head, n, parameters(key + n)) for n in names]
-        for name, answer in zip(names, answers, strict=True):
+    def _head(self, names: Sequence[str]) -> None:
+        responses = []
+        for name in names:
+            parameters = self._parameters(self._bucket.prefix + name)
+            head = self._executor.submit(self._bucket.head, name, parameters)
+            responses.append(head)
+        for name, response in zip(names, responses, strict=True):
             try:
-                with as_bucket_error(
-                    self._bucket.name, OSError
-                ):  # of a credentials file, say
-                    self.note(name, answer.result())
+                with as_bucket_error(self._bucket.name, OSError):
+                    self.note(name, response.result())
             except DeniedError as error:
                 self.denial = error
                 self.note(name, UNKNOWN)
             except BucketError as error:
                 if transient_of(error.cause) is None:
                     raise
-                # Only this one was set aside.
+                # Only this request was given up, so the run goes on without a warning.
                 self.denial, self._remotes[name] = error, UNKNOWN
 
     def _warn(self, message: str, *arguments: str) -> None:

@@ -1,4 +1,7 @@
-"""``make bench``: everyone side by side, in one run, on this machine."""
+"""The benchmark of this package and other tools, in one run on this machine.
+
+Run it with ``make bench``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from tests.benchmark.contestants import CONTESTANTS, KEYS, SUBSETS, Contestant, 
 from tests.support import certificates
 from tests.support.servers import end
 
-# What Python compiles for itself otherwise, at the first import.
+# The modules that Python would otherwise compile when they are first imported.
 COMPILE = (
     "import compileall, sys; [compileall.compile_dir(p, quiet=2) for p in sys.path]"
 )
@@ -42,7 +45,7 @@ WRITES = ("PUT", "LIST", "HEAD", "GET", "DELETE", "DELETE MANY")
 
 @dataclass(frozen=True)
 class Sample:
-    """One deploy: seconds, MiB, and requests by kind."""
+    """The measurements of one deploy: seconds, MiB, and requests by kind."""
 
     wall: float
     cpu: float
@@ -102,16 +105,22 @@ def _arguments() -> argparse.Namespace:
 
 
 def make_certificates(directory: Path) -> tuple[Path, Path]:
-    """Return a file of CAs, as long as boto3's own, and one of theirs for a server."""
+    """Return a file of CAs and a file with a server's certificate and key.
+
+    The first file includes boto3's own CAs so that it is as long as usual, because
+    boto3 reads it for each connection.
+    """
     authorities, own = certificates.make(directory)
-    # It reads them anew for each connection.
     with authorities.open("ab") as file:
         file.write(Path(botocore.__file__).with_name("cacert.pem").read_bytes())
     return authorities, own
 
 
 def environment_of(contestant: Contestant, course: Course) -> dict[str, str]:
-    """Return what the commands of `contestant` find: keys, CAs, and bytecode."""
+    """Return the environment variables for the commands of `contestant`.
+
+    They include keys and CAs, and do not prevent that Python writes bytecode.
+    """
     environment = os.environ | KEYS | course.trust | contestant.environment(course)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
@@ -119,7 +128,7 @@ def environment_of(contestant: Contestant, course: Course) -> dict[str, str]:
 
 @contextmanager
 def endpoint(own: Path, round_trip: float, *limits: str) -> Iterator[str]:
-    """Run the endpoint in a process of its own for as long as the block lasts."""
+    """Run the endpoint in another process until the block ends."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -141,7 +150,7 @@ def endpoint(own: Path, round_trip: float, *limits: str) -> Iterator[str]:
 
 
 def compile_for(names: Sequence[str]) -> None:
-    """Compile all that the Pythons of these contestants may import."""
+    """Compile all modules that the Pythons of these contestants may import."""
     environment = {**os.environ}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     pythons = {getattr(CONTESTANTS[n], "python", sys.executable) for n in names}
@@ -152,9 +161,9 @@ def compile_for(names: Sequence[str]) -> None:
 def deploys(
     name: str, course: Course, static: Path, steps: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Sample]]:
-    """Run the `steps` of one contestant, on a copy of `static`, into an empty bucket.
+    """Run the `steps` of one contestant with a copy of `static` and an empty bucket.
 
-    The first deploy is always one of them; all are, if none is named.
+    All steps are run by default, and the first deploy is always run.
     """
     course.folder.mkdir()
     factor = 1.0
@@ -181,7 +190,7 @@ def _reduce(static: Path, size: int) -> float:
 
 
 def measure(contestant: Contestant, course: Course) -> Sample:
-    """Run the commands of one deploy, each a whole process."""
+    """Run the commands of one deploy, each in its own process."""
     environment = environment_of(contestant, course)
     wall = cpu = memory = 0.0
     for command in contestant.commands(course):
@@ -207,9 +216,10 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def about(course: Course, what: str) -> bytes:
+def about(course: Course, command: str) -> bytes:
+    """Send "counts", "reset" or "drop" to the endpoint, and return its response."""
     context = ssl.create_default_context(cafile=course.authorities)
-    url = f"{course.endpoint}/-/{what}"
+    url = f"{course.endpoint}/-/{command}"
     with urllib.request.urlopen(url, context=context) as response:
         answer: bytes = response.read()
     return answer
@@ -223,7 +233,7 @@ def _medians(samples: Samples) -> dict[tuple[str, str], float]:
 
 
 def table(samples: Samples) -> str:
-    """Return a Markdown table: a row a contestant and step."""
+    """Return a Markdown table with a row for each contestant and step."""
     lines = [
         "| | | wall | CPU | peak RSS | requests |",
         "|---|---|---:|---:|---:|---|",
@@ -244,7 +254,10 @@ def table(samples: Samples) -> str:
 
 
 def ratios(samples: Samples) -> str:
-    """Return ours beside each other's: medians of the ratios, run by run."""
+    """Return a table of the ratios of this package's times to those of others.
+
+    Each is the median of the ratios of all runs.
+    """
     names = list(dict.fromkeys(name for name, _ in samples))
     steps = list(dict.fromkeys(step for _, step in samples))
     lines = [f"| ratios of wall time, processor time | {' | '.join(steps)} |"]

@@ -1,4 +1,4 @@
-"""The chart that the README shows: an SVG, drawn by hand as it is so little."""
+"""The chart in the README, which is an SVG without the use of a library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLOURS = {"ours": "#2a78d6", "other": "#b5b3ac"}
 
 
 def draw(path: Path, title: str, medians: Mapping[tuple[str, str], float]) -> None:
-    """Write a panel a step, a bar a contestant; all panels have one scale each."""
+    """Write a panel for each step, with its own scale and a bar for each contestant."""
     steps = list(dict.fromkeys(step for _, step in medians))
     parts: list[str] = []
     y = 54.0

@@ -1,4 +1,4 @@
-"""Who is compared: each as the command lines that its users run."""
+"""The tools that the benchmark compares, with their command lines."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ LOCAL_MANIFEST = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
 
 @dataclass(frozen=True)
 class Course:
-    """Where a contestant runs: its sources, a folder of its own, and the endpoint."""
+    """The environment of a contestant: sources, a working folder and the endpoint."""
 
     static: Path
     folder: Path
     endpoint: str
     bucket: str
-    authorities: Path  # a file of CAs, the endpoint's among them
+    authorities: Path  # a file of CAs that includes the endpoint's
 
     @property
     def trust(self) -> dict[str, str]:
-        """The environment in which every contestant trusts the endpoint."""
+        """The environment variables that make a contestant trust the endpoint."""
         variables = ("AWS_CA_BUNDLE", "RCLONE_CA_CERT")
         return dict.fromkeys(variables, str(self.authorities))
 
 
 @dataclass(frozen=True)
 class Django:
-    """Collectstatic into `backend`; with no options it is a local one."""
+    """Collectstatic with the storage `backend`, which is local if it has no options."""
 
     backend: str
     options: Mapping[str, object] | None = None
@@ -71,7 +71,7 @@ class Django:
 
 @dataclass(frozen=True)
 class Capo(Django):
-    """The same with django-capo-s3, whose options have names of their own."""
+    """Collectstatic with django-capo-s3, which has other names for its options."""
 
     def environment(self, course: Course) -> dict[str, str]:
         options = {
@@ -87,10 +87,10 @@ class Capo(Django):
 
 @dataclass(frozen=True)
 class Sync:
-    """A tool that sends what lies in a local folder."""
+    """A tool that uploads a local folder."""
 
     arguments: tuple[str, ...]
-    source: str = ""  # below the contestant's folder; empty: the sources themselves
+    source: str = ""  # a folder in the contestant's; empty for the sources themselves
 
     def commands(self, course: Course) -> list[list[str]]:
         source = course.folder / self.source if self.source else course.static
@@ -115,7 +115,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Then:
-    """One after the other: the workaround that sites use."""
+    """A local collectstatic and an upload of its result, a common workaround."""
 
     first: Django
     second: Sync
@@ -182,7 +182,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "manifest: django-capo-s3": Capo("django_capo_s3.S3ManifestStaticStorage"),
     "manifest: Django, local": Django(LOCAL_MANIFEST),
 }
-# Too slow to be measured in full: measured on so many files, and multiplied.
+# Contestants that are too slow for all files. They are measured with this number of
+# files, and the results are multiplied.
 SUBSETS = {
     "django-storages": 200,
     "django-capo-s3": 200,

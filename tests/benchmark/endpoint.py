@@ -1,11 +1,11 @@
-"""
-An in-memory S3 endpoint with a set round trip, which counts requests.
+"""An in-memory S3 endpoint with a fixed round trip time, which counts requests.
 
-``python -m tests.benchmark.endpoint server.pem --round-trip 0.02`` prints its address;
-``server.pem`` has a certificate and its key. It speaks TLS, whose handshakes take
-processor time and no round trips. It knows as much of S3 as the tools that are compared
-ask for, checks Content-MD5, believes any signature, and answers ``/-/counts`` (and
-forgets them on ``/-/reset``) at once.
+``python -m tests.benchmark.endpoint server.pem --round-trip 0.02`` prints its address.
+``server.pem`` contains a certificate and its key, because clients connect by TLS. TLS
+handshakes are not delayed. The endpoint supports the operations that the compared tools
+use, checks Content-MD5, and accepts any signature. It answers ``/-/counts``,
+``/-/reset``, which sets the counts to zero, and ``/-/drop``, which deletes all objects,
+without a delay.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Object:
+    """An object with its headers."""
+
     __slots__ = ("content", "etag", "headers", "modified")
 
     def __init__(self, content: bytes, etag: str, headers: dict[str, str]) -> None:
@@ -45,7 +47,7 @@ class Object:
 
 
 class Store:
-    """Buckets, created by whatever names them."""
+    """The buckets of the endpoint, which are created when a request names them."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -58,7 +60,7 @@ class Store:
     def answer(
         self, method: str, target: str, headers: dict[str, str], body: bytes
     ) -> Answer:
-        """Carry out one request."""
+        """Return the response to one request."""
         parts = urlsplit(target)
         query = parse_qs(parts.query, keep_blank_values=True)
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
@@ -80,14 +82,14 @@ class Store:
             return self._bucket(method, bucket, query, body)
         return self._object(method, bucket, key, query, headers, body)
 
-    def _about(self, what: str) -> Answer:
+    def _about(self, command: str) -> Answer:
         objects = sum(map(len, self.buckets.values()))
         counts = self.counts | {"bytes": self.limits.received, "objects": objects}
         text = json.dumps(counts).encode()
-        if what == "reset":
+        if command == "reset":
             self.counts.clear()
             self.limits.received = 0
-        if what == "drop":
+        if command == "drop":
             self.buckets.clear()
             self.sorted.clear()
         return 200, {}, text
@@ -260,7 +262,7 @@ def _error(status: int, code: str) -> Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One connection; each answer leaves a round trip after its request arrived."""
+    """A connection, on which each response is sent a round trip after its request."""
 
     def __init__(self, store: Store, round_trip: float) -> None:
         self._store = store
@@ -283,7 +285,8 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        # One whose handshake was under way when it began, or a new one.
+        # During an outage, connections are aborted here if they are new, or if their
+        # handshake was not finished when the outage began.
         if self._store.limits.is_out and not self._store.limits.outage.isdecimal():
             self.abort()
             return
@@ -327,7 +330,7 @@ class Connection(asyncio.Protocol):
             body = self._chunked()
         else:
             body = self._of_length(int(headers.get("content-length", 0)))
-        # Within HTTP's chunks, if it is sent in any, there are those of aws-chunked.
+        # aws-chunked has its own chunks, which may be inside of HTTP's chunks.
         if body is not None and "x-amz-decoded-content-length" in headers:
             return _dechunked(body)[0]
         return body
@@ -363,7 +366,7 @@ def _parse_head(head: bytes) -> tuple[str, str, dict[str, str]]:
 
 
 def _dechunked(data: bytes) -> tuple[bytes, int]:
-    """Return the body in `data` and the bytes it took; 0 if it is not all there."""
+    """Return the body in `data` and its size with chunks, or 0 if it is incomplete."""
     body, position = bytearray(), 0
     while True:
         end = data.find(b"\r\n", position)
@@ -413,9 +416,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("own", type=Path, help="certificate and key")
     parser.add_argument("--round-trip", type=float, default=0.02, help="seconds")
-    parser.add_argument("--puts", type=int, default=0, help="a second, of all clients")
-    parser.add_argument("--status", type=int, default=503, help="of those beyond")
-    parser.add_argument("--bandwidth", type=float, default=0, help="bytes a second")
+    parser.add_argument("--puts", type=int, default=0, help="PUTs per second")
+    parser.add_argument("--status", type=int, default=503, help="of other PUTs")
+    parser.add_argument("--bandwidth", type=float, default=0, help="bytes per second")
     parser.add_argument("--reset-every", type=int, default=0, help="nth connection")
     parser.add_argument("--outage", default="", help="refused, reset or a status")
     given = parser.parse_args()

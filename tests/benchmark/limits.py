@@ -1,4 +1,4 @@
-"""What is between a client and the endpoint: limits, a slow line, resets, outages."""
+"""Rate limits, slow connections, resets and outages of the benchmark's endpoint."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from math import inf
 
 @dataclass
 class Limits:
-    """Those of one endpoint, for all its connections together."""
+    """The limits of one endpoint, for all of its connections together."""
 
-    puts: int = 0  # that it takes in any second; 0: all
-    status: int = 503  # what it answers to the others
-    bandwidth: float = 0.0  # bytes a second that reach it; 0: no bound
-    reset_every: int = 0  # which of the connections are reset at their first PUT
+    puts: int = 0  # PUT requests that are accepted per second; 0 for all
+    status: int = 503  # the response to other PUT requests
+    bandwidth: float = 0.0  # bytes per second that are received; 0 for no limit
+    reset_every: int = 0  # Each nth connection is reset at its first PUT; 0 for none.
     outage: str = ""  # "refused", "reset", or a status
-    outage_after: int = 60  # PUTs
+    outage_after: int = 60  # the number of PUTs before the outage
     outage_seconds: float = 20.0
-    began: float = inf  # when the outage began
+    began: float = inf  # the time at which the outage began
     received: int = 0  # bytes
     _puts: int = 0
     _taken: deque[float] = field(default_factory=deque)
@@ -28,7 +28,7 @@ class Limits:
     _free_at: float = 0.0
 
     def takes_put(self) -> bool:
-        """Tell whether one more PUT is within the limit."""
+        """Return whether one more PUT is within the limit."""
         now = time.monotonic()
         while self._taken and self._taken[0] < now - 1:
             self._taken.popleft()
@@ -39,22 +39,22 @@ class Limits:
 
     @property
     def is_out(self) -> bool:
-        """Whether the outage is on."""
+        """Whether there is an outage now."""
         return 0 <= time.monotonic() - self.began < self.outage_seconds
 
     def count_put(self) -> None:
-        """Count a PUT; one of them begins the outage."""
+        """Count a PUT, and begin the outage after `outage_after` of them."""
         self._puts += 1
         if self.outage and self._puts == self.outage_after:
             self.began = time.monotonic()
 
     def resets(self) -> bool:
-        """Tell whether a new connection is one of those to be reset."""
+        """Return whether a new connection has to be reset."""
         self._connections += 1
         return bool(self.reset_every) and self._connections % self.reset_every == 0
 
     def receive(self, transport: asyncio.Transport, size: int) -> None:
-        """Count bytes, and read on when the line has carried them."""
+        """Count bytes, and stop reading for the time that the bandwidth requires."""
         self.received += size
         if self.bandwidth:
             loop = asyncio.get_running_loop()

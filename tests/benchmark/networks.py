@@ -1,4 +1,7 @@
-"""``make bench NETWORKS=1``: limits, slow lines, resets and outages, side by side."""
+"""The benchmark with rate limits, slow connections, resets and outages.
+
+Run it with ``make bench NETWORKS=1``.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ from tests.benchmark.contestants import CONTESTANTS, Contestant, Course, Sync, t
 
 @dataclass(frozen=True)
 class Situation:
-    """An endpoint, and what is sent there."""
+    """An endpoint with limits, and the files that are uploaded to it."""
 
     files: int
-    size: int  # bytes of each
+    size: int  # of each file in bytes
     limits: tuple[str, ...] = ()
     round_trip: float = 0.02
-    least: float = 0.0  # seconds that the limit asks for
+    least: float = 0.0  # the shortest time in seconds that the limits allow
 
 
 SITUATIONS = {
@@ -44,14 +47,16 @@ SITUATIONS = {
     ),
     "round trip 100 ms": Situation(2500, 9000, (), 0.1, 2500 / 64 * 0.1),
     "every tenth connection reset": Situation(2500, 9000, ("--reset-every=10",)),
-    # Begins when 60 files have arrived. No name is resolved here, so DNS is no state.
+    # An outage begins after 60 files. Failures of DNS are not simulated, because the
+    # endpoint's address is a number.
     **{
         f"outage of 20 s: {state}": Situation(300, 9000, (f"--outage={state}",))
         for state in ("refused", "reset", "503", "500")
     },
 }
 OTHERS = {
-    # At their defaults: what is set for `make bench` is for no limits.
+    # It has its default options, because those of `make bench` suit servers without
+    # limits.
     "rclone sync": Sync(
         (
             *(tool("rclone"), "sync", "--s3-no-check-bucket", "--quiet"),
@@ -62,36 +67,37 @@ OTHERS = {
     "django-storages": CONTESTANTS["django-storages"],
 }
 OURS = ("collectfast-storage", "collectfast-storage[obstore]")
-EVERYONE = {name: CONTESTANTS[name] for name in OURS} | OTHERS
+COMPARED = {name: CONTESTANTS[name] for name in OURS} | OTHERS
 
 
 def main() -> None:
     arguments = _arguments()
-    print("| situation | who | exit | arrived | wall | ÷ least | PUTs | bytes |")
+    print("| situation | tool | exit | arrived | wall | ÷ least | PUTs | bytes |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for name in arguments.situations or SITUATIONS:
-        for who in arguments.only or EVERYONE:
-            cells = " | ".join(_measured(SITUATIONS[name], who))
-            print(f"| {name} | {who} | {cells} |", flush=True)
+    for situation in arguments.situations or SITUATIONS:
+        for tool_name in arguments.only or COMPARED:
+            cells = " | ".join(_measured(SITUATIONS[situation], tool_name))
+            print(f"| {situation} | {tool_name} | {cells} |", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--situations", nargs="*", choices=SITUATIONS)
-    parser.add_argument("--only", nargs="*", choices=EVERYONE, help="contestants")
+    parser.add_argument("--only", nargs="*", choices=COMPARED, help="contestants")
     return parser.parse_args()
 
 
-def _measured(situation: Situation, who: str) -> Iterator[str]:
+def _measured(situation: Situation, tool_name: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="collectfast-networks-") as directory:
-        folder, static = Path(directory), Path(directory) / "static"
+        folder = Path(directory)
+        static = folder / "static"
         static.mkdir()
         for number in range(situation.files):
             (static / f"{number}.bin").write_bytes(os.urandom(situation.size))
         authorities, own = make_certificates(folder)
         with endpoint(own, situation.round_trip, *situation.limits) as url:
             course = Course(static, folder, url, "bench", authorities)
-            yield from _cells(situation, EVERYONE[who], course)
+            yield from _cells(situation, COMPARED[tool_name], course)
 
 
 def _cells(
@@ -118,7 +124,7 @@ def _cells(
 
 
 def _counts(course: Course) -> bytes:
-    """Ask for the counts; in an outage there is no answer."""
+    """Return the counts; repeat the request in an outage."""
     deadline = time.monotonic() + 60
     while True:
         try:

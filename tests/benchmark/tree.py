@@ -1,4 +1,4 @@
-"""The files that are deployed: those of packages from PyPI, as many as asked for."""
+"""The files that the benchmark deploys, which come from packages on PyPI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATIC = "static"
 
 
 def build(directory: Path, size: int) -> int:
-    """Put `size` files into `directory`, copies where there are not as many."""
+    """Copy `size` files to `directory`, some of them several times if needed."""
     count = 0
     for copy in itertools.count():
         for source, name in _files():
@@ -30,7 +30,10 @@ def build(directory: Path, size: int) -> int:
 
 
 def _files() -> Iterator[tuple[Path, str]]:
-    """Yield file and name, what CSS and JavaScript refer to before them."""
+    """Yield the path and name of each file.
+
+    In each folder CSS and JavaScript come last, because they refer to other files.
+    """
     for package in PACKAGES:
         for folder in sorted(folder_of(package).rglob(STATIC)):
             paths = sorted(folder.rglob("*"))
@@ -41,7 +44,7 @@ def _files() -> Iterator[tuple[Path, str]]:
 
 
 def touch(directory: Path) -> None:
-    """Make every file newer, as a fresh checkout does."""
+    """Give every file a newer modification time, as a fresh checkout does."""
     now = time.time() + 2
     for path in directory.rglob("*"):
         if path.is_file():
@@ -49,5 +52,6 @@ def touch(directory: Path) -> None:
 
 
 def change_one(directory: Path) -> None:
+    """Change the contents of one file."""
     path = directory / "admin" / "img" / "LICENSE"
     path.write_text(f"changed at {time.time_ns()}\n")

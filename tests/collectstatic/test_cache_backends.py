@@ -1,4 +1,4 @@
-"""The caches that sites have, across processes, and in all the ways that they fail."""
+"""Django's cache backends, shared by processes, and their failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WARNING = "(COLLECTFAST_CACHE) failed"
 
 @dataclass
 class Outcome:
-    """What a collectstatic in a process of its own said and asked."""
+    """The output, log and requests of a collectstatic in its own process."""
 
     output: str
     log: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def manage(site: Site, cache: Cache, *arguments: str) -> Outcome:
-    """Run `manage.py` in a process of its own; it must succeed."""
+    """Run `manage.py` in its own process, and assert that it succeeds."""
     site.proxy.requests.clear()
     others = {k: v for k, v in cache.settings.items() if k != "CACHES"}
     environment = {
@@ -74,7 +74,7 @@ def collect(site: Site, cache: Cache) -> Outcome:
 
 @contextmanager
 def running(name: str, site: Site) -> Iterator[Cache]:
-    """Give the cache `name`, ready to be used."""
+    """Start the cache `name` if it needs a server, and yield it."""
     if name == "database":
         cache = database(site.root)
         manage(site, cache, "createcachetable")
@@ -89,8 +89,13 @@ def running(name: str, site: Site) -> Iterator[Cache]:
 @pytest.mark.parametrize(
     "name", ["local memory", "files", "database", "Redis", "Memcached"]
 )
-def test_what_one_process_remembers_the_next_one_knows(site: Site, name: str) -> None:
-    """One deploy is a process, and so is the next: the cache is between them."""
+def test_cache_is_shared_by_processes(site: Site, name: str) -> None:
+    """A deploy uses the cache entries that a deploy in another process wrote.
+
+    A listing contains ETags, so unchanged files need no cache. Changed headers are
+    noticed only if the cache outlives the process, as all caches but local memory do.
+    With `collectfast_preload=False`, such a cache makes HEAD requests unnecessary.
+    """
     contents = site.write_many(12)
     site.options["gzip"] = True
     with running(name, site) as cache:
@@ -103,7 +108,7 @@ def test_what_one_process_remembers_the_next_one_knows(site: Site, name: str) ->
         assert again.requests == {"LIST": again.requests["LIST"]}
         assert "0 static files copied, 12 unmodified." in again.output
 
-        # Of headers no listing tells: only who remembers them sees that they changed.
+        # A listing has no headers, so only the cache shows that they changed.
         site.options["object_parameters"] = {"CacheControl": "max-age=60"}
         changed = collect(site, cache)
         kept = cache.outlives_process
@@ -117,8 +122,11 @@ def test_what_one_process_remembers_the_next_one_knows(site: Site, name: str) ->
         assert len(changed.log.splitlines()) == int(kept)
 
 
-def test_redis_that_stops_in_mid_run_is_one_warning(site: Site) -> None:
-    """Everything arrives; the deploys after it are right, without Redis and with it."""
+def test_redis_that_stops_during_a_deploy_causes_one_warning(site: Site) -> None:
+    """If Redis crashes during a deploy, there is one warning, and all files arrive.
+
+    Later deploys are correct, too, while Redis is down and after it has restarted.
+    """
     site.write_many(12)
     with redis(site.root) as cache:
         collect(site, cache)
@@ -151,7 +159,7 @@ def test_redis_that_stops_in_mid_run_is_one_warning(site: Site) -> None:
 
 
 def spoil(name: str, cache: Cache) -> None:
-    """Write garbage over every entry, behind Django's back."""
+    """Overwrite every entry with garbage, without using Django."""
     if name == "files":
         directory = Path(cache.settings["CACHES"]["default"]["LOCATION"])
         for path in directory.iterdir():
@@ -172,10 +180,8 @@ def spoil(name: str, cache: Cache) -> None:
 
 @pytest.mark.parametrize("name", ["files", "database", "Redis"])
 @pytest.mark.parametrize("preload", [True, False])
-def test_garbage_in_the_cache_is_nothing_remembered(
-    site: Site, name: str, preload: bool
-) -> None:
-    """It is not believed, fails no deploy, and that deploy has written it over."""
+def test_garbage_in_the_cache_is_ignored(site: Site, name: str, preload: bool) -> None:
+    """Unreadable cache entries are ignored, and replaced by the same deploy."""
     contents = site.write_many(12)
     site.options["collectfast_preload"] = preload
     with running(name, site) as cache:
@@ -192,7 +198,7 @@ def test_garbage_in_the_cache_is_nothing_remembered(
 
 
 def entries(location: str) -> dict[str, Any]:
-    """What the local-memory cache at `location` holds of this package's, by name."""
+    """Return the entries of the local-memory cache at `location`, by name."""
     names = [name.split(":", 2)[2] for name in LocMemCache(location, {})._cache]
     return caches["default"].get_many(names)
 
@@ -201,10 +207,10 @@ def entries(location: str) -> dict[str, Any]:
     "value", [7, None, ["a b c"], {"a": 1}, "a b", "a b c", "- - -"]
 )
 @pytest.mark.parametrize("preload", [True, False])
-def test_entries_of_other_types_are_never_believed(
+def test_entries_of_other_types_are_ignored(
     site: Site, value: object, preload: bool
 ) -> None:
-    """Whatever stands in the place of what was remembered: what changed goes up."""
+    """Changed files are uploaded although their cache entries have other types."""
     site.write_many(12)
     site.options["collectfast_preload"] = preload
     site.collect()
@@ -250,7 +256,7 @@ def remembered(number: int) -> Remembered:
 def test_shards_are_never_too_large_for_memcached(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All of 60,000 entries with long names are kept."""
+    """Memcached keeps the entries of 60,000 files with long names."""
     keys = [f"{number}/{'long' * 150}.css" for number in range(60_000)]
 
     def fresh() -> UploadCache:
@@ -276,7 +282,11 @@ def test_shards_are_never_too_large_for_memcached(
 def test_rollback_after_shards_got_too_large_for_memcached(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Files that are as they were before the last deploy go up all the same."""
+    """A rollback uploads all files if the last entries were too large to store.
+
+    The cache must not return the older entries, because these match the files of the
+    rollback.
+    """
     site.options["collectfast_preload"] = False
     with memcached(largest=2048) as server:
         old = site.write_many(40)
@@ -294,7 +304,7 @@ def test_rollback_after_shards_got_too_large_for_memcached(
 
 
 class Down(LocMemCache):
-    """A cache whose server is away."""
+    """A cache whose server is down."""
 
     def away(self, *args: Any, **kwargs: Any) -> Any:
         raise ConnectionError("nobody there")
@@ -303,7 +313,7 @@ class Down(LocMemCache):
 
 
 class HalfWay(LocMemCache):
-    """A cache whose server goes away in the middle of being written."""
+    """A cache that loses its server when half of the entries are written."""
 
     def set_many(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         half = list(data)[len(data) // 2 :]
@@ -312,21 +322,21 @@ class HalfWay(LocMemCache):
 
 
 class Refusing(LocMemCache):
-    """A cache that says what it does not take."""
+    """A cache that stores no entry and reports this."""
 
     def set_many(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         return list(data)
 
 
 class Silent(LocMemCache):
-    """A cache that does not say so, as Django's database cache does not."""
+    """A cache that stores nothing and does not report it, like a database cache."""
 
     def set_many(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         return []
 
 
 def spoilt(site: Site, cache: type) -> dict[str, Any]:
-    """The settings for the site's own cache, but with the faults of `cache`."""
+    """Return settings for the site's own cache with the faults of `cache`."""
     backend = f"{__name__}.{cache.__name__}"
     return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": str(site.root)}}}
 
@@ -335,7 +345,7 @@ def spoilt(site: Site, cache: type) -> dict[str, Any]:
 def test_rollback_after_the_cache_could_not_be_written(
     site: Site, cache: type, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the cache knew before the deploy that it missed is not believed after it."""
+    """Entries from before a deploy that could not write the cache are not trusted."""
     site.options["collectfast_preload"] = False
     old = site.write_many(40)
     site.collect()
@@ -352,14 +362,14 @@ def test_rollback_after_the_cache_could_not_be_written(
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("arguments", [[], ["--clear"], ["--no-post-process"]])
 @pytest.mark.parametrize("kind", ["Static", "ManifestStatic"])
-def test_cache_that_is_down_is_one_warning(
+def test_cache_that_is_down_causes_one_warning(
     site: Site,
     preload: bool,
     arguments: list[str],
     kind: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """However many files there are, and however often it is asked: once a deploy."""
+    """A deploy logs one warning about its cache, however many files there are."""
     site.backend = f"collectfast_storage.CollectfastS3{kind}Storage"
     site.options["collectfast_preload"] = preload
     contents = site.write_many(12)
@@ -370,16 +380,16 @@ def test_cache_that_is_down_is_one_warning(
 
 
 class OwnDelete(CollectfastS3StaticStorage):
-    """A site's own storage, which is asked to delete file by file."""
+    """A subclass with its own `delete`, which is called once for each file."""
 
     def delete(self, name: str) -> None:
         super().delete(name)
 
 
-def test_own_delete_with_a_cache_that_is_down_is_one_warning(
+def test_own_delete_with_a_cache_that_is_down_causes_one_warning(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not one for each file that is deleted."""
+    """If a subclass deletes file by file, there is one warning for all files."""
     site.backend = f"{__name__}.{OwnDelete.__name__}"
     contents = site.write_many(3)
     for number in range(3):

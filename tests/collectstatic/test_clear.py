@@ -1,4 +1,4 @@
-"""`collectstatic --clear`: it works, and without downtime."""
+"""Deletions by `collectstatic --clear`, which do not cause downtime."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ def _named(output: str, verb: str) -> list[str]:
     return sorted(re.findall(rf"^{verb} '(.*)'$", output, re.MULTILINE))
 
 
-def test_survivors_stay_and_the_rest_goes_in_one_request(site: Site) -> None:
-    """1,100 objects of which 1,000 stay: 0 DELETE of survivors, one DeleteObjects."""
+def test_left_over_objects_are_deleted_in_one_request(site: Site) -> None:
+    """Of 1,100 objects, one DeleteObjects request deletes the 100 without a source.
+
+    The 1,000 others are neither deleted nor uploaded again.
+    """
     for number in range(1100):
         site.write(f"{number}.txt", str(number))
     site.collect()
@@ -44,8 +47,11 @@ def test_survivors_stay_and_the_rest_goes_in_one_request(site: Site) -> None:
     assert deploy.summary == f"{deleted}0 static files copied, 1000 unmodified."
 
 
-def test_without_a_location_it_refuses(site: Site) -> None:
-    """The bucket may hold other things; the option to set is named."""
+def test_clear_without_a_location_is_refused(site: Site) -> None:
+    """`--clear` without a location is refused, and the error names the option to set.
+
+    Without a location, `--clear` could delete other files of the bucket.
+    """
     site.write("a.css", "a")
     site.options["location"] = ""
     for arguments in (["--clear"], ["--clear", "--dry-run"]):
@@ -56,10 +62,13 @@ def test_without_a_location_it_refuses(site: Site) -> None:
 
 @pytest.mark.parametrize("below", ["", "/media"])
 @pytest.mark.parametrize("arguments", [["--clear"], ["--clear", "--dry-run"]])
-def test_where_another_storage_stores_it_refuses(
+def test_clear_is_refused_if_another_storage_stores_below_the_location(
     site: Site, below: str, arguments: list[str]
 ) -> None:
-    """One AWS_LOCATION for all: then what users uploaded is nothing to clear."""
+    """`--clear` is refused while another storage stores at or below the location.
+
+    If all storages share one AWS_LOCATION, `--clear` would delete the users' uploads.
+    """
     site.write("a.css", "a")
     site.bucket.put("media/me.jpg", b"me")
     static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
@@ -77,14 +86,18 @@ def test_where_another_storage_stores_it_refuses(
 
 
 class MediaStorage(S3Storage):
-    """Where it stores, only a storage that was built can tell."""
+    """A storage that sets its location when it is built."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.location += "/media"
 
 
-def test_storage_of_a_sites_own_below_the_location(site: Site) -> None:
+def test_storage_class_that_moves_itself_below_the_location(site: Site) -> None:
+    """`--clear` is refused if a storage class moves itself below the location.
+
+    The endpoint of that storage is spelled differently, which makes no difference.
+    """
     options = {**site.storage_options, "endpoint_url": f"{site.proxy.endpoint}/"}
     media = {"BACKEND": f"{__name__}.MediaStorage", "OPTIONS": options}
     static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
@@ -96,12 +109,13 @@ def test_storage_of_a_sites_own_below_the_location(site: Site) -> None:
 
 @pytest.mark.parametrize("arguments", [["--clear"], ["--clear", "--dry-run"]])
 @pytest.mark.parametrize("other", ["same", "broken"])
-def test_other_names_of_the_same_storage(
+def test_other_aliases_of_the_same_storage(
     site: Site, arguments: list[str], other: str
 ) -> None:
-    """Another alias of the same place may be used for other files, so it is refused.
+    """`--clear` is refused if another alias has the location, or cannot be loaded.
 
-    An alias that cannot be loaded may store there too. A local folder does not.
+    Another alias of the location may be used for other files, and an alias that cannot
+    be loaded may store there, too. A local folder is no reason to refuse.
     """
     static = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
     local = {"BACKEND": "django.core.files.storage.FileSystemStorage"}
@@ -119,8 +133,8 @@ def test_other_names_of_the_same_storage(
     assert site.bucket.names() == ["a.css"]
 
 
-def test_siblings_of_the_location_are_left_alone(site: Site) -> None:
-    """`static-old/` does not lie below `static`."""
+def test_objects_beside_the_location_are_kept(site: Site) -> None:
+    """`--clear` keeps `static-old/`, because it is not below the location `static/`."""
     key = f"{site.bucket.location}-old/a.css"
     site.bucket.client.put_object(Bucket=site.bucket.name, Key=key, Body=b"sibling")
     site.bucket.put("leftover.css", b"leftover")
@@ -132,10 +146,10 @@ def test_siblings_of_the_location_are_left_alone(site: Site) -> None:
 
 @pytest.mark.parametrize("more", [[], ["--no-post-process"]])
 @pytest.mark.parametrize("preload", [True, False])
-def test_dry_run_names_what_a_real_run_deletes(
+def test_dry_run_names_the_files_that_a_real_run_deletes(
     site: Site, preload: bool, more: list[str]
 ) -> None:
-    """And what it would copy; and does nothing."""
+    """`--clear --dry-run` deletes nothing, and names the files a real run deletes."""
     site.options["collectfast_preload"] = preload
     site.write_many(10)
     site.collect()
@@ -152,8 +166,8 @@ def test_dry_run_names_what_a_real_run_deletes(
     assert site.bucket.names() == sorted({"new.css"} | before.keys() - names)
 
 
-def test_dry_run_of_a_manifest_storage_names_what_would_go(site: Site) -> None:
-    """Hashed names are as a real run would make them, and that makes none of them."""
+def test_dry_run_of_a_manifest_storage_names_hashed_files(site: Site) -> None:
+    """A dry run names the hashed files that a real run deletes, and creates none."""
     site.backend = MANIFEST_STORAGE
     site.write("a.css", "a { background: url(i.png) }")
     site.write("i.png", b"image")
@@ -173,8 +187,11 @@ def test_dry_run_of_a_manifest_storage_names_what_would_go(site: Site) -> None:
         assert sorted(before.keys() - set(site.bucket.names())) == gone
 
 
-def test_release_before_is_there_at_each_moment(site: Site) -> None:
-    """Five of them, each cleared: its files stay as they are, and are counted."""
+def test_previous_release_is_complete_at_each_moment(site: Site) -> None:
+    """During five deploys with `--clear`, the previous release is always complete.
+
+    Its hashed files do not change, and the report counts those that are kept.
+    """
     site.backend = MANIFEST_STORAGE
     before: dict[str, str] = {}
     reports: list[Report] = []
@@ -205,10 +222,11 @@ def test_release_before_is_there_at_each_moment(site: Site) -> None:
     assert reports[-1].kept == ()
 
 
-def test_manifest_storage_keeps_what_the_new_manifest_names(site: Site) -> None:
-    """Hashed copies stay for one release more, and then go, after the manifest.
+def test_hashed_files_are_kept_for_one_more_release(site: Site) -> None:
+    """`--clear` keeps the hashed files of the new and of the previous release.
 
-    Pages of the release before are still open in browsers.
+    Pages of the previous release are still open in browsers. Older hashed files are
+    deleted, after the new manifest is uploaded.
     """
     site.backend = MANIFEST_STORAGE
     site.write("a.css", "a { background: url(i.png) }")
@@ -234,7 +252,7 @@ def test_manifest_storage_keeps_what_the_new_manifest_names(site: Site) -> None:
 
 
 class Uncached(CollectfastS3ManifestStaticStorage):
-    """The manifest beside the files, by another storage: browsers never cache it."""
+    """A storage that has its manifest saved by another storage, with `no-cache`."""
 
     manifest_storage_class: type[S3Storage] = S3Storage
 
@@ -250,10 +268,13 @@ class UncachedFast(Uncached):
 
 
 @pytest.mark.parametrize("backend", [Uncached, UncachedFast])
-def test_manifest_that_another_storage_keeps_in_the_same_place_stays(
+def test_manifest_that_another_storage_saves_at_the_location_is_kept(
     site: Site, backend: type
 ) -> None:
-    """Whoever saved it, without it the site would be broken."""
+    """`--clear` keeps the manifest, whichever storage saved it.
+
+    Without the manifest the site would be broken.
+    """
     site.backend = f"{__name__}.{backend.__name__}"
     site.write("a.txt", "a")
     site.collect()
@@ -266,8 +287,11 @@ def test_manifest_that_another_storage_keeps_in_the_same_place_stays(
     assert site.bucket.get("staticfiles.json")["CacheControl"] == "no-cache"
 
 
-def test_what_is_to_be_cleared_is_no_longer_there(site: Site) -> None:
-    """CSS that names a removed image fails, as after Django's own clearing."""
+def test_file_that_will_be_deleted_cannot_be_referenced(site: Site) -> None:
+    """With `--clear`, CSS that references a removed image fails.
+
+    It fails in the same way after Django's own clearing. The bucket is not changed.
+    """
     site.backend = MANIFEST_STORAGE
     site.write("a.css", "a { background: url(i.png) }")
     site.write("i.png", b"image")
@@ -288,10 +312,13 @@ class OwnPostProcess(CollectfastS3ManifestStaticStorage):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
-def test_hashed_copies_stay_whoever_post_processes(
+def test_hashed_files_are_kept_with_an_own_post_process(
     site: Site, arguments: list[str]
 ) -> None:
-    """What the manifest names is in use, also if this run had no need to save it."""
+    """`--clear` keeps the files in the manifest if `post_process` does not name them.
+
+    The files are in use, although this run did not have to save them.
+    """
     site.backend = f"{__name__}.OwnPostProcess"
     site.write("a.css", "a { background: url(i.png) }")
     site.write("i.png", b"image")
@@ -305,7 +332,7 @@ def test_hashed_copies_stay_whoever_post_processes(
 
 
 def test_failed_run_deletes_nothing(site: Site) -> None:
-    """What was to go may still be needed."""
+    """If an upload fails, `--clear` deletes no file, because it may still be needed."""
     site.write("a.css", "a")
     site.bucket.put("leftover.css", b"leftover")
 
@@ -316,30 +343,33 @@ def test_failed_run_deletes_nothing(site: Site) -> None:
     assert site.bucket.names() == ["leftover.css"]
 
 
-def test_without_post_processing_it_clears_after_the_last_file(site: Site) -> None:
-    """Every call is carried out as it is made, and in the right order."""
+def test_clear_without_post_processing_deletes_after_the_last_file(site: Site) -> None:
+    """With `--no-post-process`, files are deleted after the last upload."""
     site.write("a.css", "a")
     site.write("b.css", "b")
     site.bucket.put("leftover.css", b"leftover")
     site.bucket.put("a.css", b"old")
     site.collect("--clear", "--no-post-process")
     kinds = [request.kind for request in site.proxy.requests]
-    # With no other file to tell, a HEAD says that an ETag here is that of the content.
+    # No other file has shown that ETags are MD5s here, so a HEAD request finds out.
     assert kinds == ["LIST", "HEAD", "PUT", "PUT", "DELETE MANY"]
     assert site.bucket.files() == {"a.css": b"a", "b.css": b"b"}
     again = site.collect("--clear", "--no-post-process")
     assert again.requests == {"LIST": 1}
 
 
-def test_without_post_processing_and_sources_it_clears_all(site: Site) -> None:
-    """Where no file is the last one, it is time to clear at once."""
+def test_clear_without_post_processing_and_sources_deletes_all(site: Site) -> None:
+    """If there are no sources, `--clear --no-post-process` deletes all objects."""
     site.bucket.put("leftover.css", b"leftover")
     site.collect("--clear", "--no-post-process")
     assert site.bucket.names() == []
 
 
-def test_without_post_processing_the_released_manifest_survives(site: Site) -> None:
-    """Nothing has replaced what visitors are being served."""
+def test_clear_without_post_processing_keeps_the_live_release(site: Site) -> None:
+    """`--clear --no-post-process` keeps the manifest and the files that it names.
+
+    Visitors still get these files, because no new manifest has replaced the old one.
+    """
     site.backend = MANIFEST_STORAGE
     site.write("a.css", "a")
     site.collect()
@@ -350,7 +380,7 @@ def test_without_post_processing_the_released_manifest_survives(site: Site) -> N
 
 
 def test_objects_that_cannot_be_deleted_are_named(site: Site) -> None:
-    """One line each, and an exit status; the files themselves are up."""
+    """The error names each object that cannot be deleted; all files are uploaded."""
     site.write("a.css", "a")
     site.bucket.put("left.css", b"x")
 
@@ -377,17 +407,21 @@ def test_objects_that_cannot_be_deleted_are_named(site: Site) -> None:
 @pytest.mark.parametrize(
     ("status", "code"),
     [
-        (400, "InvalidArgument"),  # Google's XML API, once
-        (400, "NotImplemented"),  # and later
+        (400, "InvalidArgument"),  # Google's XML API, in the past
+        (400, "NotImplemented"),  # Google's XML API, later
         (400, "MissingContentMD5"),  # MinIO, before it took a checksum instead
         (405, "MethodNotAllowed"),
         (501, "NotImplemented"),
     ],
 )
-def test_server_that_cannot_delete_many_is_asked_one_by_one(
+def test_server_without_deleteobjects_gets_one_delete_per_file(
     site: Site, status: int, code: str
 ) -> None:
-    """As django-storages asks; and what cannot be deleted is named all the same."""
+    """If a server lacks DeleteObjects, each file is deleted by its own request.
+
+    django-storages sends such requests, too. The error names the file that cannot be
+    deleted.
+    """
     site.write("a.css", "a")
     for name in ("kept.css", "left.css", "over.css"):
         site.bucket.put(name, b"x")
@@ -408,8 +442,8 @@ def test_server_that_cannot_delete_many_is_asked_one_by_one(
     assert site.bucket.names() == ["a.css", "kept.css"]
 
 
-def test_who_may_not_delete_is_not_asked_one_by_one(site: Site) -> None:
-    """A refusal is an answer."""
+def test_denied_deleteobjects_is_not_followed_by_single_deletes(site: Site) -> None:
+    """If DeleteObjects is denied, no further request tries to delete the files."""
     site.write("a.css", "a")
     site.bucket.put("left.css", b"x")
     site.proxy.fault = refuse("DELETE MANY")
@@ -418,8 +452,11 @@ def test_who_may_not_delete_is_not_asked_one_by_one(site: Site) -> None:
     assert site.proxy.count()["DELETE"] == 0
 
 
-def test_connection_that_breaks_at_the_deletes_names_every_file(site: Site) -> None:
-    """No more is known of them; the next run deletes them."""
+def test_connection_that_breaks_during_deletes_names_every_file(site: Site) -> None:
+    """If the connection breaks during DeleteObjects, the error names every file.
+
+    It is unknown which files were deleted. The next run deletes them.
+    """
     site.options["client_config"] = Config(retries={"total_max_attempts": 1})
     site.write("a.css", "a")
     for name in ("old.css", "older.css"):
@@ -445,7 +482,8 @@ class OwnDelete(CollectfastS3StaticStorage):
         super().delete(name)
 
 
-def test_delete_of_a_sites_own_that_is_refused_names_the_file(site: Site) -> None:
+def test_own_delete_that_is_refused_names_the_file(site: Site) -> None:
+    """If a request of a subclass's `delete` is refused, the error names the file."""
     site.backend = f"{__name__}.OwnDelete"
     site.write("a.css", "a")
     for name in ("kept.css", "old.css"):
@@ -462,10 +500,13 @@ class Tidying(CollectfastS3StaticStorage):
         return super()._save(name, content)
 
 
-def test_delete_of_a_program_without_post_processing_is_made_at_once(
+def test_delete_in_an_own_save_without_post_processing_is_carried_out(
     site: Site,
 ) -> None:
-    """Nothing comes after the last save that could make it."""
+    """With `--no-post-process`, a file that a subclass's `_save` deletes is gone.
+
+    No step of the command after the last save could delete it.
+    """
     site.backend = f"{__name__}.Tidying"
     site.bucket.put("left.txt", b"x")
     site.write("a.css", "a")
@@ -474,8 +515,12 @@ def test_delete_of_a_program_without_post_processing_is_made_at_once(
 
 
 @pytest.mark.needs("objects with a slash at the end")
-def test_folders_of_those_who_believe_in_them_stay(site: Site) -> None:
-    """The S3 console makes an empty object of a folder; it may be the location's."""
+def test_objects_that_represent_folders_are_kept(site: Site) -> None:
+    """`--clear` keeps objects with a slash at the end of their keys.
+
+    The S3 console creates such an empty object for a folder, and this folder may be the
+    location.
+    """
     site.write("a.css", "a")
     site.bucket.put("folder/", b"")
     assert site.bucket.names() == ["folder/"]
@@ -488,8 +533,11 @@ class Copying(CollectfastS3StaticStorage):
         return super()._save(name, content)
 
 
-def test_without_post_processing_a_sites_own_save_is_waited_for(site: Site) -> None:
-    """Also where it turns out that the bucket holds the last file."""
+def test_clear_without_post_processing_waits_for_an_own_save(site: Site) -> None:
+    """`--clear --no-post-process` deletes files although the last source is unchanged.
+
+    With a subclass's `_save`, it is known only after its call that no upload is needed.
+    """
     site.backend = f"{__name__}.Copying"
     site.write("a.css", "a")
     site.collect()
@@ -500,20 +548,20 @@ def test_without_post_processing_a_sites_own_save_is_waited_for(site: Site) -> N
 
 
 class LocalManifest(CollectfastS3ManifestStaticStorage):
-    """The manifest on the machine's own disk."""
+    """A storage with a manifest on the local disk."""
 
     def __init__(self, **settings: Any) -> None:
         storage = FileSystemStorage(location=settings.pop("manifest_location"))
         super().__init__(manifest_storage=storage, **settings)
 
 
-def test_manifest_that_is_kept_elsewhere(
+def test_manifest_on_the_local_disk(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A manifest on this machine does not say which release is live.
+    """With a manifest on the local disk, `--clear` keeps all hashed files and warns.
 
-    Therefore every hashed name stays, other left over files are deleted, and a warning
-    says so.
+    Such a manifest does not show which release is live. Other left over files are
+    deleted.
     """
     site.backend = f"{__name__}.LocalManifest"
     site.options["manifest_location"] = str(site.root / "manifest")
@@ -537,16 +585,16 @@ def test_manifest_that_is_kept_elsewhere(
 
 
 class Eager(CollectfastS3StaticStorage):
-    """Saves something in post-processing, whatever it is told."""
+    """A storage that saves files in post-processing, even in a dry run."""
 
     def post_process(self, *args: Any, **options: Any) -> Any:
         self.save("made.txt", ContentFile(b"made"))
-        self.save("empty.txt", ContentFile(b""))  # Not a draft.
+        self.save("empty.txt", ContentFile(b""))  # Empty files are not held as drafts.
         yield from super().post_process(*args, **options)
 
 
 def test_dry_run_of_a_post_processing_that_saves(site: Site) -> None:
-    """Nothing is uploaded all the same."""
+    """A dry run uploads no file, even if `post_process` saves files."""
     site.backend = f"{__name__}.Eager"
     site.write("a.txt", "a")
     assert site.collect("--dry-run").requests == {"LIST": 1}
@@ -554,14 +602,14 @@ def test_dry_run_of_a_post_processing_that_saves(site: Site) -> None:
 
 
 class OwnSave(CollectfastS3StaticStorage):
-    """May look at its object at once."""
+    """A storage with a `_save` that may read its object as soon as it is saved."""
 
     def _save(self, name: str, content: Any) -> Any:
         return super()._save(name, content)
 
 
 def test_own_save_that_is_refused(site: Site) -> None:
-    """It hears of it there and then, with the file's name."""
+    """If an upload of a subclass's `_save` is refused, the error names the file."""
     site.backend = f"{__name__}.OwnSave"
     site.write_many(3)
     site.proxy.fault = refuse("PUT", "file1")

@@ -1,4 +1,4 @@
-"""`--clear` is refused while another storage has, or may have, files in its place."""
+"""Refusals of `--clear` while another storage has, or may have, files there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _media(site: Site, backend: str, **options: Any) -> dict[str, Any]:
 
 
 def _refused(site: Site, *arguments: str, **storages: Any) -> None:
-    """Have `--clear` refused because of each one of `storages`; the files remain."""
+    """Assert that `--clear` is refused because of each of `storages`."""
     site.write("a.css", "a")
     site.bucket.put("media/me.jpg", b"me")
     site.bucket.put("me.jpg", b"me")
@@ -63,7 +63,7 @@ def _refused(site: Site, *arguments: str, **storages: Any) -> None:
 def test_same_class_at_the_same_location(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """`--clear` is refused if media files are kept by the same class in one place."""
+    """`--clear` is refused if the same class stores media files at the location."""
     site.backend = backend
     _refused(site, *arguments, default=_static(site), uploads=_static(site))
 
@@ -73,13 +73,13 @@ def test_same_class_at_the_same_location(
 def test_any_s3_class_at_or_below_the_location(
     site: Site, backend: str, below: str
 ) -> None:
-    """`--clear` is refused whatever S3 class has the location, or a folder in it."""
+    """`--clear` is refused for any S3 class at the location, or in a folder in it."""
     location = site.bucket.location + below
     _refused(site, "--clear", default=_media(site, backend, location=location))
 
 
 class Location(CollectfastS3StaticStorage):
-    """Computes its location."""
+    """A storage that computes its location."""
 
     base = ""
 
@@ -93,7 +93,7 @@ class Location(CollectfastS3StaticStorage):
 
 
 class Moved(CollectfastS3StaticStorage):
-    """Gets its location after it was built."""
+    """A storage that changes its location after it was built."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -101,14 +101,14 @@ class Moved(CollectfastS3StaticStorage):
 
 
 class Normalizing(S3Storage):
-    """Has a folder of its own in each key."""
+    """A storage that adds a folder of its own to each key."""
 
     def _normalize_name(self, name: str) -> str:
         return str(super()._normalize_name("media/" + name))
 
 
 class Lazy(LazyObject):
-    """Builds its storage when it is needed."""
+    """A storage that is built when it is first used."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -119,8 +119,8 @@ class Lazy(LazyObject):
 
 
 @pytest.mark.parametrize("cls", [Location, Moved, Normalizing, Lazy])
-def test_class_that_computes_its_place(site: Site, cls: type) -> None:
-    """`--clear` is refused for storages that compute their place below the location."""
+def test_class_that_computes_its_location(site: Site, cls: type) -> None:
+    """`--clear` is refused for storages that compute a location below this one."""
     _refused(site, "--clear", default=_media(site, _here(cls)))
 
 
@@ -141,7 +141,7 @@ def test_endpoint_that_one_storage_gets_from_the_environment(
     without: str,
     backend: str,
 ) -> None:
-    """`--clear` is refused if one has `endpoint_url`, and the other the variable."""
+    """`--clear` is refused if the variable is equal to the other's `endpoint_url`."""
     site.backend = backend
     monkeypatch.setenv(variable, site.proxy.endpoint)
     media = _media(site, BASE)
@@ -166,7 +166,10 @@ def test_endpoint_that_one_storage_gets_from_the_environment(
 def test_endpoint_that_is_written_in_another_way(
     site: Site, rewrite: Callable[[str], str | None]
 ) -> None:
-    """`--clear` is refused for one bucket name, because endpoints have many names."""
+    """`--clear` is refused for the same bucket name at any endpoint.
+
+    Different endpoints may lead to the same bucket.
+    """
     endpoint = rewrite(site.proxy.endpoint)
     _refused(site, "--clear", default=_media(site, S3, endpoint_url=endpoint))
 
@@ -180,7 +183,7 @@ class Unbuildable(CollectfastS3Storage):
 
 
 class Unknown(S3Storage):
-    """Knows its location only in a request."""
+    """A storage that can compute its location only during a web request."""
 
     @property
     def location(self) -> str:
@@ -222,16 +225,14 @@ def test_storage_that_cannot_be_built(site: Site, other: str, backend: str) -> N
 
 
 def test_storage_with_an_option_that_is_not_valid(site: Site) -> None:
-    """`--clear` is refused if the other alias's options are wrong today."""
+    """`--clear` is refused if another alias has an option that is not valid."""
     wrong = _media(site, S3, no_such_option=1)
     slash = _media(site, S3, location=f"/{site.bucket.location}")
     _refused(site, "--clear", default=wrong, uploads=slash)
 
 
 @pytest.mark.parametrize("other", [UNBUILDABLE[0], _here(Unbuildable)])
-def test_collectstatic_goes_on_without_the_other_storage(
-    site: Site, other: str
-) -> None:
+def test_collectstatic_works_without_the_other_storage(site: Site, other: str) -> None:
     """Without `--clear`, it does not matter that another storage cannot be built."""
     site.write("a.css", "a")
     site.bucket.put("me.jpg", b"me")
@@ -257,7 +258,7 @@ def _elsewhere(site: Site, where: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("where", ["beside", "above", "bucket", "disk", "memory"])
 def test_storage_that_keeps_its_files_elsewhere(site: Site, where: str) -> None:
-    """`--clear` works beside other storages whose files it cannot delete."""
+    """`--clear` works if the files of the other storages are not below the location."""
     site.write("a.css", "a")
     site.bucket.put("left over.css", b"left over")
     aliases = {"default": _elsewhere(site, where), "staticfiles": _static(site)}
@@ -276,7 +277,7 @@ def test_refusal_is_a_message_without_a_traceback(site: Site) -> None:
 
 
 def test_refusal_depends_on_the_settings_of_the_moment(site: Site) -> None:
-    """`--clear` works as soon as the other storage is somewhere else."""
+    """`--clear` works as soon as the other storage is given another location."""
     site.bucket.put("me.jpg", b"me")
     aliases = {"default": _static(site), "staticfiles": _static(site)}
     with pytest.raises(ClearError):

@@ -1,4 +1,4 @@
-"""`--clear` keeps the hashed files of the release that is live when it runs."""
+"""The hashed files of the live release, which `--clear` keeps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLEARS = pytest.mark.parametrize(
 
 
 class Current:
-    """The release that is deployed, and where this machine keeps its files."""
+    """The number of the release that is deployed, and a folder on this machine."""
 
     release = 0
     folder: ClassVar[Path]
@@ -84,7 +84,7 @@ def _warned(caplog: pytest.LogCaptureFixture) -> bool:
     )
 
 
-# It cannot be found out which files the live release has: all hashed files stay.
+# The files of the live release are unknown, so all hashed files are kept.
 
 
 class VaryingProperty(CollectfastS3ManifestStaticStorage):
@@ -106,7 +106,7 @@ class VaryingFolder(CollectfastS3ManifestStaticStorage):
 
 
 class Elsewhere(CollectfastS3ManifestStaticStorage):
-    """Keeps the manifest in another storage, which is new in each deploy."""
+    """A storage with a manifest in another storage, which each deploy builds anew."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(manifest_storage=self.place(settings), **settings)
@@ -116,7 +116,7 @@ class Elsewhere(CollectfastS3ManifestStaticStorage):
 
 
 class OnDisk(Elsewhere):
-    """Keeps the manifest in the container that is deployed."""
+    """A storage with a manifest in the container that is deployed."""
 
     def place(self, settings: dict[str, Any]) -> Any:
         return FileSystemStorage(location=Current.folder / str(Current.release))
@@ -128,7 +128,7 @@ class InMemory(Elsewhere):
 
 
 class InAnotherFolder(Elsewhere):
-    """Keeps the manifest in a folder of the bucket for each release."""
+    """A storage with a manifest in a folder of the bucket for each release."""
 
     def place(self, settings: dict[str, Any]) -> Any:
         location = f"{settings['location']}-manifests/{Current.release}"
@@ -137,21 +137,21 @@ class InAnotherFolder(Elsewhere):
 
 
 class OnlyReading(CollectfastS3ManifestStaticStorage):
-    """Reads the manifest of the build, which the first release has not yet."""
+    """A storage with a `read_manifest` that finds no manifest."""
 
     def read_manifest(self) -> str | None:
         return None
 
 
 class ReadingAnother(CollectfastS3ManifestStaticStorage):
-    """Reads a manifest that some release had."""
+    """A storage with a `read_manifest` that returns another release's manifest."""
 
     def read_manifest(self) -> str | None:
         return json.dumps({"version": "1.1", "paths": {"x.css": "x.0123456789ab.css"}})
 
 
 class Loading(CollectfastS3ManifestStaticStorage):
-    """Loads no manifest, as a site may in a build."""
+    """A storage that loads no manifest, as a subclass may during a build."""
 
     def load_manifest(self) -> Any:
         return {}, ""
@@ -175,10 +175,13 @@ UNKNOWN = pytest.mark.parametrize(
 
 @UNKNOWN
 @CLEARS
-def test_all_hashed_files_stay_where_the_live_release_is_not_known(
+def test_all_hashed_files_are_kept_if_the_live_release_is_unknown(
     site: Site, caplog: pytest.LogCaptureFixture, cls: type, arguments: list[str]
 ) -> None:
-    """No hashed file is deleted, a warning says so; other leftovers are deleted."""
+    """If the live release is unknown, `--clear` keeps all hashed files and warns.
+
+    Other left over files are deleted.
+    """
     site.backend = _here(cls)
     _deploy_next(site)
     site.bucket.put("left over.txt", b"left over")
@@ -196,8 +199,8 @@ def test_all_hashed_files_stay_where_the_live_release_is_not_known(
 
 
 @UNKNOWN
-def test_dry_run_does_not_name_files_that_stay(site: Site, cls: type) -> None:
-    """`--clear --dry-run` names the files that a real run deletes, and no others."""
+def test_dry_run_does_not_name_files_that_are_kept(site: Site, cls: type) -> None:
+    """If the live release is unknown, `--clear --dry-run` names no hashed files."""
     site.backend = _here(cls)
     _deploy_next(site)
     site.bucket.put("left over.txt", b"left over")
@@ -209,10 +212,10 @@ def test_dry_run_does_not_name_files_that_stay(site: Site, cls: type) -> None:
 
 
 @CLEARS
-def test_hashed_files_stay_where_there_is_no_manifest(
+def test_hashed_files_are_kept_if_there_is_no_manifest(
     site: Site, caplog: pytest.LogCaptureFixture, arguments: list[str]
 ) -> None:
-    """If the manifest is missing although hashed files are there, these stay."""
+    """If the manifest is missing, `--clear` keeps the hashed files and warns."""
     site.backend = MANIFEST
     _deploy_next(site)
     first = _hashed(site)
@@ -222,10 +225,10 @@ def test_hashed_files_stay_where_there_is_no_manifest(
     assert _warned(caplog)
 
 
-def test_first_deploy_that_clears_does_not_warn(
+def test_first_deploy_with_clear_does_not_warn(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a manifest and without hashed files, there is nothing to keep."""
+    """A first deploy with `--clear` does not warn, since there are no hashed files."""
     site.backend = MANIFEST
     site.bucket.put("left over.txt", b"left over")
     _deploy_next(site, "--clear")
@@ -237,7 +240,7 @@ def test_first_deploy_that_clears_does_not_warn(
 
 
 def _other_release(site: Site) -> dict[str, bytes]:
-    """Return the files of a release that another checkout has."""
+    """Return the files of a release that another checkout deploys."""
     view = replace(site.bucket, location=f"{site.bucket.location}-other")
     other = Site(Current.folder / "other", view, site.proxy, MANIFEST)
     _write(other, "other")
@@ -245,6 +248,11 @@ def _other_release(site: Site) -> dict[str, bytes]:
     files = other.bucket.files()
     site.proxy.requests.clear()
     return files
+
+
+def _build_storage() -> None:
+    """Build the storage, which loads the manifest."""
+    assert staticfiles_storage.manifest_storage is not None
 
 
 def _publish(bucket: BucketView, files: dict[str, bytes]) -> None:
@@ -257,7 +265,7 @@ def _publish(bucket: BucketView, files: dict[str, bytes]) -> None:
 def test_release_that_was_published_after_the_storage_was_built(
     site: Site, arguments: list[str], first: bool
 ) -> None:
-    """`--clear` keeps the hashed files that the bucket's manifest names now."""
+    """`--clear` keeps the hashed files in the manifest that the bucket has now."""
     site.backend = MANIFEST
     files = _other_release(site)
     live = {name for name in files if HASHED.search(name)}
@@ -265,7 +273,7 @@ def test_release_that_was_published_after_the_storage_was_built(
         _deploy_next(site)
     _write(site, "mine")
     with site.active():
-        staticfiles_storage.exists  # noqa: B018 (builds it, and loads the manifest)
+        _build_storage()
         _publish(site.bucket, files)
         call_command("collectstatic", "--noinput", *arguments, stdout=io.StringIO())
     after = site.bucket.files()
@@ -276,31 +284,33 @@ def test_release_that_was_published_after_the_storage_was_built(
 def test_release_that_was_published_between_two_runs_of_a_process(
     site: Site, same_command: bool
 ) -> None:
-    """The second `--clear` of a process keeps the release that is live by then."""
+    """The second `--clear` of a process keeps a release published since the first."""
     site.backend = MANIFEST
     files = _other_release(site)
     live = {name for name in files if HASHED.search(name)}
     command = Command()
     _write(site, "1")
-    arguments = ("collectstatic", "--noinput", "--clear")
     with site.active():
-        call_command(command, *arguments[1:], stdout=io.StringIO())
+        call_command(command, "--noinput", "--clear", stdout=io.StringIO())
         _publish(site.bucket, files)
         _forget(site, "1")
         _write(site, "2")
-        again = (command if same_command else Command(), *arguments[1:])
-        call_command(*again, stdout=io.StringIO())
+        second = command if same_command else Command()
+        call_command(second, "--noinput", "--clear", stdout=io.StringIO())
     assert live <= _hashed(site)
 
 
 def test_dry_run_reads_the_live_manifest_too(site: Site) -> None:
-    """`--clear --dry-run` does not name the files of the live release."""
+    """`--clear --dry-run` does not name the files of the live release.
+
+    It reads the manifest that the bucket has now, not the one loaded earlier.
+    """
     site.backend = MANIFEST
     files = _other_release(site)
     output = io.StringIO()
     _write(site, "mine")
     with site.active():
-        staticfiles_storage.exists  # noqa: B018 (builds it, and loads the manifest)
+        _build_storage()
         _publish(site.bucket, files)
         arguments = ("--noinput", "--clear", "--dry-run")
         call_command("collectstatic", *arguments, stdout=output)
@@ -311,7 +321,7 @@ def test_dry_run_reads_the_live_manifest_too(site: Site) -> None:
 # The live release is known: the one before it is deleted.
 
 
-def test_release_before_the_live_one_is_deleted(
+def test_release_replaced_by_the_live_one_is_deleted(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With Django's own manifest, `--clear` keeps two releases, without a warning."""
@@ -324,10 +334,13 @@ def test_release_before_the_live_one_is_deleted(
     assert not _warned(caplog)
 
 
-def test_release_before_the_one_that_another_deploy_published_is_deleted(
+def test_release_replaced_by_another_deploy_is_deleted(
     site: Site,
 ) -> None:
-    """The files that this storage's own, older manifest names are not live any more."""
+    """Files that only this storage's outdated manifest names are deleted.
+
+    The release of another deploy has replaced them.
+    """
     site.backend = MANIFEST
     files = _other_release(site)
     _deploy_next(site)
@@ -335,7 +348,7 @@ def test_release_before_the_one_that_another_deploy_published_is_deleted(
     _write(site, "mine")
     _forget(site, "1")
     with site.active():
-        staticfiles_storage.exists  # noqa: B018 (builds it, and loads the manifest)
+        _build_storage()
         _publish(site.bucket, files)
         call_command("collectstatic", "--noinput", "--clear", stdout=io.StringIO())
     live = {name for name in files if HASHED.search(name)}
@@ -343,8 +356,8 @@ def test_release_before_the_one_that_another_deploy_published_is_deleted(
     assert not old & _hashed(site)
 
 
-def test_release_without_files_is_known(site: Site) -> None:
-    """An empty manifest is one: nothing of the release before is live."""
+def test_empty_release_is_a_known_release(site: Site) -> None:
+    """If the live manifest is empty, `--clear` deletes all older hashed files."""
     site.backend = MANIFEST
     site.write("a.css", "a")
     site.collect()

@@ -1,4 +1,4 @@
-"""Django's own collectstatic, end to end, against a real S3 server."""
+"""Runs of Django's own collectstatic, end to end, against a real S3 server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.files.base import ContentFile
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from storages.backends.s3 import S3StaticStorage
 
-from collectfast_storage import CollectfastS3StaticStorage
+from collectfast_storage import CollectfastMixin, CollectfastS3StaticStorage
 from tests.support.proxy import Handler, Request, meanwhile, refuse
 from tests.support.site import Site
 
@@ -30,7 +31,10 @@ YEAR_1980 = 315532800.0
 
 
 def test_second_deploy_from_fresh_checkout_uploads_nothing(site: Site) -> None:
-    """300 unchanged files with new mtimes cost one LIST, and the command says so."""
+    """300 unchanged files with new mtimes cost one LIST request.
+
+    The command reports that all of them are unmodified.
+    """
     files = site.write_many(300)
     first = site.collect()
     assert first.summary == "300 static files copied."
@@ -44,7 +48,7 @@ def test_second_deploy_from_fresh_checkout_uploads_nothing(site: Site) -> None:
 
 
 def test_changed_file_with_old_mtime_is_uploaded(site: Site) -> None:
-    """Content decides, not clocks: a file from 1980 goes up, in place."""
+    """A changed file is uploaded although its mtime is older than the object."""
     site.write_many(300)
     site.collect()
     site.write("dir0/file0.css", "older, and different", mtime=YEAR_1980)
@@ -57,8 +61,10 @@ def test_changed_file_with_old_mtime_is_uploaded(site: Site) -> None:
     assert stored["ContentType"] == "text/css"
 
 
-def test_bucket_emptied_behind_a_warm_cache(site: Site) -> None:
-    """The cache is not believed where the bucket says otherwise."""
+def test_objects_that_were_deleted_are_uploaded_despite_a_warm_cache(
+    site: Site,
+) -> None:
+    """Files that another program deleted are uploaded in spite of the cache."""
     files = site.write_many(60)
     site.collect()
     site.bucket.clear()
@@ -67,8 +73,8 @@ def test_bucket_emptied_behind_a_warm_cache(site: Site) -> None:
     assert site.bucket.files() == files
 
 
-def test_dry_run_writes_nothing_and_names_what_a_real_run_uploads(site: Site) -> None:
-    """`--dry-run` is the truth about the next real run."""
+def test_dry_run_names_the_files_that_a_real_run_uploads(site: Site) -> None:
+    """`--dry-run` uploads nothing, and names the files that a real run uploads."""
     site.write_many(20)
     site.collect()
     site.touch()
@@ -92,13 +98,16 @@ def test_dry_run_writes_nothing_and_names_what_a_real_run_uploads(site: Site) ->
 
 
 def test_empty_bucket_is_listed_once(site: Site) -> None:
-    """An empty listing is an answer like any other."""
+    """An empty listing is accepted, and the bucket is listed only once."""
     site.write_many(3)
     assert site.collect("--dry-run").requests == {"LIST": 1}
 
 
-def test_listing_goes_on_after_the_first_thousand(site: Site) -> None:
-    """One LIST a 1,000 objects, below the location only."""
+def test_listing_needs_one_request_for_a_thousand_objects(site: Site) -> None:
+    """A listing takes one LIST request per 1,000 objects below the location.
+
+    Objects beside the location are not listed.
+    """
     for number in range(1001):
         site.write(f"{number}.txt", str(number))
     site.bucket.client.put_object(
@@ -114,7 +123,7 @@ def test_listing_goes_on_after_the_first_thousand(site: Site) -> None:
 def test_finders_prefix_ignore_and_shadowed_names_as_with_local_storage(
     site: Site, tmp_path: Path
 ) -> None:
-    """Where sources come from, and which wins, is Django's business."""
+    """Finders, prefixes, `--ignore` and shadowed names work as with local storage."""
     for app in ("app_one", "app_two"):
         static = tmp_path / app / "static"
         static.mkdir(parents=True)
@@ -149,14 +158,17 @@ def test_finders_prefix_ignore_and_shadowed_names_as_with_local_storage(
     assert collected["shared.css"] == b"from app_one"
     assert "vendor/deep/inner.css" in collected
     assert remote.summary == local.summary.replace(f" to '{root}'", "")
-    # The local storage copies what has a new mtime; here only content counts.
+    # The local storage copies files with new mtimes; here, contents are compared.
     assert "1 static file copied" in local_again.summary
     assert remote_again.summary.startswith("0 static files copied, 5 unmodified")
     assert remote_again.requests == {"LIST": 1}
 
 
-def test_no_post_process_uploads_all_the_same(site: Site) -> None:
-    """Without a barrier every call is carried out as it is made."""
+def test_no_post_process_uploads_new_and_changed_files(site: Site) -> None:
+    """With `--no-post-process`, new and changed files are uploaded, and no others.
+
+    Each call is carried out immediately, because there is no later step to wait for.
+    """
     files = site.write_many(10)
     first = site.collect("--no-post-process")
     assert first.requests == {"LIST": 1, "PUT": 10}
@@ -169,8 +181,11 @@ def test_no_post_process_uploads_all_the_same(site: Site) -> None:
     assert site.bucket.read("dir0/file0.css") == b"changed"
 
 
-def test_another_thread_sees_the_plain_storage(site: Site) -> None:
-    """A run belongs to its thread; others ask the bucket and get its answers."""
+def test_another_thread_uses_the_plain_storage(site: Site) -> None:
+    """During a run, calls from another thread go to the bucket.
+
+    A run belongs to the thread that started it.
+    """
     site.write("a.css", "new")
     site.bucket.put("a.css", b"old")
     answers: dict[str, Any] = {}
@@ -185,7 +200,7 @@ def test_another_thread_sees_the_plain_storage(site: Site) -> None:
         answers["gone"] = "b.css" not in site.bucket.names()
 
     class Finder(FileSystemFinder):
-        """Lets another thread at the storage in the middle of the run."""
+        """A finder that runs another thread in the middle of the run."""
 
         def list(self, ignore_patterns: Any) -> Iterator[Any]:
             yield from super().list(ignore_patterns)
@@ -213,10 +228,10 @@ def test_another_thread_sees_the_plain_storage(site: Site) -> None:
         pytest.param("bucket", marks=pytest.mark.needs("leave for a second bucket")),
     ],
 )
-def test_two_storages_with_one_cache_do_not_believe_each_other(
+def test_two_storages_with_one_cache_do_not_share_entries(
     site: Site, tmp_path: Path, different: str
 ) -> None:
-    """A cache entry is about one object of one bucket of one endpoint."""
+    """A cache entry is valid for one object of one bucket at one endpoint only."""
     files = site.write_many(5)
     site.collect()
     view = replace(site.bucket)
@@ -233,7 +248,10 @@ def test_two_storages_with_one_cache_do_not_believe_each_other(
 
 
 def test_warm_cache_without_preload_makes_no_request(site: Site) -> None:
-    """`collectfast_preload=False`: the cache is trusted, what it lacks is asked for."""
+    """With `collectfast_preload=False`, entries of a warm cache are trusted.
+
+    An unchanged deploy sends no request. Files without an entry need a HEAD request.
+    """
     site.options["collectfast_preload"] = False
     site.write_many(10)
     first = site.collect()
@@ -247,7 +265,10 @@ def test_warm_cache_without_preload_makes_no_request(site: Site) -> None:
 
 
 def test_warm_cache_without_preload_needs_no_credentials(site: Site) -> None:
-    """Where nothing is asked, nothing has to be signed."""
+    """With a warm cache and no preload, an unchanged deploy needs no credentials.
+
+    The deploy sends no request, so there is nothing to sign.
+    """
     site.options["collectfast_preload"] = False
     site.write_many(3)
     site.collect()
@@ -256,8 +277,11 @@ def test_warm_cache_without_preload_needs_no_credentials(site: Site) -> None:
 
 
 @pytest.mark.parametrize("preload", [True, False])
-def test_lost_answer_is_no_failed_upload(site: Site, preload: bool) -> None:
-    """It may have arrived: a rollback goes up, whatever was remembered before."""
+def test_rollback_after_a_lost_response_is_uploaded(site: Site, preload: bool) -> None:
+    """A rollback is uploaded after an upload that arrived but was reported as failed.
+
+    The object may have arrived, so older cache entries are not trusted.
+    """
     site.options["collectfast_preload"] = preload
 
     def lose(handler: Handler, request: Request, body: bytes) -> bool:
@@ -281,8 +305,11 @@ def test_lost_answer_is_no_failed_upload(site: Site, preload: bool) -> None:
 
 
 @pytest.mark.parametrize("blank", [True, False])
-def test_server_without_etags_is_never_believed(site: Site, blank: bool) -> None:
-    """The fingerprint in the metadata decides, or the cache if it is to be trusted."""
+def test_server_without_etags(site: Site, blank: bool) -> None:
+    """Without ETags, the fingerprint in the metadata decides what is uploaded.
+
+    With `collectfast_preload=False`, the cache is trusted.
+    """
 
     def without_etags(handler: Handler, request: Request, body: bytes) -> bool:
         status, content, headers = handler.ask(body)
@@ -304,8 +331,11 @@ def test_server_without_etags_is_never_believed(site: Site, blank: bool) -> None
     assert cold.put == []
 
 
-def test_cold_cache_without_preload_asks_for_each_file_once(site: Site) -> None:
-    """What the bucket holds is recognised by its ETag, one HEAD a file."""
+def test_cold_cache_without_preload_sends_one_head_per_file(site: Site) -> None:
+    """With a cold cache and no preload, each file costs one HEAD request.
+
+    The ETag in the response shows that the object is unchanged.
+    """
     site.write_many(10)
     site.collect()
     site.options["collectfast_preload"] = False
@@ -316,7 +346,7 @@ def test_cold_cache_without_preload_asks_for_each_file_once(site: Site) -> None:
 
 @pytest.mark.slow
 def test_default_cache_holds_more_files_than_it_holds_entries(site: Site) -> None:
-    """Django's default caches keep 300 entries; 400 files are remembered in them."""
+    """Django's default cache holds 300 entries, which is enough for 400 files."""
     site.options["collectfast_preload"] = False
     for number in range(400):
         site.write(f"{number}.txt", str(number))
@@ -325,10 +355,10 @@ def test_default_cache_holds_more_files_than_it_holds_entries(site: Site) -> Non
 
 
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"], ["--dry-run"]])
-def test_disabled_is_django_storages_request_for_request(
+def test_disabled_storage_sends_the_requests_of_django_storages(
     site: Site, arguments: list[str]
 ) -> None:
-    """`COLLECTFAST_ENABLED = False` switches everything off."""
+    """With `COLLECTFAST_ENABLED = False`, the requests are those of django-storages."""
     site.write_many(6)
     plain = replace(
         site,
@@ -348,14 +378,14 @@ def test_disabled_is_django_storages_request_for_request(
     assert stories[0] == stories[1]
 
 
-def test_vanished_source_is_named_and_the_rest_goes_up_next_time(site: Site) -> None:
-    """A file that goes between listing and upload ends the run, and names itself."""
+def test_vanished_source_is_named_and_the_next_run_uploads_the_rest(site: Site) -> None:
+    """A source that vanishes during the run ends it, and the error names the file."""
     for name in ("a.css", "b.css", "c.css"):
         site.write(name, name)
     site.options["collectfast_preload"] = False
 
     class Finder(FileSystemFinder):
-        """Removes b.css just before the command gets to it."""
+        """A finder that removes b.css just before the command copies it."""
 
         def list(self, ignore_patterns: Any) -> Iterator[Any]:
             for path, storage in sorted(super().list(ignore_patterns)):
@@ -372,13 +402,18 @@ def test_vanished_source_is_named_and_the_rest_goes_up_next_time(site: Site) -> 
     site.write("b.css", "b.css")
     again = site.collect()
     assert again.put == ["b.css", "c.css"]
-    # What arrived is in the cache, and trusted.
+    # The cache has an entry for a.css, so a.css needs no request.
     assert again.requests == {"HEAD": 2, "PUT": 2}
 
 
 @pytest.mark.parametrize("preload", [True, False])
-def test_missing_bucket_is_one_error_that_names_it(site: Site, preload: bool) -> None:
-    """Not one a file: what would fail for all is not tried for all."""
+def test_missing_bucket_causes_one_error_that_names_it(
+    site: Site, preload: bool
+) -> None:
+    """A missing bucket causes one error for all files, after few requests.
+
+    All uploads would fail for the same reason.
+    """
     site.write_many(300)
     site.options |= {"bucket_name": "no-such", "collectfast_preload": preload}
     with pytest.raises(CommandError, match=r"'no-such'.*NoSuchBucket"):
@@ -386,12 +421,12 @@ def test_missing_bucket_is_one_error_that_names_it(site: Site, preload: bool) ->
     if preload:
         assert site.proxy.count() == {"LIST": 1}
     else:
-        # The HEAD of an absent object does not tell; the first PUT to be answered does.
+        # HEAD responses look as if only the object were missing; PUT responses do not.
         assert site.proxy.count()["PUT"] < 300
 
 
-def test_missing_credentials_are_one_error_that_names_the_bucket(site: Site) -> None:
-    """The same where boto3 finds nothing to sign with."""
+def test_missing_credentials_cause_one_error_that_names_the_bucket(site: Site) -> None:
+    """If boto3 finds no credentials, one error names the bucket."""
     site.write_many(5)
     site.options |= {"access_key": None, "secret_key": None}
     with pytest.raises(CommandError, match=r"Cannot use bucket '.*': Unable to locate"):
@@ -402,7 +437,10 @@ def test_missing_credentials_are_one_error_that_names_the_bucket(site: Site) -> 
 def test_failed_upload_is_named_with_its_reason_and_the_rest_arrives(
     site: Site,
 ) -> None:
-    """Exit status, name and reason; and the next run sends only what is missing."""
+    """The error has the name and the reason of the upload that failed.
+
+    All other files are uploaded, and the next run uploads only the missing one.
+    """
     files = site.write_many(10)
 
     site.proxy.fault = refuse("PUT", "/file3.txt", "not this one")
@@ -417,7 +455,10 @@ def test_failed_upload_is_named_with_its_reason_and_the_rest_arrives(
 
 
 def test_failed_upload_without_post_process_ends_the_command(site: Site) -> None:
-    """Where nothing comes after, the failure is raised as it happens."""
+    """With `--no-post-process`, a failed upload ends the command with its reason.
+
+    There is no later step that could raise the error.
+    """
     site.write("a.css", "a")
 
     site.proxy.fault = refuse("PUT")
@@ -425,8 +466,11 @@ def test_failed_upload_without_post_process_ends_the_command(site: Site) -> None
         site.collect("--no-post-process")
 
 
-def test_subclass_that_saves_in_its_own_way_is_asked_to(site: Site) -> None:
-    """A site's own `_save` decides what goes up; equal results go up once."""
+def test_own_save_decides_which_content_is_uploaded(site: Site) -> None:
+    """A subclass's `_save` decides which content is uploaded.
+
+    If the content that it saves is in the bucket already, nothing is uploaded.
+    """
     site.backend = f"{__name__}.Shouting"
     site.write("a.css", "quiet")
     site.bucket.put("a.css", b"quiet")
@@ -435,6 +479,27 @@ def test_subclass_that_saves_in_its_own_way_is_asked_to(site: Site) -> None:
     again = site.collect()
     assert again.requests == {"LIST": 1}
     assert site.bucket.read("a.css") == b"QUIET"
+
+
+class Uploading(S3StaticStorage):
+    """A base class that uploads files without `upload_fileobj`."""
+
+    def _save(self, name: str, content: Any) -> str:
+        client, key = self.connection.meta.client, self._normalize_name(name)
+        client.put_object(Bucket=self.bucket_name, Key=key, Body=content.read())
+        return name
+
+
+class UploadingOnce(CollectfastMixin, Uploading):
+    pass
+
+
+def test_files_that_a_base_class_uploads_count_as_copied(site: Site) -> None:
+    """The summary counts files that the base class uploads without the run."""
+    site.backend = f"{__name__}.UploadingOnce"
+    files = site.write_many(3)
+    assert site.collect().summary == "3 static files copied."
+    assert site.bucket.files() == files
 
 
 class Shouting(CollectfastS3StaticStorage):
@@ -449,8 +514,11 @@ def _cache(site: Site, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.needs("S3's ETags of parts")
-def test_same_content_of_another_program_is_left_as_it_is(site: Site) -> None:
-    """Its ETag is another, as of an upload in parts; the content is what counts."""
+def test_same_content_of_another_program_is_not_overwritten(site: Site) -> None:
+    """A file that another program uploads in parts during the run is not overwritten.
+
+    Its ETag differs, but its content is the same.
+    """
     site.write_many(5)
     site.collect()
     site.write("dir0/file0.css", "changed")
@@ -460,10 +528,12 @@ def test_same_content_of_another_program_is_left_as_it_is(site: Site) -> None:
     )
     assert site.collect().put == ["dir0/file0.css"]
     assert site.bucket.get(name)["ETag"].endswith('-1"')
+    site.proxy.fault = None
+    assert site.collect().put == []
 
 
 class Peeking(CollectfastS3StaticStorage):
-    """Looks at what is there before it is asked how old that is."""
+    """A storage that reads its object before it returns the modification time."""
 
     seen: ClassVar[dict[str, bytes]] = {}
 
@@ -473,8 +543,8 @@ class Peeking(CollectfastS3StaticStorage):
         return super().get_modified_time(name)
 
 
-def test_open_of_a_source_while_collecting_reads_what_is_there(site: Site) -> None:
-    """Not what will be."""
+def test_open_while_collecting_reads_the_stored_object(site: Site) -> None:
+    """While collecting, `open` reads the object in the bucket, not the new source."""
     site.backend = f"{__name__}.Peeking"
     site.write("a.css", "old")
     site.collect()
@@ -484,23 +554,8 @@ def test_open_of_a_source_while_collecting_reads_what_is_there(site: Site) -> No
     assert site.bucket.read("a.css") == b"new"
 
 
-class Bundling(CollectfastS3StaticStorage):
-    """Makes one file of all, under a name that tells nothing of its content."""
-
-    def post_process(
-        self, paths: Any, dry_run: bool = False, **_: Any
-    ) -> Iterator[tuple[str, str, bool]]:
-        parts = []
-        for name in sorted(paths):
-            storage, path = paths[name]
-            with storage.open(path) as file:
-                parts.append(file.read())
-        self._save("bundle.js", ContentFile(b"".join(parts)))
-        yield "bundle.js", "bundle.js", True
-
-
-class Asking(collectstatic.Command):
-    """Asks the storage before it has read its options."""
+class EarlyExists(collectstatic.Command):
+    """A command that calls `exists` before it has read its options."""
 
     def handle(self, **options: Any) -> str | None:
         self.storage.exists("release.txt")
@@ -509,13 +564,16 @@ class Asking(collectstatic.Command):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"], ["--clear"]])
-def test_command_of_a_sites_own_that_asks_before_it_has_options(
+def test_own_command_that_calls_exists_before_it_has_options(
     site: Site, arguments: list[str]
 ) -> None:
-    """It gets an answer, and what it does later is done as its options say."""
+    """A subclass of the command may call `exists` before it has read its options.
+
+    The options then apply to everything that the command does later.
+    """
     site.bucket.put("left over.txt", b"left over")
     files = site.write_many(50)
     with site.active():
-        call_command(Asking(), "--noinput", *arguments, stdout=io.StringIO())
+        call_command(EarlyExists(), "--noinput", *arguments, stdout=io.StringIO())
     left = {} if "--clear" in arguments else {"left over.txt": b"left over"}
     assert site.bucket.files() == files | left

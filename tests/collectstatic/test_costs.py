@@ -1,4 +1,4 @@
-"""What an unchanged deploy costs besides requests: counted, as time cannot be."""
+"""Costs of an unchanged deploy besides requests, counted because times vary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNT = 60
 
 
 class Name(str):
-    """A name that counts how often it is compared."""
+    """A name that counts how often names are compared."""
 
     compared: ClassVar[int] = 0
     __hash__ = str.__hash__
@@ -44,22 +44,25 @@ class NamesFinder(SourcesFinder):
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_djangos_lists_are_not_searched_for_each_file(
+def test_lists_of_the_command_are_not_searched_for_each_file(
     site: Site, is_there: bool
 ) -> None:
-    """Of 20,000 files, that would be a third of the time of an unchanged deploy."""
+    """The lists of Django's command are not searched for each file.
+
+    With 20,000 files, the searches would take a third of an unchanged deploy.
+    """
     finders = [f"{__name__}.NamesFinder"]
     if is_there:
         site.collect(STATICFILES_FINDERS=finders)
     Name.compared = 0
     deploy = site.collect(STATICFILES_FINDERS=finders)
     assert len(deploy.put) == (0 if is_there else COUNT)
-    # A list compares with half of its names; and there are two lists, and two finders.
+    # A search compares half of a list's names; there are two lists, and two finders.
     assert Name.compared < COUNT * COUNT / 4
 
 
 class Forgetting(Command):
-    """Keeps its own list at hand, takes each name out of it, and puts it back."""
+    """A command that keeps its list, and removes and adds each name again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,8 +80,8 @@ class Forgetting(Command):
         assert prefixed_path in self.copied_files
 
 
-def test_lists_that_a_command_of_a_sites_own_changes(site: Site) -> None:
-    """They are lists, whatever is done to them."""
+def test_lists_that_an_own_command_changes(site: Site) -> None:
+    """The lists of a subclass of the command behave like lists."""
     files = site.write_many(5)
     output = io.StringIO()
     command = Forgetting()
@@ -91,7 +94,7 @@ def test_lists_that_a_command_of_a_sites_own_changes(site: Site) -> None:
 
 
 class CountingSources(Sources):
-    """Counts how often each file is read from its beginning to its end."""
+    """A storage of sources that counts how often each file is read to its end."""
 
     read: ClassVar[Counter[str]] = Counter()
 
@@ -126,7 +129,10 @@ class CountingFinder(SourcesFinder):
 def test_unchanged_source_is_read_once_and_once_by_django(
     site: Site, backend: str, times: int
 ) -> None:
-    """Its hashed copy is told by what collecting has hashed."""
+    """An unchanged source is read once, and once more if Django hashes it.
+
+    The hash computed while collecting serves to compare the hashed copy, too.
+    """
     site.backend = backend
     finders = [f"{__name__}.CountingFinder"]
     site.collect(STATICFILES_FINDERS=finders)
@@ -137,7 +143,7 @@ def test_unchanged_source_is_read_once_and_once_by_django(
 
 
 def test_source_that_changes_after_it_was_collected(site: Site) -> None:
-    """Its hashed copy is of what Django reads then."""
+    """The hashed copy of a source that changed after collecting has the new content."""
     site.backend = MANIFEST
     site.write("a.txt", "new")
     site.collect()
@@ -152,7 +158,10 @@ def test_source_that_changes_after_it_was_collected(site: Site) -> None:
 
 
 def test_hashed_copy_that_lost_its_content(site: Site) -> None:
-    """Also where it is compressed: what is not read is no empty file."""
+    """A compressed hashed copy that was emptied is uploaded again.
+
+    A source that is not read must not be taken for an empty file.
+    """
     site.backend = MANIFEST
     site.options["gzip"] = True
     site.write("a.svg", "<svg/>")
@@ -166,7 +175,7 @@ def test_hashed_copy_that_lost_its_content(site: Site) -> None:
 
 
 class OfContent(CollectfastS3ManifestStaticStorage):
-    """Looks at a content for what is sent with it."""
+    """A storage with upload parameters that depend on the content."""
 
     def _get_write_parameters(self, name: str, content: Any = None) -> Any:
         parameters = super()._get_write_parameters(name, content)
@@ -174,8 +183,8 @@ class OfContent(CollectfastS3ManifestStaticStorage):
         return parameters | {"Metadata": {"first": chr(content.read(1)[0])}}
 
 
-def test_parameters_that_follow_from_the_content(site: Site) -> None:
-    """They are those of the source, for its hashed copy too."""
+def test_parameters_that_depend_on_the_content(site: Site) -> None:
+    """Parameters of a hashed copy are computed from the content of its source."""
     site.backend = f"{__name__}.OfContent"
     site.write("a.txt", "content")
     site.collect()
@@ -186,7 +195,7 @@ def test_parameters_that_follow_from_the_content(site: Site) -> None:
 
 
 class ChangingFinder(FileSystemFinder):
-    """Changes a source when all of them are collected, to what it had been once."""
+    """A finder that restores a source's old content after all are collected."""
 
     source: ClassVar[Path]
 
@@ -197,7 +206,7 @@ class ChangingFinder(FileSystemFinder):
 
 
 class OwnSession(CollectfastS3ManifestStaticStorage):
-    """Does something to each session that is made."""
+    """A storage that overrides the creation of its sessions."""
 
     made: ClassVar[list[Any]] = []
 
@@ -212,18 +221,24 @@ class OwnSession(CollectfastS3ManifestStaticStorage):
 def test_unsigned_urls_need_no_other_session(
     site: Site, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    """Django asks for URLs while it post-processes, which are signed by nobody."""
+    """URLs without a signature do not need a session of their own.
+
+    Django computes such URLs in post-processing.
+    """
     sessions = []
     session_of = boto3.Session
-    monkeypatch.setattr(
-        boto3, "Session", lambda **which: sessions.append(which) or session_of(**which)
-    )
+
+    def make_session(**arguments: Any) -> Any:
+        sessions.append(arguments)
+        return session_of(**arguments)
+
+    monkeypatch.setattr(boto3, "Session", make_session)
     site.backend = backend
     site.write("img/pixel.svg", "<svg/>")
     site.write("css/site.css", "a { background: url(../img/pixel.svg) }")
     OwnSession.made.clear()
     site.collect()
-    # Who does something to a session gets a new one each time; with obstore a third.
+    # A subclass with its own sessions gets a new one each time, with obstore a third.
     assert len(sessions) == (1 if backend == MANIFEST else len(OwnSession.made))
     assert len(OwnSession.made) in (0, 2, 3)
     with site.storage() as storage:
@@ -236,17 +251,21 @@ def test_unsigned_urls_need_no_other_session(
     not any(event.startswith("before-parse.s3") for event, *_ in BUILTIN_HANDLERS),
     reason="this botocore has no handler that parses a response",
 )
-def test_no_handler_of_botocores_parses_what_is_listed(site: Site) -> None:
-    """Its own looks for errors in all that is there, and is called after this one."""
+def test_handlers_of_botocore_do_not_parse_the_listing(site: Site) -> None:
+    """The listing is removed from the response before botocore's handlers get it.
+
+    botocore's own handler searches the whole body for errors.
+    """
     bodies: list[bytes] = []
+
+    def record(response_dict: dict[str, Any], **_: Any) -> None:
+        bodies.append(response_dict["body"])
+
     site.write_many(3)
     site.collect()
     with site.active():
         events = staticfiles_storage.connection.meta.client.meta.events
-        events.register_first(
-            "before-parse.s3.*",
-            lambda response_dict, **_: bodies.append(response_dict["body"]),
-        )
+        events.register_first("before-parse.s3.*", record)
         call_command("collectstatic", "--noinput", verbosity=0)
     assert len(bodies) == 1
     assert b"IsTruncated" in bodies[0]

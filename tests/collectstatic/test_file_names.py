@@ -1,4 +1,4 @@
-"""Names and files that nobody wishes to meet."""
+"""Unusual file names, and files that cannot be read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.tracing import BACKENDS
 @pytest.mark.needs("a listing with control characters")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_names_survive_the_round_trip(site: Site, backend: str) -> None:
-    """Whatever a file system allows in a name is found again in the listing."""
+    """All names that a file system allows are uploaded, and found in the listing."""
     site.backend = backend
     for name in NAMES:
         site.write(name, name)
@@ -34,7 +34,7 @@ def test_names_survive_the_round_trip(site: Site, backend: str) -> None:
 
 @pytest.mark.needs("newlines in keys")
 def test_names_survive_without_a_listing(site: Site) -> None:
-    """Each is asked for by HEAD, and recognised."""
+    """All names that a file system allows are recognized by HEAD requests."""
     for name in NAMES:
         site.write(name, name)
     site.collect("--no-default-ignore")
@@ -45,10 +45,13 @@ def test_names_survive_without_a_listing(site: Site) -> None:
 
 @pytest.mark.needs("newlines in keys")
 def test_clear_deletes_left_over_names_of_all_kinds_and_no_others(site: Site) -> None:
-    """Also those that the XML of a request for many cannot carry."""
+    """`--clear` deletes left over names of all kinds, and no similar names.
+
+    The XML of a DeleteObjects request cannot represent some of these names.
+    """
     for name in NAMES:
         site.bucket.put(name, b"left over")
-    # What a parser would make of two of the names, were they not told apart.
+    # An XML parser would change two of the names to these.
     for name in ("carriage\nreturn.css", "both\n.css"):
         site.write(name, name)
     site.collect("--clear", "--no-default-ignore")
@@ -79,8 +82,8 @@ def test_left_over_name_that_cannot_be_deleted_is_the_only_one_named(
     assert site.bucket.names() == ["a.css", "control\x01.css"]
 
 
-def test_backslash_is_a_slash_as_with_django_storages(site: Site) -> None:
-    """It goes where django-storages puts it, once."""
+def test_backslash_becomes_a_slash_as_with_django_storages(site: Site) -> None:
+    """A file with a backslash in its name gets a slash there, and is uploaded once."""
     site.write("back\\slash.css", "x")
     site.collect()
     assert site.bucket.files() == {"back/slash.css": b"x"}
@@ -88,14 +91,14 @@ def test_backslash_is_a_slash_as_with_django_storages(site: Site) -> None:
 
 
 def _name_of_length(site: Site, length: int) -> str:
-    """A name whose key, with the location, has so many bytes."""
+    """Return a name with a key of `length` bytes, including the location."""
     room = length - len(site.bucket.key(""))
     folders = room // 200
     return "d" * 199 + "/" + ("é" * 99 + "x/") * (folders - 1) + "f" * (room % 200)
 
 
-def test_longest_key_is_a_key_like_any_other(site: Site) -> None:
-    """1,024 bytes of UTF-8, location included."""
+def test_longest_possible_key(site: Site) -> None:
+    """A key of 1,024 bytes of UTF-8, including the location, is uploaded once."""
     name = _name_of_length(site, 1024)
     assert len(site.bucket.key(name).encode()) == 1024
     site.write(name, "x")
@@ -108,7 +111,10 @@ def test_longest_key_is_a_key_like_any_other(site: Site) -> None:
 def test_key_that_is_too_long_is_named_and_the_rest_arrives(
     site: Site, preload: bool
 ) -> None:
-    """S3 calls any question about one a bad request; that is no broken bucket."""
+    """A key that is too long is named in the error, and all other files arrive.
+
+    S3 answers all requests for such a key with 400, but the bucket is usable.
+    """
     site.options["collectfast_preload"] = preload
     name = _name_of_length(site, 1025)
     for each in (name, "a.css", "z.css"):
@@ -131,10 +137,10 @@ def test_key_that_is_too_long_is_named_and_the_rest_arrives(
         assert set(site.put()) == sent
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere names are text")
+@pytest.mark.skipif(os.name != "posix", reason="file names are text on this system")
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("threads", [0, 8])
-def test_name_that_is_no_utf8_is_named_and_the_rest_arrives(
+def test_name_that_is_not_utf8_is_named_and_the_rest_arrives(
     site: Site, preload: bool, threads: int
 ) -> None:
     """S3's keys are UTF-8, so the error names the file; all others are uploaded once.
@@ -159,8 +165,8 @@ def test_name_that_is_no_utf8_is_named_and_the_rest_arrives(
     assert site.bucket.names() == ["a.css", "z.css"]
 
 
-def test_empty_file_is_a_file(site: Site) -> None:
-    """0 bytes arrive, compressed or not, and not again."""
+def test_empty_file_is_uploaded_once(site: Site) -> None:
+    """An empty file is uploaded once, with and without compression."""
     for gzip in (False, True):
         site.options["gzip"] = gzip
         site.write("empty.css")
@@ -170,7 +176,7 @@ def test_empty_file_is_a_file(site: Site) -> None:
         assert site.bucket.read("empty.bin") == b""
         site.touch()
         assert site.collect().requests == {"LIST": 1}
-        # What is known from the ETag alone.
+        # With a cold cache, the ETag is enough.
         cold = site.collect(CACHES=_cold(site))
         assert cold.requests == {"LIST": 1}
 
@@ -182,7 +188,10 @@ def test_empty_file_is_a_file(site: Site) -> None:
 def test_loop_of_directories_ends_as_with_local_storage(
     site: Site, preload: bool
 ) -> None:
-    """Django follows links to directories, and gives up; nothing is deleted then."""
+    """A loop of symbolic links ends the command with Django's error.
+
+    Django follows links to directories until the system refuses. No file is deleted.
+    """
     site.options["collectfast_preload"] = preload
     site.bucket.put("left-over.css", b"x")
     site.write("dir/a.css", "a")
@@ -197,7 +206,10 @@ def test_loop_of_directories_ends_as_with_local_storage(
 def test_file_that_cannot_be_found_ends_the_command_as_with_local_storage(
     site: Site, preload: bool
 ) -> None:
-    """A dangling link is named; the next run completes what this one did not do."""
+    """A dangling link ends the command, and the error names it.
+
+    The next run uploads the files that this one did not.
+    """
     site.options["collectfast_preload"] = preload
     files = site.write_many(20)
     site.bucket.put("left-over.css", b"x")
@@ -219,8 +231,8 @@ def test_file_that_cannot_be_found_ends_the_command_as_with_local_storage(
 
 
 @pytest.mark.parametrize("preload", [True, False])
-def test_file_that_may_not_be_read_is_named(site: Site, preload: bool) -> None:
-    """And what went up before it is not sent again by the next run."""
+def test_file_that_cannot_be_read_is_named(site: Site, preload: bool) -> None:
+    """A file that cannot be read is named; files before it are not uploaded again."""
     site.options["collectfast_preload"] = preload
     refused = True
 

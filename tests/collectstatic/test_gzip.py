@@ -1,4 +1,4 @@
-"""Compressed files: django-storages' `gzip` and `gzip_content_types`."""
+"""Compressed files: the options `gzip` and `gzip_content_types`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.support.site import Site
 
 MIB = 1024 * 1024
 CSS = b"body { color: red }\n" * 100
-# Text that gzip makes no smaller.
+# Contents that gzip cannot make smaller.
 NOISE = random.Random(1).randbytes(6 * MIB)
 
 
 class CountingCompression(S3StaticStorage):
-    """Of a site that wants to know what is compressed."""
+    """A storage class of a site that counts compressed files."""
 
     compressed = 0
 
@@ -45,7 +45,7 @@ class CountingManifest(CollectfastMixin, CountingCompression, S3ManifestStaticSt
 
 @pytest.fixture
 def site(site: Site) -> Site:
-    """A site that compresses, with files to compress and others."""
+    """Return a site that compresses, with files to compress and others."""
     site.options["gzip"] = True
     site.backend = f"{__name__}.Counting"
     site.write("a.css", CSS)
@@ -62,7 +62,7 @@ def _cold(site: Site, number: int = 0) -> dict[str, Any]:
 
 
 def _stored(site: Site, name: str) -> tuple[bytes, str | None]:
-    """The content of an object, as a browser sees it, and its encoding."""
+    """Return the content of an object, as a browser sees it, and its encoding."""
     stored = site.bucket.get(name)
     body: bytes = stored["Body"].read()
     encoding = stored.get("ContentEncoding") or None
@@ -70,7 +70,7 @@ def _stored(site: Site, name: str) -> tuple[bytes, str | None]:
 
 
 def _compressed(site: Site) -> set[str]:
-    """The names of what is compressed in the bucket; all contents are checked."""
+    """Return the names of the compressed objects, after checking all contents."""
     contents = {name: _stored(site, name) for name in site.bucket.names()}
     for name, (content, _) in contents.items():
         source = (site.static / name).read_bytes()
@@ -79,7 +79,7 @@ def _compressed(site: Site) -> set[str]:
 
 
 def test_objects_are_those_of_django_storages(site: Site) -> None:
-    """Byte for byte and header for header, whatever is compressed or already is."""
+    """Contents and headers are those of django-storages, compressed or not."""
     plain = replace(
         site,
         backend="storages.backends.s3.S3StaticStorage",
@@ -93,14 +93,14 @@ def test_objects_are_those_of_django_storages(site: Site) -> None:
         for header in ("ContentEncoding", "ContentType", "CacheControl"):
             assert ours.get(header) == theirs.get(header), name
         assert ours["Body"].read() == theirs["Body"].read(), name
-    # The content type of a name that ends with .gz is that of what is in it.
+    # A name that ends with .css.gz has the content type of CSS, which is compressed.
     assert _compressed(site) == {"a.css", "a.js", "already.css.gz"}
 
 
-def test_unchanged_redeploy_uploads_nothing_and_compresses_nothing(
+def test_unchanged_deploy_uploads_nothing_and_compresses_nothing(
     site: Site,
 ) -> None:
-    """A warm cache knows what was compressed, and into what."""
+    """With a warm cache, an unchanged deploy neither compresses nor uploads files."""
     site.collect()
     site.touch()
     CountingCompression.compressed = 0
@@ -110,8 +110,8 @@ def test_unchanged_redeploy_uploads_nothing_and_compresses_nothing(
     assert CountingCompression.compressed == 0
 
 
-def test_cold_cache_compares_what_would_be_sent(site: Site) -> None:
-    """By compressing it as django-storages does; from then on it is warm."""
+def test_cold_cache_compresses_files_to_compare_them(site: Site) -> None:
+    """With a cold cache, files are compressed once, in order to compare them."""
     site.collect()
     CountingCompression.compressed = 0
     again = site.collect(CACHES=_cold(site))
@@ -122,7 +122,7 @@ def test_cold_cache_compares_what_would_be_sent(site: Site) -> None:
 
 
 def test_changed_file_is_compressed_and_uploaded_alone(site: Site) -> None:
-    """One PUT, of what is new, in the place of the old."""
+    """A changed file is compressed and uploaded, and no other file is uploaded."""
     site.collect()
     site.write("a.css", CSS + b"/* changed */")
     changed = site.collect()
@@ -131,7 +131,10 @@ def test_changed_file_is_compressed_and_uploaded_alone(site: Site) -> None:
 
 
 def test_overwritten_object_is_replaced(site: Site) -> None:
-    """With a warm cache, too: also where it was overwritten with the plain file."""
+    """An object that was overwritten with the plain file is uploaded compressed.
+
+    This is so although the cache is warm.
+    """
     site.collect()
     site.bucket.put("a.css", CSS, ContentType="text/css")
     assert site.collect().put == ["a.css"]
@@ -140,7 +143,7 @@ def test_overwritten_object_is_replaced(site: Site) -> None:
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_gzip_switched_off_and_on_again(site: Site, warm: bool) -> None:
-    """Each time exactly the files concerned go up, cold cache or not."""
+    """Switching gzip on or off uploads exactly the files that get another encoding."""
     for number, on in enumerate([True, False, True, True, False]):
         site.options["gzip"] = on
         caches = {} if warm else {"CACHES": _cold(site, number)}
@@ -156,7 +159,7 @@ def test_gzip_switched_off_and_on_again(site: Site, warm: bool) -> None:
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_changed_gzip_content_types(site: Site, warm: bool) -> None:
-    """What is no longer listed goes up plain, what is newly listed compressed."""
+    """Files with a type that the option gains or loses are uploaded again."""
     site.options["gzip_content_types"] = ("text/css", "image/png")
     site.collect()
     assert _compressed(site) == {"a.css", "a.png", "already.css.gz"}
@@ -167,8 +170,11 @@ def test_changed_gzip_content_types(site: Site, warm: bool) -> None:
     assert _compressed(site) == {"a.css", "a.js", "already.css.gz"}
 
 
-def test_encoding_of_a_sites_own_is_left_alone(site: Site) -> None:
-    """`ContentEncoding` among the parameters: the files are compressed already."""
+def test_own_content_encoding_is_kept(site: Site) -> None:
+    """Files are not compressed if the parameters contain a `ContentEncoding`.
+
+    Such files are already compressed.
+    """
     site.options["object_parameters"] = {"ContentEncoding": "br"}
     site.collect()
     assert CountingCompression.compressed == 0
@@ -179,10 +185,9 @@ def test_encoding_of_a_sites_own_is_left_alone(site: Site) -> None:
 @pytest.mark.needs("S3's ETags of parts")
 @pytest.mark.parametrize("streamed", ["both", "plain only"])
 def test_file_too_large_for_one_request(site: Site, streamed: str) -> None:
-    """
-    Compressed or before, it may be as large as to be sent in parts; it is recognised.
+    """A file above the multipart threshold is compressed, and uploaded once.
 
-    Also where it is so only before it is compressed.
+    It may be above the threshold after compression, too, or only before it.
     """
     content = NOISE if streamed == "both" else CSS * 3000
     site.options["transfer_config"] = TransferConfig(
@@ -209,7 +214,7 @@ def test_file_too_large_for_one_request(site: Site, streamed: str) -> None:
 
 
 def test_manifest_storage_compresses_its_hashed_files(site: Site) -> None:
-    """Unchanged, they are neither compressed nor uploaded a second time."""
+    """Unchanged hashed files are neither compressed nor uploaded a second time."""
     site.backend = f"{__name__}.CountingManifest"
     site.write("url.css", b"a { background: url(a.png) }\n" * 50)
     site.collect()
@@ -240,9 +245,9 @@ def test_manifest_storage_compresses_its_hashed_files(site: Site) -> None:
 def test_save_of_an_unchanged_file_compresses_it_once_and_does_not_upload(
     site: Site,
 ) -> None:
-    """A program's save stores what django-storages would, and uploads it once only.
+    """A program's save of an unchanged file compresses it once, and uploads nothing.
 
-    A program's save uses no cache, so it compresses to compare the ETag.
+    A program's save uses no cache, so it compresses the file to compare the ETag.
     """
     with site.storage() as storage:
         storage.save("a.css", ContentFile(CSS))
@@ -254,8 +259,8 @@ def test_save_of_an_unchanged_file_compresses_it_once_and_does_not_upload(
         assert CountingCompression.compressed == 1
 
 
-def test_upload_that_failed_is_compressed_again(site: Site) -> None:
-    """Nothing is remembered of what did not arrive."""
+def test_failed_upload_is_repeated_compressed(site: Site) -> None:
+    """After a failed upload, the next run compresses and uploads the file."""
     site.proxy.fault = refuse("PUT", "/a.css")
     with pytest.raises(CommandError, match=r"a\.css"):
         site.collect()
@@ -264,14 +269,18 @@ def test_upload_that_failed_is_compressed_again(site: Site) -> None:
     assert _stored(site, "a.css") == (CSS, "gzip")
 
 
-def test_switched_off_it_compresses_as_django_storages_does(site: Site) -> None:
+def test_disabled_storage_compresses_as_django_storages_does(site: Site) -> None:
+    """With `collectfast_enabled=False`, the usual files are compressed."""
     site.options["collectfast_enabled"] = False
     site.collect()
     assert _compressed(site) == {"a.css", "a.js", "already.css.gz"}
 
 
 def test_file_that_compression_makes_too_large_for_one_request(site: Site) -> None:
-    """Read whole, and sent in parts; its size is what it was before."""
+    """A file that only compression makes larger than the threshold is uploaded once.
+
+    The report counts its size before the compression.
+    """
     noise = random.Random(2).randbytes(999)
     site.options["transfer_config"] = TransferConfig(multipart_threshold=1000)
     site.write("b.js", noise)

@@ -1,4 +1,4 @@
-"""The headers that a file is sent with: they count as much as its content."""
+"""Headers of uploads, which are compared like contents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = ["a.css", "a.js", "img/a.svg"]
 
 @pytest.fixture
 def site(site: Site) -> Site:
-    """A site with a few files."""
+    """Return a site with a few files."""
     for name in NAMES:
         site.write(name, f"content of {name}")
     return site
@@ -34,7 +34,7 @@ def site(site: Site) -> Site:
 
 @pytest.fixture
 def manifest_site(site: Site) -> Site:
-    """The same with hashed names."""
+    """Return a site with a few files and hashed names."""
     site.backend = "collectfast_storage.CollectfastS3ManifestStaticStorage"
     return site
 
@@ -67,10 +67,13 @@ PARAMETERS = {
         for each in PARAMETERS
     ],
 )
-def test_changed_object_parameters_go_up_once(
+def test_changed_object_parameters_are_uploaded_once(
     site: Site, header: str, preload: bool
 ) -> None:
-    """All files, as all are concerned; and none with the next deploy."""
+    """A changed object parameter uploads all files once.
+
+    The next deploy uploads none.
+    """
     site.options["collectfast_preload"] = preload
     for value in PARAMETERS[header]:
         site.options["object_parameters"] = {header: value}
@@ -88,7 +91,7 @@ def test_changed_object_parameters_go_up_once(
 def test_removed_object_parameter_is_removed_from_the_objects(
     site: Site, header: str
 ) -> None:
-    """And a rollback to it goes up, too."""
+    """All files are uploaded if an object parameter is removed, or added again."""
     value = PARAMETERS[header][0]
     for parameters in ({header: value}, {}, {header: value}):
         site.options["object_parameters"] = parameters
@@ -97,8 +100,8 @@ def test_removed_object_parameter_is_removed_from_the_objects(
         assert stored == dict.fromkeys(NAMES, parameters.get(header))
 
 
-def test_setting_counts_as_the_option_does(site: Site) -> None:
-    """`AWS_S3_OBJECT_PARAMETERS`, for all storages."""
+def test_setting_has_the_effect_of_the_option(site: Site) -> None:
+    """The setting `AWS_S3_OBJECT_PARAMETERS` uploads all files once when it changes."""
     site.collect()
     site.settings["AWS_S3_OBJECT_PARAMETERS"] = {"CacheControl": "max-age=1"}
     assert site.collect().put == NAMES
@@ -106,8 +109,8 @@ def test_setting_counts_as_the_option_does(site: Site) -> None:
 
 
 @pytest.mark.needs("ACLs")
-def test_changed_default_acl_goes_up_once(site: Site) -> None:
-    """With the request that it is asked for in."""
+def test_changed_default_acl_is_uploaded_once(site: Site) -> None:
+    """A changed `default_acl` is sent once for each file, in the upload itself."""
     sent = []
     for acl in ("public-read", "private", None):
         site.options["default_acl"] = acl
@@ -119,7 +122,7 @@ def test_changed_default_acl_goes_up_once(site: Site) -> None:
 
 
 class ByName:
-    """Headers of a site's own, by the pattern of the name."""
+    """A mixin with headers that depend on the name."""
 
     age = 60
 
@@ -145,8 +148,8 @@ def _age() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_age")
-def test_headers_by_name_concern_those_names_only(site: Site) -> None:
-    """A site's own `get_object_parameters(name)`."""
+def test_headers_by_name_apply_to_those_names_only(site: Site) -> None:
+    """If `get_object_parameters(name)` changes for some names, only these are sent."""
     site.backend = f"{__name__}.Mine"
     site.collect()
     ByName.age = 3600
@@ -158,8 +161,11 @@ def test_headers_by_name_concern_those_names_only(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("_age")
-def test_headers_by_name_concern_hashed_names_too(site: Site) -> None:
-    """What is cached for ever is what they matter most for."""
+def test_headers_by_name_apply_to_hashed_names_too(site: Site) -> None:
+    """A change in `get_object_parameters(name)` uploads hashed files, too.
+
+    Headers matter most for hashed files, because browsers cache them for ever.
+    """
     site.backend = f"{__name__}.MineWithManifest"
     site.collect()
     hashed = json.loads(site.bucket.read("staticfiles.json"))["paths"]["a.css"]
@@ -170,7 +176,7 @@ def test_headers_by_name_concern_hashed_names_too(site: Site) -> None:
 
 
 def test_changed_headers_reach_the_hashed_files(manifest_site: Site) -> None:
-    """And the manifest; each once."""
+    """Changed headers are uploaded once for hashed files and the manifest, too."""
     site = manifest_site
     site.collect()
     names = site.bucket.names()
@@ -192,8 +198,11 @@ def _type_of_js(content_type: str) -> Iterator[None]:
         mimetypes.add_type(old, ".js")
 
 
-def test_other_guess_at_the_content_type_goes_up(site: Site) -> None:
-    """As another Python or another `mime.types` has it."""
+def test_file_with_another_guessed_content_type_is_uploaded(site: Site) -> None:
+    """A file is uploaded if Python guesses another content type for it.
+
+    Another version of Python or another `mime.types` may guess another type.
+    """
     with _type_of_js("application/x-one"):
         site.collect()
     with _type_of_js("application/x-two"):
@@ -203,7 +212,10 @@ def test_other_guess_at_the_content_type_goes_up(site: Site) -> None:
         assert site.collect().requests == {"LIST": 1}
 
 
-def test_other_guess_reaches_the_hashed_file(manifest_site: Site) -> None:
+def test_hashed_file_with_another_guessed_content_type_is_uploaded(
+    manifest_site: Site,
+) -> None:
+    """The hashed copy is uploaded, too, if Python guesses another content type."""
     site = manifest_site
     with _type_of_js("application/x-one"):
         site.collect()
@@ -214,7 +226,7 @@ def test_other_guess_reaches_the_hashed_file(manifest_site: Site) -> None:
 
 
 def test_failed_change_is_made_by_the_next_run(site: Site) -> None:
-    """The old headers are not taken for the new ones, nor forgotten."""
+    """If an upload of new headers fails, the next run uploads that file again."""
     site.collect()
     site.options["object_parameters"] = {"CacheControl": "max-age=1"}
     site.proxy.fault = refuse("PUT", "/a.css")
@@ -225,8 +237,8 @@ def test_failed_change_is_made_by_the_next_run(site: Site) -> None:
     assert _headers(site, "CacheControl") == dict.fromkeys(NAMES, "max-age=1")
 
 
-def test_saves_of_a_program_count_headers_too(site: Site) -> None:
-    """Equal content with another Cache-Control is another object."""
+def test_saves_of_a_program_compare_headers_too(site: Site) -> None:
+    """A program's save of the same content with another Cache-Control is uploaded."""
     for age in (60, 60, 3600):
         site.options["object_parameters"] = {"CacheControl": f"max-age={age}"}
         with site.storage() as storage:
@@ -235,11 +247,15 @@ def test_saves_of_a_program_count_headers_too(site: Site) -> None:
     assert site.bucket.get("a.txt")["CacheControl"] == "max-age=3600"
 
 
-# What a cold cache cannot see.
+# Changes of headers that a cold cache does not show.
 
 
-def test_cold_cache_sees_contents_only(site: Site) -> None:
-    """As the README says; and what it found it remembers as it is to be."""
+def test_cold_cache_compares_contents_only(site: Site) -> None:
+    """With a cold cache, changed headers are not noticed, as the README says.
+
+    The cache then has entries with the new headers, so later deploys do not notice the
+    change either.
+    """
     site.collect()
     site.options["object_parameters"] = {"CacheControl": "max-age=1"}
     assert site.collect(CACHES=_cold(site)).requests == {"LIST": 1}
@@ -251,13 +267,13 @@ WAYS = ["option", "setting", "environment"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ignore_etag_is_the_way_out_for_a_cold_cache(
+def test_ignore_etag_uploads_headers_that_a_cold_cache_missed(
     site: Site, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Option, setting or environment variable: all goes up, in place, and once."""
+    """`ignore_etag` uploads all files in place, as option, setting or variable."""
     site.collect()
     site.options["object_parameters"] = {"CacheControl": "max-age=1"}
-    # Also where a cold cache took the old headers for the new ones.
+    # This deploy writes the new headers to the cache, but not to the objects.
     site.collect(CACHES=_cold(site))
     with monkeypatch.context() as patch:
         if way == "environment":
@@ -274,6 +290,7 @@ def test_ignore_etag_is_the_way_out_for_a_cold_cache(
 
 
 def test_ignore_etag_reaches_the_hashed_files(manifest_site: Site) -> None:
+    """`ignore_etag` uploads hashed files, too."""
     site = manifest_site
     site.collect()
     names = site.bucket.names()
@@ -284,7 +301,7 @@ def test_ignore_etag_reaches_the_hashed_files(manifest_site: Site) -> None:
 
 
 def test_ignore_etag_refreshes_the_cache(site: Site) -> None:
-    """What it uploaded is remembered: without a listing, nothing is asked again."""
+    """Uploads with `ignore_etag` are cached, so the next deploy sends no request."""
     site.options["collectfast_preload"] = False
     site.collect()
     site.bucket.put("a.css", b"overwritten by somebody")
@@ -294,7 +311,7 @@ def test_ignore_etag_refreshes_the_cache(site: Site) -> None:
 
 
 def test_dry_run_changes_nothing_in_the_cache(manifest_site: Site) -> None:
-    """What it would change is not in doubt: nothing is about to be overwritten."""
+    """A dry run invalidates no cache entry, because it overwrites no object."""
     site = manifest_site
     site.collect()
     site.options["object_parameters"] = {"CacheControl": "max-age=60"}
@@ -303,7 +320,7 @@ def test_dry_run_changes_nothing_in_the_cache(manifest_site: Site) -> None:
     assert site.collect().put == []
 
 
-# What goes up for headers alone is named, if that is most of the files.
+# A warning names the headers if most files are uploaded only because of them.
 
 
 def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -354,7 +371,7 @@ SAME_TIME = datetime(2037, 12, 31, 23, 55, 55, tzinfo=UTC)
             {},
             {"Tagging": "a=1"},
             "a parameter that HEAD does not report",
-            id="not told",
+            id="not in HEAD responses",
             marks=pytest.mark.needs("tags"),
         ),
     ],
@@ -367,7 +384,10 @@ def test_headers_that_differ_in_most_files_are_named(
     after: dict[str, Any],
     told: str,
 ) -> None:
-    """Once, with both values, in the log and at ``--verbosity 2``."""
+    """If most files are uploaded because of headers, one warning has both values.
+
+    `--verbosity 2` prints them once, too.
+    """
     site.backend = backend
     site.options["object_parameters"] = before
     site.collect()
@@ -385,7 +405,7 @@ def test_headers_that_differ_in_most_files_are_named(
 def test_headers_of_half_of_the_files_are_not_named(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two of four for headers, and one for its content: a change like any other."""
+    """There is no warning if the headers of only half of the files changed."""
     site.backend = f"{__name__}.Mine"
     site.write("b.css", "four files, two of them CSS")
     site.collect()
@@ -398,10 +418,10 @@ def test_headers_of_half_of_the_files_are_not_named(
     assert _warnings(caplog) == []
 
 
-def test_headers_that_may_not_be_asked_for_are_not_named(
+def test_headers_that_cannot_be_read_are_not_named(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The deploy does without; it is said all the same why everything goes up."""
+    """If HEAD requests are denied, the deploy works, and the warning has no headers."""
     site.collect()
     site.options["object_parameters"] = {"CacheControl": "max-age=1"}
     site.proxy.fault = refuse("HEAD", "")
@@ -411,20 +431,23 @@ def test_headers_that_may_not_be_asked_for_are_not_named(
 
 
 @pytest.mark.needs("customers' keys")
-def test_customers_key_is_named_nowhere(
+def test_customers_key_is_not_logged(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor can objects be read with another one."""
+    """A customer's encryption key is in no log line and no output.
+
+    An object with one key cannot be read with another.
+    """
     keys = ["1" * 32, "2" * 32]
     for key in keys:
         encryption = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
         site.options["object_parameters"] = encryption
         changed = site.collect("--verbosity=2")
         assert changed.put == NAMES
-    # moto tells headers without the key, but not this one.
-    told = (
+    # moto returns the headers without the key, except SSECustomerAlgorithm.
+    changes = (
         "(a parameter that HEAD does not report"
         "|SSECustomerAlgorithm was None, is now AES256)"
     )
-    assert re.search(rf"\(headers changed: {told}\)", changed.output)
+    assert re.search(rf"\(headers changed: {changes}\)", changed.output)
     assert not any(key in caplog.text + changed.output for key in keys)

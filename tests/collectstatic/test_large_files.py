@@ -1,4 +1,4 @@
-"""Large files of a collectstatic: parts and files that are uploaded side by side."""
+"""Large files of a collectstatic: parts and files that are uploaded concurrently."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def _noise(seed: int, size: int) -> bytes:
 
 
 class Overlaps:
-    """Delays PUTs, and records which of them are under way together.
+    """A proxy fault that delays PUTs and records which of them overlap.
 
-    A request is under way from its header to the answer.
+    A request is under way from its header until its response.
     """
 
     def __init__(self, proxy: Proxy, delay: float = 0.1) -> None:
@@ -99,7 +99,7 @@ def test_parts_and_files_are_uploaded_side_by_side(
 
 
 def test_transfer_config_bounds_the_parts_of_a_file(site: Site) -> None:
-    """Of one file, as many parts are under way as `max_concurrency` allows."""
+    """At most `max_concurrency` parts of a file are under way together."""
     site.options["transfer_config"] = TransferConfig(
         multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB, max_concurrency=2
     )
@@ -130,7 +130,7 @@ def test_transfer_config_bounds_the_parts_of_a_file(site: Site) -> None:
     ],
     ids=["use_threads", "max_concurrency"],
 )
-def test_parts_go_one_after_another_if_the_site_says_so(
+def test_parts_are_sent_one_after_another_if_configured(
     site: Site, options: dict[str, Any]
 ) -> None:
     """Without threads, or with one, no two parts of a file are under way together."""
@@ -146,7 +146,7 @@ def test_parts_go_one_after_another_if_the_site_says_so(
 def test_small_files_are_uploaded_while_a_large_one_is_under_way(
     site: Site, gzip: bool
 ) -> None:
-    """No part of the large file is answered before the later files have arrived."""
+    """Later files arrive before any part of a large file has been answered."""
     site.options |= {"transfer_config": IN_PARTS, "gzip": gzip}
     late = [f"late{n}.txt" for n in range(3)]
     sources: dict[str, Source] = {"early.txt": b"x", "large.css": _noise(1, 6 * MIB)}
@@ -175,7 +175,7 @@ def test_small_files_are_uploaded_while_a_large_one_is_under_way(
 
 
 class Counted(BytesIO):
-    """A source that counts the bytes that are read of it."""
+    """A source that counts the bytes that are read from it."""
 
     def __init__(self, content: bytes, count: Callable[[int], None]) -> None:
         super().__init__(content)
@@ -226,7 +226,7 @@ def test_large_source_is_read_at_most_twice(
 def test_large_source_that_cannot_be_opened_again_is_not_missed(
     site: Site, opens: int
 ) -> None:
-    """If a source cannot be opened any more, it arrives, or an error names it."""
+    """A source that cannot be opened again arrives, or an error names it."""
     site.options["transfer_config"] = IN_PARTS
     content = _noise(1, 6 * MIB)
     numbers = itertools.count()
@@ -248,7 +248,10 @@ def test_large_source_that_cannot_be_opened_again_is_not_missed(
 
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 def test_large_file_with_a_part_that_fails_is_named(site: Site, backend: str) -> None:
-    """The error names the file, other files arrive, and there is no part of it."""
+    """If a part fails, the error names the file, and all other files arrive.
+
+    Neither the object nor a manifest is in the bucket.
+    """
     site.backend, site.options["transfer_config"] = backend, IN_PARTS
     sources: dict[str, Source] = {"a.txt": b"a", "large.bin": _noise(1, 6 * MIB)}
     sources["z.txt"] = b"z"
@@ -270,7 +273,7 @@ def test_large_file_with_a_part_that_fails_is_named(site: Site, backend: str) ->
 
 
 class OwnCompression:
-    """Compresses in memory, before the upload begins."""
+    """A mixin that compresses in memory, before the upload begins."""
 
     def _compress_content(self, content: Any) -> Any:
         content.read(MIB)
@@ -305,7 +308,7 @@ def test_large_file_that_a_subclass_compresses_is_uploaded_compressed(
 
 
 def test_large_file_that_changed_and_is_small_when_compressed(site: Site) -> None:
-    """A source that had other contents when it was hashed is named in the error."""
+    """The error names a source that changed after it was hashed."""
     site.options |= {"transfer_config": IN_PARTS, "gzip": True}
     states = itertools.cycle([bytes(6 * MIB), b"1" * 6 * MIB])
     changing = Changing(lambda: next(states), each_read=True)
@@ -314,7 +317,7 @@ def test_large_file_that_changed_and_is_small_when_compressed(site: Site) -> Non
 
 
 def test_large_source_that_is_not_seekable_arrives(site: Site) -> None:
-    """A source that can be read only from start to end is uploaded whole."""
+    """A source that can be read only from start to end is uploaded completely."""
     site.options["transfer_config"] = IN_PARTS
     content = _noise(1, 6 * MIB)
     sources: dict[str, Source] = {"a.bin": lambda: Unseekable(content), "b.txt": b"b"}
@@ -322,13 +325,16 @@ def test_large_source_that_is_not_seekable_arrives(site: Site) -> None:
     assert site.bucket.files() == {"a.bin": content, "b.txt": b"b"}
 
 
-# Large files that change while they are uploaded, in a bucket whose ETags are opaque.
+# Large files that change while they are uploaded, in a bucket with opaque ETags.
 
 
 def _patterns(
     one: bytes, other: bytes, numbers: Iterable[int], *, each_read: bool
 ) -> dict[str, Source]:
-    """Return a file for each order of the states `one` and `other`, four at a time."""
+    """Return a changing source for each of `numbers`.
+
+    The lowest four bits of a number are the order of the states `one` and `other`.
+    """
 
     def changing(number: int) -> Source:
         states = itertools.cycle(
@@ -345,7 +351,7 @@ def _cold(site: Site, number: int) -> dict[str, Any]:
 
 
 class OpaqueInParts(Opaque):
-    """Makes the ETags of objects opaque, and leaves those of parts alone.
+    """A proxy fault that makes the ETags of objects opaque, but not those of parts.
 
     A client sends the ETags of the parts back to the server.
     """
@@ -378,17 +384,17 @@ STATES = {
 def test_file_that_changed_while_it_was_uploaded_is_not_taken_for_unchanged(
     site: Site, size: str, each_read: bool, warm: bool, opaque: str
 ) -> None:
-    """An error names the file, and whatever it settles on is then in the bucket.
+    """A file that changes during its upload is right after the next deploy.
 
-    The fingerprint in the object's metadata must not be that of contents which the
-    object does not have.
+    An error names the file that changed. The fingerprint in the object's metadata must
+    not be that of contents which the object does not have.
     """
     config, first, other, numbers = STATES[size]
     site.options["transfer_config"] = config
     _make_opaque(site, opaque)
     sources = _patterns(first, other, numbers, each_read=each_read)
     caches = [_cold(site, 0)] if warm else [_cold(site, n) for n in range(3)]
-    # With this file it is known that ETags are opaque, before a large one is sent.
+    # The upload of this file shows that ETags are opaque, before a large one is sent.
     before: dict[str, Source] = {"0.txt": b"small"}
     failures: dict[str, object] = {}
     try:
@@ -429,7 +435,7 @@ def test_program_that_saves_a_changing_file_can_save_the_first_contents_again(
             with storage.batch() as batch:
                 batch.save(name, content)
         except (OSError, UploadError):
-            pass  # It may say that the file changed.
+            pass  # The error may report that the file changed.
 
     sources: dict[str, Any] = _patterns(first, other, numbers, each_read=each_read)
     with site.storage() as storage:

@@ -1,4 +1,4 @@
-"""Manifest storages: what Django writes locally, in S3, and no visitor notices."""
+"""Manifest storages, which write the same files as Django does locally."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RemoteManifest(CollectfastS3ManifestStaticStorage):
 
 @pytest.fixture
 def site(site: Site) -> Site:
-    """A tree in which CSS imports CSS that references images, fonts and maps."""
+    """Return a site with CSS that imports CSS, and references images and fonts."""
     site.backend = f"{__name__}.WithModules"
     site.write("img/pixel.png", PIXEL)
     site.write("img/other.png", PIXEL + b"other")
@@ -140,10 +140,13 @@ def _writes(deploy: Deploy) -> dict[str, int]:
     [("WithModules", "LocalWithModules"), ("OwnNames", "LocalOwnNames")],
 )
 @pytest.mark.parametrize("preload", [True, False])
-def test_bucket_equals_what_django_writes_locally(
+def test_bucket_has_the_files_that_django_writes_locally(
     site: Site, ours: str, locally: str, preload: bool
 ) -> None:
-    """Every object, the manifest included; and again, without a write."""
+    """The bucket has the files that Django writes locally, including the manifest.
+
+    An unchanged deploy writes nothing.
+    """
     site.backend = f"{__name__}.{ours}"
     site.options["collectfast_preload"] = preload
     expected = _locally(site, locally)
@@ -156,10 +159,10 @@ def test_bucket_equals_what_django_writes_locally(
 
 
 @pytest.mark.parametrize("backend", ["MixinFirst", "MixinLast"])
-def test_either_order_of_the_bases_reaches_the_barrier(
+def test_manifest_is_last_with_either_order_of_the_bases(
     site: Site, backend: str
 ) -> None:
-    """The manifest goes last, after all else has arrived."""
+    """The manifest is uploaded last, whichever base class comes first."""
     site.backend = f"{__name__}.{backend}"
     deploy = site.collect()
     puts = [request for request in site.proxy.requests if request.kind == "PUT"]
@@ -169,8 +172,8 @@ def test_either_order_of_the_bases_reaches_the_barrier(
     assert _writes(site.collect()) == {}
 
 
-def test_unchanged_redeploy_reads_the_manifest_and_nothing_else(site: Site) -> None:
-    """0 PUT, 0 DELETE, one LIST; what is asked beyond is about staticfiles.json."""
+def test_unchanged_deploy_reads_only_the_manifest(site: Site) -> None:
+    """An unchanged deploy reads the manifest once, lists once, and writes nothing."""
     site.collect()
     site.touch()
     again = site.collect()
@@ -181,15 +184,18 @@ def test_unchanged_redeploy_reads_the_manifest_and_nothing_else(site: Site) -> N
     assert again.requests["GET"] == 1
 
 
-def test_first_deploy_reads_nothing_but_the_manifest(site: Site) -> None:
-    """Post-processing has all it needs on this machine."""
+def test_first_deploy_reads_only_the_manifest(site: Site) -> None:
+    """A first deploy reads only the manifest, because all other files are local."""
     site.collect()
     read = [r.key for r in site.proxy.requests if r.kind in ("GET", "HEAD")]
     assert all(key.endswith(MANIFEST) for key in read)
 
 
-def test_one_image_changed(site: Site) -> None:
-    """What reaches it gets a new name; nothing else goes up."""
+def test_changed_image_renames_the_files_that_reference_it(site: Site) -> None:
+    """If an image changes, only it and the CSS that references it get new names.
+
+    No other file but the manifest is uploaded.
+    """
     site.collect()
     before = json.loads(site.bucket.read(MANIFEST))["paths"]
     site.write("img/pixel.png", PIXEL + b"changed", mtime=1.0)
@@ -204,8 +210,8 @@ def test_one_image_changed(site: Site) -> None:
     assert deploy.requests["DELETE MANY"] == 0
 
 
-def test_superseded_names_do_not_go_up(site: Site) -> None:
-    """Only what the manifest names, the originals, and the manifest."""
+def test_superseded_names_are_not_uploaded(site: Site) -> None:
+    """Only the originals, the manifest, and the files that it names are uploaded."""
     deploy = site.collect()
     manifest = json.loads(site.bucket.read(MANIFEST))["paths"]
     assert set(deploy.put) == {*manifest, *manifest.values(), MANIFEST}
@@ -213,8 +219,8 @@ def test_superseded_names_do_not_go_up(site: Site) -> None:
     assert deploy.requests["DELETE MANY"] == 0
 
 
-def test_visitors_of_the_old_release_notice_nothing(site: Site) -> None:
-    """Half the files change; whoever reads the old release's files gets them whole."""
+def test_old_release_is_readable_during_a_deploy(site: Site) -> None:
+    """While half of the files change, those of the old release can be read whole."""
     for number in range(40):
         site.write(f"many/{number}.txt", f"one {number}")
     site.collect()
@@ -230,7 +236,7 @@ def test_visitors_of_the_old_release_notice_nothing(site: Site) -> None:
 
 
 class Visitor(threading.Thread):
-    """Reads what the old manifest names, and what the one of the moment names."""
+    """A thread that reads the files of the old manifest and of the current one."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -270,7 +276,10 @@ class Visitor(threading.Thread):
 
 @pytest.mark.parametrize("refused", ["/img/pixel.", "/css/plain."])
 def test_failed_upload_leaves_the_old_release_whole(site: Site, refused: str) -> None:
-    """Old manifest in place, nothing deleted; the next run sends what is missing."""
+    """If an upload fails, the old manifest is kept, and nothing is deleted.
+
+    The next run uploads the missing files.
+    """
     site.collect()
     before = site.bucket.files()
     site.write("img/pixel.png", PIXEL + b"changed")
@@ -292,8 +301,11 @@ def test_failed_upload_leaves_the_old_release_whole(site: Site, refused: str) ->
     assert site.bucket.files().items() >= expected.items()
 
 
-def test_damaged_hashed_copy_is_mended(site: Site) -> None:
-    """A name with a hash in it is no proof of what is below it."""
+def test_damaged_hashed_copy_is_uploaded_again(site: Site) -> None:
+    """A hashed copy with the wrong content is uploaded again.
+
+    Its name alone does not prove that its content is right.
+    """
     site.collect()
     name = json.loads(site.bucket.read(MANIFEST))["paths"]["img/pixel.png"]
     site.bucket.put(name, b"damaged")
@@ -302,7 +314,7 @@ def test_damaged_hashed_copy_is_mended(site: Site) -> None:
 
 
 def test_manifest_in_a_local_directory(site: Site, tmp_path: Path) -> None:
-    """It is written when all has arrived, and not if something has not."""
+    """A local manifest is written only after all files have arrived."""
     site.backend = f"{__name__}.LocalManifest"
     site.options["directory"] = str(tmp_path)
     site.collect()
@@ -319,7 +331,7 @@ def test_manifest_in_a_local_directory(site: Site, tmp_path: Path) -> None:
 
 
 def test_manifest_in_another_place_is_overwritten_not_deleted(site: Site) -> None:
-    """Also where the manifest's storage is one of these."""
+    """A manifest that another of these storages saves is overwritten, not deleted."""
     site.backend = f"{__name__}.RemoteManifest"
     site.collect()
     site.touch()
@@ -332,7 +344,7 @@ def test_manifest_in_another_place_is_overwritten_not_deleted(site: Site) -> Non
 
 
 def test_broken_reference_fails_and_publishes_nothing(site: Site) -> None:
-    """Django's own error, and the old manifest stays."""
+    """A broken reference raises Django's error, and the old manifest is kept."""
     site.collect()
     before = site.bucket.read(MANIFEST)
     site.write("css/broken.css", "a { background: url(none.png) }")
@@ -341,8 +353,11 @@ def test_broken_reference_fails_and_publishes_nothing(site: Site) -> None:
     assert site.bucket.read(MANIFEST) == before
 
 
-def test_deploy_that_failed_leaves_no_doubt_behind_the_next_one(site: Site) -> None:
-    """Its frames may live as long as its exception, and end only after the next."""
+def test_failed_deploy_does_not_invalidate_entries_of_the_next_one(site: Site) -> None:
+    """A failed deploy does not invalidate cache entries after the next deploy.
+
+    Its frames live as long as its exception, which may end after the next deploy.
+    """
     site.write("a.css", "a{}")
     site.collect()
     site.write("a.css", "a{background:url(gone.png)}")
@@ -358,7 +373,7 @@ def test_deploy_that_failed_leaves_no_doubt_behind_the_next_one(site: Site) -> N
 
 
 def test_storage_reads_the_manifest_it_wrote(site: Site) -> None:
-    """The next process resolves names as the templates need them."""
+    """The next process reads the manifest, and resolves names for templates."""
     site.collect()
     paths = json.loads(site.bucket.read(MANIFEST))["paths"]
     with site.storage() as storage:
@@ -367,8 +382,8 @@ def test_storage_reads_the_manifest_it_wrote(site: Site) -> None:
             assert file.read() == b"d { color: red }\n"
 
 
-def test_post_process_outside_of_a_command_is_djangos(site: Site) -> None:
-    """A program that calls it gets what Django does, at once."""
+def test_post_process_of_a_program_is_that_of_django(site: Site) -> None:
+    """If a program calls `post_process`, it has Django's results."""
     site.collect()
     with site.storage() as storage:
         source = FileSystemStorage(site.static)
@@ -390,18 +405,24 @@ class OwnPostProcess(CollectfastS3ManifestStaticStorage):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--clear"]])
-def test_own_post_process_means_what_it_yields(
+def test_file_that_an_own_post_process_keeps_is_not_deleted(
     site: Site, arguments: list[str]
 ) -> None:
-    """A file that it kept is not taken for a copy of the source, nor cleared."""
+    """A file that a subclass's `post_process` saved once is kept, even by `--clear`.
+
+    It is not taken for a copy of the source that is yielded with it.
+    """
     site.backend = f"{__name__}.OwnPostProcess"
     for _ in range(2):
         site.collect(*arguments)
         assert site.bucket.read("plain.min.css") == b"minified"
 
 
-def test_manifest_that_vanished_elsewhere_is_written_again(site: Site) -> None:
-    """It is too dear to trust the cache about it."""
+def test_manifest_that_was_deleted_is_uploaded_again(site: Site) -> None:
+    """A manifest that was deleted is uploaded again, although the cache has an entry.
+
+    A missing manifest breaks the site, so the cache is not trusted about it.
+    """
     site.backend = f"{__name__}.RemoteManifest"
     site.collect()
     key = f"{site.bucket.location}-manifest/{MANIFEST}"
@@ -415,8 +436,8 @@ class EagerPostProcess(CollectfastS3ManifestStaticStorage):
         return list(super().post_process(paths, dry_run=dry_run, **options))
 
 
-def test_post_process_that_is_no_generator(site: Site) -> None:
-    """It comes to the barrier once, with a list in its hands."""
+def test_post_process_that_is_not_a_generator(site: Site) -> None:
+    """A subclass's `post_process` may return a list; `--clear` deletes files once."""
     site.backend = f"{__name__}.EagerPostProcess"
     site.collect()
     site.bucket.put("leftover.css", b"x")
@@ -427,14 +448,8 @@ def test_post_process_that_is_no_generator(site: Site) -> None:
         assert deploy.summary.startswith("1 static file deleted, ")
 
 
-def _delete_hashed_pixel(site: Site) -> None:
-    names = [name for name in site.bucket.names() if name.startswith("img/pixel.")]
-    [hashed] = {*names} - {"img/pixel.png"}
-    site.bucket.delete(hashed)
-
-
 class Reading(CollectfastS3ManifestStaticStorage):
-    """Looks at what post-processing made, while it goes on."""
+    """A storage that reads each hashed file when post-processing yields it."""
 
     def post_process(self, *args: Any, **options: Any) -> Any:
         self.seen: dict[str, tuple[int, bytes]] = {}
@@ -448,8 +463,11 @@ class Reading(CollectfastS3ManifestStaticStorage):
     last_seen: dict[str, tuple[int, bytes]]
 
 
-def test_what_post_processing_made_can_be_read_at_once(site: Site) -> None:
-    """Whether it is on its way, or held back as a later pass may supersede it."""
+def test_hashed_files_can_be_read_during_post_processing(site: Site) -> None:
+    """A hashed file can be read as soon as post-processing yields its name.
+
+    Its upload may be under way, or may wait because a later pass may supersede it.
+    """
     site.backend = f"{__name__}.Reading"
     site.collect()
     files = site.bucket.files()
@@ -460,7 +478,7 @@ def test_what_post_processing_made_can_be_read_at_once(site: Site) -> None:
 
 
 class Rewriting(CollectfastS3ManifestStaticStorage):
-    """Replaces what is there, in every way that there is, and reads it again."""
+    """A storage that overwrites files in post-processing, and reads them again."""
 
     read: ClassVar[dict[str, bytes]] = {}
 
@@ -482,10 +500,13 @@ class Rewriting(CollectfastS3ManifestStaticStorage):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--clear"]])
-def test_what_post_processing_replaced_is_read_and_stays_as_it_is_now(
+def test_files_that_post_processing_overwrites_have_the_last_content(
     site: Site, arguments: list[str]
 ) -> None:
-    """Not as it is in the local folder, nor as a draft was."""
+    """Files that post-processing overwrites are read and uploaded as saved last.
+
+    The contents are neither those of the local folder nor those of an earlier save.
+    """
     site.backend = f"{__name__}.Rewriting"
     site.collect(*arguments)
     assert Rewriting.read == {

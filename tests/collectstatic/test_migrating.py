@@ -1,4 +1,4 @@
-"""Moving over: what other storages and commands uploaded is not uploaded again."""
+"""Migrations from other storages and commands, without uploading files again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PREDECESSORS = ("collectfast", "collectfasta")
 
 @pytest.fixture
 def old(site: Site) -> Site:
-    """A site with files that a post-processing changes, too."""
+    """Return a site with files that post-processing changes, and others."""
     site.write("img/logo.svg", "<svg>" + " " * 2000 + "</svg>")
     site.write("css/base.css", "a { background: url('../img/logo.svg') }" * 50)
     site.write("css/site.css", "@import url('base.css'); b { color: red }")
@@ -60,7 +60,7 @@ def _replaced_command(site: Site, app: str, strategy: str) -> None:
 
 
 def _move(site: Site) -> Deploy:
-    """Name the storage of this project, and deploy from a fresh checkout."""
+    """Switch to the storage class of this package, and deploy a fresh checkout."""
     site.backend = OURS[site.backend]
     site.touch()
     return site.collect()
@@ -78,7 +78,10 @@ def _assert_nothing_is_written(site: Site) -> None:
 @pytest.mark.parametrize("gzip", [False, True])
 @pytest.mark.parametrize("backend", [STOCK, STOCK_MANIFEST])
 def test_from_django_storages(old: Site, backend: str, gzip: bool) -> None:
-    """The first deploy writes nothing: with a manifest and compressed, too."""
+    """After django-storages, the first deploy uploads nothing.
+
+    This includes hashed files with a manifest, and compressed files.
+    """
     old.backend = backend
     old.options["gzip"] = gzip
     old.collect()
@@ -87,7 +90,8 @@ def test_from_django_storages(old: Site, backend: str, gzip: bool) -> None:
 
 @pytest.mark.parametrize("app", PREDECESSORS)
 @pytest.mark.parametrize("gzip", [False, True])
-def test_from_a_command_that_replaced_djangos(old: Site, app: str, gzip: bool) -> None:
+def test_from_collectfast_and_collectfasta(old: Site, app: str, gzip: bool) -> None:
+    """After Collectfast or Collectfasta, the first deploy uploads nothing."""
     pytest.importorskip(app)
     old.backend = STOCK
     old.options["gzip"] = gzip
@@ -96,7 +100,10 @@ def test_from_a_command_that_replaced_djangos(old: Site, app: str, gzip: bool) -
 
 
 def test_from_collectfasta_with_a_manifest(old: Site) -> None:
-    """Of its two strategies for that, the one that it recommends."""
+    """After Collectfasta's recommended manifest strategy, nothing is uploaded.
+
+    Collectfasta has two strategies for manifests.
+    """
     old.backend = STOCK_MANIFEST
     _replaced_command(old, "collectfasta", "Boto3ManifestMemoryStrategy")
     assert "staticfiles.json" in old.bucket.names()
@@ -116,7 +123,7 @@ def _deployed_by(
         "AWS_ACCESS_KEY_ID": server.access_key,
         "AWS_SECRET_ACCESS_KEY": server.secret_key,
         "AWS_CA_BUNDLE": site.proxy.trust["verify"],
-        # SeaweedFS would keep the encoding of what comes in chunks.
+        # SeaweedFS would store the encoding of uploads that are sent in chunks.
         "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     }
     done = subprocess.run(
@@ -131,7 +138,10 @@ def _deployed_by(
 
 @pytest.mark.parametrize("name", ["S3StaticStorage", "S3ManifestStaticStorage"])
 def test_from_django_capo_s3(old: Site, name: str) -> None:
-    """Its options have other names; what it uploaded is what this would."""
+    """After django-capo-s3, the first deploy uploads nothing.
+
+    The options of django-capo-s3 have other names.
+    """
     pytest.importorskip("django_capo_s3")
     options = {
         "bucket": old.bucket.name,
@@ -146,12 +156,15 @@ def test_from_django_capo_s3(old: Site, name: str) -> None:
     _assert_nothing_is_written(old)
 
 
-# A compressed manifest: django-storages leaves open what it decompresses.
+# django-storages does not close the file that it decompresses a manifest from.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.needs("ACLs")
 @pytest.mark.parametrize("name", ["StaticS3Storage", "ManifestStaticS3Storage"])
 def test_from_django_s3_storage(old: Site, name: str) -> None:
-    """What is compressed goes up once, as its times are in it; nothing else does."""
+    """After django-s3-storage, only compressed files are uploaded, once.
+
+    django-s3-storage writes the time into compressed files, so their ETags differ.
+    """
     pytest.importorskip("django_s3_storage")
     settings = {
         "AWS_REGION": old.bucket.server.region,
@@ -165,15 +178,18 @@ def test_from_django_s3_storage(old: Site, name: str) -> None:
     plain = [name for name in names if name.endswith(".txt")]
     assert old.bucket.get("css/base.css")["ContentEncoding"] == "gzip"
     old.backend = STOCK_MANIFEST if "Manifest" in name else STOCK
-    old.options["gzip"] = True  # As `AWS_S3_GZIP` is; or else no manifest is read.
+    old.options["gzip"] = True  # Needed to read the compressed manifest.
     assert _move(old).put == [name for name in names if name not in plain]
     assert old.bucket.names() == names
     old.touch()
     assert old.collect().put == []
 
 
-def test_what_django_storages_left_wrong_is_mended(old: Site) -> None:
-    """A file that was changed to an older one, which it took to be unmodified."""
+def test_file_that_django_storages_did_not_update_is_uploaded(old: Site) -> None:
+    """A file that changed to an older one, which django-storages missed, is uploaded.
+
+    django-storages compares modification times.
+    """
     old.backend = STOCK
     old.collect()
     old.write("css/base.css", "older, and different", mtime=YEAR_1980)
@@ -191,8 +207,11 @@ def _source(app: str) -> str:
 
 
 @pytest.mark.parametrize("app", PREDECESSORS)
-def test_every_setting_and_flag_of_theirs_is_in_the_table(app: str) -> None:
-    """Each with its counterpart, or the reason why there is none."""
+def test_every_setting_and_flag_of_the_predecessors_is_in_the_table(app: str) -> None:
+    """The page on migrating names every setting and flag of Collectfast(a).
+
+    Each has its counterpart, or a reason why there is none.
+    """
     _, _, section = MIGRATING.read_text().partition(
         "\n## Collectfast and Collectfasta\n"
     )

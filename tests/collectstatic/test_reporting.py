@@ -1,4 +1,4 @@
-"""What a deploy tells of itself: a line, reasons, a bar, and a signal."""
+"""Reports of a deploy: a log line, reasons, a progress bar, and a signal."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.support.site import MANIFEST, Site
 
 @pytest.fixture
 def received() -> Iterator[list[dict[str, Any]]]:
-    """What a receiver of the signal is told."""
+    """Yield a list of the arguments that a receiver of the signal gets."""
     calls: list[dict[str, Any]] = []
 
-    def receive(**told: Any) -> None:
-        calls.append(told)
+    def receive(**arguments: Any) -> None:
+        calls.append(arguments)
 
     collected.connect(receive)
     yield calls
@@ -43,7 +43,7 @@ def received() -> Iterator[list[dict[str, Any]]]:
 
 
 def test_one_line_at_the_end(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """Files, bytes, requests and seconds, for whoever configures the logger."""
+    """A deploy logs one line with its files, bytes, requests and seconds."""
     site.write_many(10)
     site.collect()
     site.write("dir0/file0.css", "x" * 3000)
@@ -61,12 +61,14 @@ def test_one_line_at_the_end(site: Site, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_line_of_a_run_that_did_nothing() -> None:
+    """The line of a run without files has zeros, and no requests."""
     assert str(Report(seconds=1.44)) == (
         "0 files: 0 unchanged, 0 uploaded (0 kB), 0 deleted; no requests; 1.4 s"
     )
 
 
 def test_verbosity_2_names_each_upload_and_its_reason(site: Site) -> None:
+    """`--verbosity 2` prints each upload with its reason; less prints none."""
     site.write("same.css", "same")
     site.write("headers.pdf", "headers")
     site.write("content.css", "old")
@@ -87,24 +89,27 @@ def test_verbosity_2_names_each_upload_and_its_reason(site: Site) -> None:
 
 
 def test_signal_has_the_report(site: Site, received: list[dict[str, Any]]) -> None:
-    """Once, after all is there; a CDN can be told what changed."""
+    """The signal is sent once after each deploy, with the report.
+
+    A receiver can use it to invalidate changed files in a CDN.
+    """
     site.write_many(4)
     site.bucket.put("leftover.css", b"x")
     site.collect("--clear")
-    [told] = received
-    report = told["report"]
+    [arguments] = received
+    report = arguments["report"]
     assert report.uploaded == tuple(sorted(site.bucket.names()))
     assert report.deleted == ("leftover.css",)
     assert report.bytes == sum(map(len, site.bucket.files().values()))
     assert report.requests["PUT"] == 4
-    assert told["sender"] is type(told["storage"])
+    assert arguments["sender"] is type(arguments["storage"])
     site.collect()
     assert received[-1]["report"].uploaded == ()
     assert len(received[-1]["report"].unchanged) == 4
     assert len(received) == 2
 
 
-def test_no_signal_unless_all_is_there(
+def test_no_signal_unless_a_deploy_succeeds(
     site: Site, received: list[dict[str, Any]]
 ) -> None:
     """A failed deploy, a dry run and a program's batch send no signal."""
@@ -129,25 +134,31 @@ class Yielding(CollectfastS3ManifestStaticStorage):
 
 
 @pytest.mark.parametrize("backend", ["Returning", "Yielding"])
-def test_one_report_where_a_subclass_passes_on_post_processing(
+def test_one_report_if_a_subclass_wraps_post_process(
     site: Site,
     backend: str,
     received: list[dict[str, Any]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The line is logged once, and the signal sent once, after the manifest."""
+    """If a subclass wraps `post_process`, the log has one line, and one signal is sent.
+
+    Both come after the manifest is uploaded.
+    """
     caplog.set_level("INFO", "collectfast_storage")
     site.backend = f"{__name__}.{backend}"
     site.write("a.css", "a")
     site.collect()
-    [told] = received
-    assert {"a.css", "staticfiles.json"} <= {*told["report"].uploaded}
+    [arguments] = received
+    assert {"a.css", "staticfiles.json"} <= {*arguments["report"].uploaded}
     [line] = [r for r in caplog.records if r.name == "collectfast_storage"]
-    assert line.getMessage() == str(told["report"])
+    assert line.getMessage() == str(arguments["report"])
 
 
 def test_receiver_that_fails_fails_the_deploy(site: Site) -> None:
-    """What it was to do is part of the deploy. The files are there."""
+    """An exception in a receiver fails the deploy, after all files have arrived.
+
+    The work of the receiver is a part of the deploy.
+    """
 
     def receive(**_: Any) -> None:
         raise RuntimeError("the CDN does not answer")
@@ -172,10 +183,10 @@ def test_receiver_that_fails_fails_the_deploy(site: Site) -> None:
         (False, [], False),
     ],
 )
-def test_bar_on_a_terminal(
+def test_bar_is_shown_on_a_terminal_only(
     site: Site, terminal: bool, arguments: list[str], shown: bool
 ) -> None:
-    """And nothing where output goes elsewhere, or was not asked for."""
+    """The bar is shown only on a terminal, and only at the default verbosity."""
     pytest.importorskip("tqdm")
     site.write_many(20)
     environment = os.environ | {
@@ -203,7 +214,7 @@ def _read(descriptor: int) -> str:
         while True:
             try:
                 chunk = file.read(4096)
-            except OSError:  # So ends a terminal that nobody holds open.
+            except OSError:  # A terminal ends with this error.
                 break
             if not chunk:
                 break
@@ -217,16 +228,16 @@ class CachedPdf(CollectfastS3StaticStorage):
         return super().get_object_parameters(name) | cached
 
 
-def test_bar_of_a_run_that_asks_nothing() -> None:
-    """It was never drawn, and need not be."""
+def test_bar_that_was_never_started() -> None:
+    """A bar that was never drawn can be advanced and closed."""
     tqdm = pytest.importorskip("tqdm", reason="tqdm is not installed")
     bar = Progress(tqdm=tqdm.tqdm)
     bar.advanced(1, 1)
     bar.close()
 
 
-def test_bar_shows_that_the_deploy_waits() -> None:
-    """It shows the reason, until a request succeeds again."""
+def test_bar_shows_why_the_deploy_waits() -> None:
+    """The bar shows why the deploy waits, until a request succeeds again."""
     tqdm = pytest.importorskip("tqdm", reason="tqdm is not installed")
     output = StringIO()
     bar = Progress(tqdm=partial(tqdm.tqdm, file=output))
@@ -240,8 +251,11 @@ def test_bar_shows_that_the_deploy_waits() -> None:
     bar.close()
 
 
-def test_verbosity_2_names_no_draft_of_a_manifest(site: Site) -> None:
-    """But each name that goes up, once: what the bucket has in the end."""
+def test_verbosity_2_does_not_name_superseded_files(site: Site) -> None:
+    """With a manifest, `--verbosity 2` prints each uploaded name exactly once.
+
+    Files that a later pass supersedes are not uploaded, so they are not printed.
+    """
     site.backend = MANIFEST
     site.write("a.css", "a { background: url(b.css) }")
     site.write("b.css", "b { background: url(i.png) }")

@@ -1,7 +1,7 @@
-"""One cache for several deploys: replicas that start together, and deploys that die.
+"""A cache that deploys share, some of which start together or are killed.
 
-The cache knows the headers of objects, and no ETag does. So it must not lose an entry,
-and it must not keep a wrong one.
+The cache contains the headers of objects, and ETags do not. So it must not lose an
+entry, and it must not keep a wrong one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Meeting:
 
     def __call__(self) -> None:
         if not self._is_over:
-            # A deploy that has nothing to do need not come here.
+            # A deploy without uploads may never reach this point.
             with suppress(threading.BrokenBarrierError):
                 self._barrier.wait()
             self._is_over = True
@@ -99,13 +99,13 @@ def _aged(site: Site, age: int) -> Site:
 
 
 def _ages(site: Site, but: Set[str] = frozenset()) -> set[str]:
-    """Return the headers of all objects but those named."""
+    """Return the headers of all objects except those in `but`."""
     names = {*site.bucket.names()} - but
     return {site.bucket.get(name)["CacheControl"] for name in names}
 
 
 def _collect_as_replica(backend: str, options: dict[str, Any]) -> None:
-    """Run collectstatic with a storage of its own, as a process would have it."""
+    """Run collectstatic with its own storage, like a process."""
     command = Command()
     command.storage = import_string(backend)(**options)
     call_command(command, "--noinput", stdout=io.StringIO())
@@ -145,7 +145,7 @@ def _meet(site: Site, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
 
 
 def _change_headers(site: Site) -> None:
-    """Only the headers are new, which the deploy sends."""
+    """Change no file, because the deploy sends new headers."""
 
 
 def _change_contents(site: Site) -> None:
@@ -168,7 +168,7 @@ def test_replicas_that_start_together_upload_once_each_and_not_again(
 ) -> None:
     """After a change each of three deploys may upload, and later ones upload nothing.
 
-    This is so however many of the later deploys start together.
+    The later deploys may run alone or together.
     """
     if point == "listing" and not preload:
         pytest.skip("without preload there is no listing")
@@ -213,15 +213,18 @@ def test_replicas_of_a_first_deploy_leave_a_complete_cache(
 
 
 class Gate:
-    """Holds the first one that comes, until the test lets it pass."""
+    """A gate that blocks its first caller until the test opens it."""
 
     def __init__(self) -> None:
-        self._lock, self._is_used = threading.Lock(), False
-        self.reached, self.go_on = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._is_used = False
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
 
     def __call__(self) -> None:
         with self._lock:
-            is_first, self._is_used = not self._is_used, True
+            is_first = not self._is_used
+            self._is_used = True
         if is_first:
             self.reached.set()
             self.go_on.wait(LIMIT)
@@ -232,7 +235,7 @@ class Gate:
 @pytest.mark.parametrize(
     "point", ["before a PUT", "after a PUT", "after the LIST", "cache write"]
 )
-def test_one_complete_deploy_puts_right_what_overlapping_ones_left(
+def test_complete_deploy_corrects_the_headers_of_overlapping_ones(
     shared: Site,
     monkeypatch: pytest.MonkeyPatch,
     backend: str,
@@ -240,9 +243,10 @@ def test_one_complete_deploy_puts_right_what_overlapping_ones_left(
     last: int,
     point: str,
 ) -> None:
-    """A deploy of 99 is held while one of 120 runs; the next deploy is right.
+    """After two deploys overlapped, the next one leaves its own headers.
 
-    It sends the header of the later of the two, or that of the release before them.
+    A deploy of 99 is blocked while one of 120 runs. The next deploy sends the header of
+    the latter, or that of the release before both.
     """
     if point == "after the LIST" and not preload:
         pytest.skip("without preload there is no listing")
@@ -285,7 +289,10 @@ def test_one_complete_deploy_puts_right_what_overlapping_ones_left(
 def test_three_deploys_with_different_headers_that_start_together(
     shared: Site, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    """Whoever wins for a file, the next complete deploy leaves its own header."""
+    """After three deploys started together, the next one leaves its own headers.
+
+    It does not matter which of the three uploaded a file last.
+    """
     _aged(shared, 60).collect()
     _meet(shared, monkeypatch, "listing")
     _together(shared, 99, 120, 180)
@@ -297,12 +304,12 @@ def test_three_deploys_with_different_headers_that_start_together(
 
 
 class KilledError(BaseException):
-    """The end of a process, as far as the process itself is concerned."""
+    """The end of a process, simulated by an exception."""
 
 
 @dataclass
 class Plan:
-    """What befalls the write `number` of a cache, from 0 on."""
+    """A failure in the write `number` of a cache, counted from 0."""
 
     number: int
     moment: str  # "before", "middle" or "after" the write
@@ -320,13 +327,13 @@ class Plan:
         raise KilledError if self.how == "killed" else ConnectionError("it went away")
 
     @property
-    def stays(self) -> bool:
-        """Whether no later operation is carried out either."""
+    def is_permanent(self) -> bool:
+        """Return whether all later operations fail, too."""
         return self.happened and self.how != "raises"
 
 
 class BreakingFiles(FileBasedCache):
-    """A file-based cache that carries out `plan`, which is for all instances."""
+    """A file-based cache that fails as `plan` says, which all instances share."""
 
     plan: ClassVar[Plan | None] = None
 
@@ -337,13 +344,14 @@ class BreakingFiles(FileBasedCache):
     def _write(
         self, write: Callable[[Any], Any], items: list[Any], empty: Any = None
     ) -> Any:
-        """Call `write` for `items`, some of them, or none, as the plan says."""
+        """Call `write` for all, some or none of `items`, as the plan says."""
         plan = self.plan
         if self._is_inside or plan is None:
             return write(items)
-        if plan.stays:
+        if plan.is_permanent:
             plan.fail()
-        number, plan.seen = plan.seen, plan.seen + 1
+        number = plan.seen
+        plan.seen += 1
         count = len(items)
         if number == plan.number:
             count = {"before": 0, "middle": count // 2, "after": count}[plan.moment]
@@ -357,7 +365,7 @@ class BreakingFiles(FileBasedCache):
         return result
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        if self.plan is not None and self.plan.stays:
+        if self.plan is not None and self.plan.is_permanent:
             self.plan.fail()
         return super().get(*args, **kwargs)
 
@@ -382,7 +390,7 @@ class BreakingFiles(FileBasedCache):
 def breaking(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Plan | None], None]:
-    """A site with a cache that can be broken; call this to have it broken."""
+    """Give the site a cache that fails; return a function that sets its plan."""
     site.settings["CACHES"] = _caches(tmp_path / "cache", BreakingFiles)
     site.write_many(6)
     return lambda plan: monkeypatch.setattr(BreakingFiles, "plan", plan)
@@ -393,14 +401,14 @@ def breaking(
     ("how", "then", "preload"),
     [
         ("killed", 60, True),
-        # With the old headers, README's COLLECTFAST_IGNORE_ETAG is needed then.
+        # For the old headers, COLLECTFAST_IGNORE_ETAG would be needed, as README says.
         ("away", 99, True),
         ("raises", 60, True),
         ("killed", 99, True),
         ("killed", 60, False),
     ],
 )
-def test_deploy_after_one_that_broke_off_in_a_write_of_the_cache(
+def test_deploy_after_one_that_failed_in_a_write_of_the_cache(
     site: Site,
     breaking: Callable[[Plan | None], None],
     preload: bool,
@@ -408,11 +416,11 @@ def test_deploy_after_one_that_broke_off_in_a_write_of_the_cache(
     moment: str,
     how: str,
 ) -> None:
-    """All headers are right after the next deploy, whichever write was the last one.
+    """After a deploy that failed in any write of the cache, the next one is right.
 
-    A deploy may be killed in each write of the cache, or the cache's server may go away
+    A deploy may be killed in each write of the cache, or the cache's server may go down
     there, or one write may fail. The next deploy has the old headers, or those of the
-    one that broke off.
+    one that failed.
     """
     site.options["collectfast_preload"] = preload
     number = 0
@@ -452,7 +460,7 @@ def test_deploy_after_one_whose_process_has_ended_in_a_write_of_the_cache(
     command = f"import {__name__} as t; {call}"
     with managing(_aged(site, 99), "shell", "-c", command, traced=False) as process:
         _, errors = process.communicate(timeout=LONG)
-    # There may be fewer writes than that.
+    # There may be fewer writes than `number`.
     assert process.returncode in ((0, 9) if number else (9,)), errors
     _aged(site, 60).collect()
     assert _ages(site) == {"max-age=60"}
@@ -460,12 +468,12 @@ def test_deploy_after_one_whose_process_has_ended_in_a_write_of_the_cache(
 
 @pytest.mark.parametrize("moment", ["before", "middle", "after"])
 @pytest.mark.parametrize("how", ["killed", "away", "raises"])
-def test_deploy_that_broke_off_loses_no_entry_of_other_files(
+def test_failed_deploy_loses_no_entry_of_other_files(
     site: Site, breaking: Callable[[Plan | None], None], how: str, moment: str
 ) -> None:
-    """A change of headers reaches the files that the broken deploy did not upload.
+    """A change of headers reaches the files that the failed deploy did not upload.
 
-    The broken deploy has new contents of some files, and writes the entries of the
+    The failed deploy has new contents of some files. It writes the entries of the
     others again, because an entry of the cache is for many files.
     """
     unchanged = site.write_many(40)
@@ -493,7 +501,7 @@ def test_deploy_that_broke_off_loses_no_entry_of_other_files(
 
 
 class Refusing(FileBasedCache):
-    """A cache that does not take some keys, and says so, as Memcached does."""
+    """A cache that refuses some keys and reports them, like Memcached."""
 
     refuses: ClassVar[Callable[[int], bool]] = staticmethod(lambda number: False)
 
@@ -519,7 +527,7 @@ def test_deploy_after_one_whose_cache_refused_keys(
     then: int,
     refuses: Callable[[int], bool],
 ) -> None:
-    """Entries that the cache refuses, as too large, must not leave older ones."""
+    """If the cache refuses entries, for instance large ones, no older ones are left."""
     site.settings["CACHES"] = _caches(tmp_path / "cache", Refusing)
     site.options["collectfast_preload"] = preload
     site.write_many(6)

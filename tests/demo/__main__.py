@@ -1,4 +1,7 @@
-"""``make demo``: three deploys of a real site, with this storage and without."""
+"""The demo: three deploys of a real site, with this package and with django-storages.
+
+Run it with ``make demo``.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ THEIRS = {
     "django-storages": "storages.backends.s3.S3StaticStorage",
     "the same, manifest": "storages.backends.s3.S3ManifestStaticStorage",
 }
-# Of the files django-storages gets so many, unless all are asked for: it takes minutes.
+# The number of files for django-storages, which would need minutes for all of them.
 SUBSET = 100
 COLUMNS = "{:<34}  {:>7}  {:>8}  {:<7}  {}"
 SETTINGS = """
-For a site of yours, in STORAGES["staticfiles"]:
+For your own site, in STORAGES["staticfiles"]:
 
     "BACKEND": "collectfast_storage.CollectfastS3StaticStorage",
     "OPTIONS": {"bucket_name": "my-bucket", "location": "static"},
@@ -47,8 +50,8 @@ def main() -> None:
         directory = tempfile.TemporaryDirectory(prefix="collectfast-demo-")
         checkout = Path(stack.enter_context(directory)) / "static"
         packages = ", ".join(sources.PACKAGES)
-        print(f"It is {server.name}. Deployed are static files of {packages}.")
-        print("Requests are counted between client and server, which speak TLS.")
+        print(f"It is {server.name}. The site has the static files of {packages}.")
+        print("A proxy between client and server counts the requests. It uses TLS.")
         for backends, most in ((OURS, None), (THEIRS, None if is_full else SUBSET)):
             for name, backend in backends.items():
                 if is_full or name in ("collectfast-storage", "django-storages"):
@@ -66,7 +69,7 @@ def compare(
     checkout: Path,
     most: int | None,
 ) -> None:
-    """Print a line for each step of `backend`, in a place of its own in the bucket."""
+    """Deploy with `backend` to a new location, and print a line for each step."""
     view = BucketView(server, f"collectfast-demo-{uuid4().hex[:8]}")
     count = sources.check_out(checkout, most)
     print(f"\n{name}, {count:,} files{' of them' if most else ''}:\n")
@@ -87,7 +90,7 @@ def compare(
 
 
 def is_deployed(expected: dict[str, bytes], view: BucketView) -> bool:
-    """Tell whether the bucket has all files, and all that its manifest names."""
+    """Return whether the bucket has all files, and all files of its manifest."""
     files = view.files()
     manifest = json.loads(files.get("staticfiles.json", b'{"paths": {}}'))
     return files.items() >= expected.items() and files.keys() >= {
@@ -97,7 +100,7 @@ def is_deployed(expected: dict[str, bytes], view: BucketView) -> bool:
 
 @contextmanager
 def demo_server() -> Iterator[Server]:
-    """Give the S3 that the environment names, else one of this machine."""
+    """Provide the S3 server that the environment names, or start one."""
     endpoint = os.environ.get("COLLECTFAST_DEMO_ENDPOINT")
     if endpoint is None:
         with local_server("collectfast-demo") as server:
@@ -118,7 +121,7 @@ def demo_server() -> Iterator[Server]:
 
 
 def deploy(backend: str, view: BucketView, counting: Proxy, checkout: Path) -> float:
-    """Run ``manage.py collectstatic --noinput``, and return how long it took."""
+    """Run ``manage.py collectstatic --noinput``, and return its time in seconds."""
     cache = "django.core.cache.backends.filebased.FileBasedCache"
     location = str(checkout.parent / "cache")
     options = {

@@ -1,4 +1,4 @@
-"""The static files of the demo: real ones, from packages of PyPI."""
+"""The static files of the demo, which come from packages on PyPI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.support.packages import folder_of
 
-# Package, where in it the static files are, and which of them: some 1,600 in all.
+# The folder with static files in each package, and patterns for some of them. They are
+# about 1,600 files.
 PACKAGES = {
     "django": ("contrib/admin/static", ("*",)),
     "rest_framework": ("static", ("*",)),
@@ -20,7 +21,7 @@ YEAR_1980 = 315532800
 
 
 def check_out(directory: Path, most: int | None = None) -> int:
-    """Put at most so many files into `directory`, as of now; return how many."""
+    """Copy at most `most` files to `directory`, and return their number."""
     shutil.rmtree(directory, ignore_errors=True)
     for package, (below, patterns) in PACKAGES.items():
         root = folder_of(package) / below
@@ -37,7 +38,7 @@ def check_out(directory: Path, most: int | None = None) -> int:
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Every file below `directory`, as the bucket should have it."""
+    """Return the contents of all files below `directory`, by name."""
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in directory.rglob("*")
@@ -46,16 +47,16 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def check_out_again(directory: Path, most: int | None) -> None:
-    """Do what a build server does: the same files, with new mtimes."""
+    """Copy the same files with new modification times, as a build server does."""
     check_out(directory, most)
-    # A second from now on, lest it be the second of the first deploy.
+    # The times are a second later, because they have to differ from the last deploy's.
     for path in directory.rglob("*"):
         os.utime(path, (time.time() + 1, time.time() + 1))
     time.sleep(1)
 
 
 def change_one(directory: Path, most: int | None) -> None:
-    """Put an older file in the place of one, as `git checkout` or a wheel may."""
+    """Replace a file by an older one with other contents, as a wheel may do."""
     path = directory / "admin" / "css" / "base.css"
     path.write_text("body { color: black }\n")
     os.utime(path, (YEAR_1980, YEAR_1980))

@@ -122,7 +122,7 @@ class Trial:
     def check_cache(self) -> None:
         """Nothing is remembered but what the bucket really holds."""
         with self.site.storage() as storage:
-            memory = storage._collectfast_cache("default", trusted=False)
+            memory = storage._collectfast_cache("default")
         etags = self.site.bucket.etags()
         for name in {*self.after, *self.before, *self.expected}:
             remembered = memory.get(name)

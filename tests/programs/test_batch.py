@@ -1,4 +1,4 @@
-"""`with storage.batch() as batch`: saves and deletes that a program makes together.
+"""Batches, `with storage.batch() as batch`, of a program's saves and deletes.
 
 Only `batch.save` and `batch.delete` are part of the batch. The storage's own methods do
 not change inside of the block.
@@ -40,7 +40,7 @@ def _content(text: str) -> ContentFile[bytes]:
 
 
 def _refuse_content(content: bytes) -> Fault:
-    """Refuse PUTs whose body contains `content`."""
+    """Refuse PUTs with `content` in their body."""
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
         refused = request.kind == "PUT" and content in body
@@ -51,7 +51,7 @@ def _refuse_content(content: bytes) -> Fault:
     return fault
 
 
-# What a batch does.
+# Saves and deletes.
 
 
 @BACKENDS
@@ -76,7 +76,7 @@ def test_batch_lists_once_and_uploads_each_new_file(site: Site, backend: str) ->
     assert site.bucket.files() == {f"{n}.txt": b"%d" % n for n in range(12)}
 
 
-def test_report_says_what_was_done(site: Site) -> None:
+def test_report_lists_saves_and_deletes(site: Site) -> None:
     """The report lists uploads, unchanged files and deletes, after the block."""
     for name in ("same.txt", "old.txt", "gone.txt"):
         site.bucket.put(name, b"content", ContentType="text/plain")
@@ -97,8 +97,8 @@ def test_report_says_what_was_done(site: Site) -> None:
 
 
 @pytest.mark.parametrize("option", [True, False])
-def test_without_preload_a_batch_sends_heads(site: Site, option: bool) -> None:
-    """A batch with `preload=False` sends one HEAD for each file and no LIST.
+def test_batch_without_preload_sends_head_requests(site: Site, option: bool) -> None:
+    """A batch with `preload=False` sends one HEAD request per file, and no LIST.
 
     The option collectfast_preload is the default of the argument.
     """
@@ -117,7 +117,7 @@ def test_without_preload_a_batch_sends_heads(site: Site, option: bool) -> None:
 
 
 @PRELOAD
-def test_batch_of_nothing_sends_nothing(site: Site, preload: bool) -> None:
+def test_empty_batch_sends_no_request(site: Site, preload: bool) -> None:
     """A batch without a call sends no request."""
     with site.storage() as storage, storage.batch(preload=preload) as batch:
         pass
@@ -147,7 +147,7 @@ def test_last_call_for_a_name_wins(site: Site, preload: bool, there: bool) -> No
 
 
 def test_second_save_of_a_name_waits_for_the_first(site: Site) -> None:
-    """Two uploads of one name are not under way together: the older could be last."""
+    """Two uploads of one name do not overlap, because the older could arrive last."""
     events: list[str] = []
 
     def hold(handler: Handler, request: Request, body: bytes) -> bool:
@@ -180,8 +180,8 @@ def test_other_spellings_of_a_name_are_one_name(site: Site) -> None:
     assert site.bucket.files() == {"dir/a.txt": b"new"}
 
 
-def test_batch_chooses_free_names_as_the_storage_does(site: Site) -> None:
-    """With `file_overwrite=False` two saves of one name make two files."""
+def test_batch_chooses_free_names_like_the_storage(site: Site) -> None:
+    """With `file_overwrite=False`, two saves of one name create two files."""
     site.options["file_overwrite"] = False
     site.bucket.put("a.txt", b"there")
     with site.storage() as storage, storage.batch() as batch:
@@ -200,7 +200,7 @@ def test_batch_chooses_free_names_as_the_storage_does(site: Site) -> None:
 def test_content_may_be_closed_and_changed_after_save(
     site: Site, tmp_path: Path, size: int
 ) -> None:
-    """The batch uploads the contents that the file had when `save` was called."""
+    """A batch uploads the contents that the file had when `save` was called."""
     threshold = TransferConfig(multipart_threshold=5 * MIB)
     site.options["transfer_config"] = threshold
     path = tmp_path / "a.bin"
@@ -215,7 +215,7 @@ def test_content_may_be_closed_and_changed_after_save(
 
 
 def test_saves_from_several_threads_are_part_of_the_batch(site: Site) -> None:
-    """Threads may share a batch: each save and each delete is carried out."""
+    """Threads may share a batch, and each of their saves and deletes is carried out."""
     for number in range(8):
         site.bucket.put(f"old{number}.txt", b"x")
 
@@ -246,7 +246,7 @@ def test_saves_from_several_threads_are_part_of_the_batch(site: Site) -> None:
 def test_failures_are_raised_at_the_end_naming_every_file(
     site: Site, preload: bool
 ) -> None:
-    """`UploadError` names each file that failed; the others arrive."""
+    """`UploadError` names each file that failed, and the other files arrive."""
     site.proxy.fault = refuse("PUT", "bad")
     with (
         site.storage() as storage,
@@ -261,8 +261,8 @@ def test_failures_are_raised_at_the_end_naming_every_file(
     assert site.bucket.names() == ["better.txt", "good.txt"]
 
 
-def test_nothing_is_deleted_before_everything_arrived(site: Site) -> None:
-    """The deletes are sent after the last answer to an upload."""
+def test_deletes_are_sent_after_all_files_arrived(site: Site) -> None:
+    """A batch sends its deletes after the last response to an upload."""
     site.bucket.put("gone.txt", b"x")
     events: list[str] = []
 
@@ -287,7 +287,7 @@ def test_nothing_is_deleted_before_everything_arrived(site: Site) -> None:
 
 
 @PRELOAD
-def test_nothing_is_deleted_if_a_file_did_not_arrive(site: Site, preload: bool) -> None:
+def test_failed_upload_prevents_the_deletes(site: Site, preload: bool) -> None:
     """A batch with a failed upload sends no delete."""
     site.bucket.put("gone.txt", b"x")
     site.proxy.fault = refuse("PUT", "bad")
@@ -325,7 +325,7 @@ def test_failed_deletes_are_named(site: Site, preload: bool) -> None:
 
 
 def test_bucket_that_cannot_be_listed_is_named(site: Site) -> None:
-    """`BucketError` names the bucket, at the end of the block at the latest."""
+    """`BucketError` names the bucket that cannot be listed, when the block ends."""
     site.proxy.fault = refuse("LIST", code="AllAccessDisabled")
     with (
         site.storage() as storage,
@@ -339,7 +339,7 @@ def test_bucket_that_cannot_be_listed_is_named(site: Site) -> None:
 def test_exception_in_the_block_deletes_nothing(
     site: Site, error: type[BaseException]
 ) -> None:
-    """The exception itself leaves the block, and no delete is sent."""
+    """An exception in the block is raised unchanged, and no delete is sent."""
     site.bucket.put("gone.txt", b"x")
     with site.storage() as storage, pytest.raises(error), storage.batch() as batch:
         batch.delete("gone.txt")
@@ -349,8 +349,10 @@ def test_exception_in_the_block_deletes_nothing(
     assert not any(kind.startswith("DELETE") for kind in site.proxy.count())
 
 
-def test_exception_in_the_block_outranks_a_failed_upload(site: Site) -> None:
-    """The block's own exception is raised although a file did not arrive either."""
+def test_exception_in_the_block_is_raised_instead_of_an_upload_error(
+    site: Site,
+) -> None:
+    """An exception in the block is raised even if an upload of the batch failed."""
     site.proxy.fault = refuse("PUT")
     with (
         site.storage() as storage,
@@ -362,10 +364,10 @@ def test_exception_in_the_block_outranks_a_failed_upload(site: Site) -> None:
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, UploadError])
-def test_batch_that_has_ended_takes_no_more(
+def test_batch_that_has_ended_refuses_calls(
     site: Site, error: type[Exception] | None
 ) -> None:
-    """After the block `save` and `delete` raise RuntimeError, and send no request."""
+    """After the block, `save` and `delete` raise RuntimeError, and send no request."""
     if error is UploadError:
         site.proxy.fault = refuse("PUT")
     kept = []
@@ -410,7 +412,7 @@ def _outcome(call: Callable[[], object]) -> object:
 
 
 def _sequence(storage: Any) -> list[object]:
-    """Make calls whose results show whether they reach the bucket as they are made."""
+    """Make calls with results that show whether each reaches the bucket immediately."""
     return [
         _outcome(call)
         for call in (
@@ -465,13 +467,13 @@ def _in_a_task(work: Callable[[], list[object]]) -> list[object]:
     [_in_this_thread, _in_another_thread, _in_a_generator, _in_a_task],
     ids=lambda where: where.__name__.strip("_"),
 )
-def test_storage_behaves_in_the_block_as_outside_of_it(
+def test_storage_behaves_the_same_in_the_block_and_outside(
     site: Site,
     backend: str,
     preload: bool,
     where: Callable[[Callable[[], list[object]]], list[object]],
 ) -> None:
-    """Results, exceptions and requests of the storage's methods are the same ones."""
+    """A block does not change results, exceptions or requests of storage methods."""
     site.backend = backend
     site.proxy.fault = refuse("PUT", "refused")
     with site.storage() as storage:
@@ -487,8 +489,8 @@ def test_storage_behaves_in_the_block_as_outside_of_it(
     assert site.bucket.names() == []
 
 
-def test_objects_that_a_batch_will_delete_are_there_until_its_end(site: Site) -> None:
-    """In the block the storage answers from the bucket, where the object still is."""
+def test_objects_that_a_batch_deletes_exist_until_its_end(site: Site) -> None:
+    """In the block, the storage finds an object that the batch will delete."""
     site.bucket.put("gone.txt", b"x")
     with site.storage() as storage:
         with storage.batch() as batch:
@@ -499,10 +501,10 @@ def test_objects_that_a_batch_will_delete_are_there_until_its_end(site: Site) ->
         assert not storage.exists("gone.txt")
 
 
-def test_failed_save_of_the_storage_is_raised_at_once_and_not_at_the_end(
+def test_failed_save_of_the_storage_is_raised_immediately(
     site: Site,
 ) -> None:
-    """A failure of `storage.save` does not belong to the batch around it."""
+    """A failure of `storage.save` is raised by that call, not by the batch."""
     site.proxy.fault = refuse("PUT", "bad")
     with site.storage() as storage, storage.batch() as batch:
         with pytest.raises(ClientError, match="AccessDenied"):
@@ -511,21 +513,21 @@ def test_failed_save_of_the_storage_is_raised_at_once_and_not_at_the_end(
     assert batch.report.uploaded == ("good.txt",)
 
 
-# Batches beside each other.
+# Several batches.
 
 
 def _unfinished(storage: Any, *names: str) -> Iterator[Any]:
-    """Save `names` in a batch, and yield it in the middle of its block."""
+    """Save `names` in a batch, and yield the batch in the middle of its block."""
     with storage.batch() as batch:
         for name in names:
             batch.save(name, _content(name))
         yield batch
 
 
-def test_calls_do_not_get_into_the_batch_of_an_unfinished_generator(
+def test_unfinished_generator_does_not_take_calls_into_its_batch(
     site: Site,
 ) -> None:
-    """A generator that is left in its block does not change its caller's calls."""
+    """A generator that stops in its batch does not change its caller's calls."""
     site.bucket.put("gone.txt", b"x")
 
     def generator(storage: Any) -> Iterator[None]:
@@ -548,7 +550,7 @@ def test_calls_do_not_get_into_the_batch_of_an_unfinished_generator(
     assert site.bucket.names() == ["a.txt", "b.txt"]
 
 
-def test_generators_have_batches_of_their_own(site: Site) -> None:
+def test_generators_have_separate_batches(site: Site) -> None:
     """Two generators that take turns in one thread save into two batches."""
     site.proxy.fault = refuse("PUT", "bad")
     with site.storage() as storage:
@@ -565,7 +567,7 @@ def test_generators_have_batches_of_their_own(site: Site) -> None:
 
 
 def test_abandoned_generator_deletes_nothing(site: Site) -> None:
-    """A generator that is closed in its block sends no delete."""
+    """A generator that is closed in the block of a batch sends no delete."""
     site.bucket.put("gone.txt", b"x")
 
     def generator(storage: Any) -> Iterator[None]:
@@ -580,8 +582,8 @@ def test_abandoned_generator_deletes_nothing(site: Site) -> None:
     assert site.bucket.names() == ["gone.txt"]
 
 
-def test_asyncio_tasks_have_batches_of_their_own(site: Site) -> None:
-    """A task that awaits in its block does not change the calls of other tasks."""
+def test_asyncio_tasks_have_separate_batches(site: Site) -> None:
+    """A task that awaits in the block of a batch does not change other tasks' calls."""
     site.bucket.put("gone.txt", b"x")
     site.proxy.fault = refuse("PUT", "bad")
 
@@ -618,8 +620,8 @@ def test_asyncio_tasks_have_batches_of_their_own(site: Site) -> None:
     assert site.bucket.names() == ["beside.txt", "in batch.txt", "other.txt"]
 
 
-def test_threads_have_batches_of_their_own(site: Site) -> None:
-    """Eight threads with one storage each report what their own batch did."""
+def test_threads_have_separate_batches(site: Site) -> None:
+    """Eight threads that share a storage report the uploads of their own batches."""
     together = threading.Barrier(8, timeout=LIMIT)
     reports: dict[int, Any] = {}
 
@@ -663,14 +665,14 @@ def _by_writing(storage: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "forgive",
+    "save_otherwise",
     [_by_the_storage, _by_another_batch, _by_another_thread, _by_writing],
-    ids=lambda forgive: forgive.__name__.strip("_"),
+    ids=lambda save_otherwise: save_otherwise.__name__.strip("_"),
 )
-def test_no_other_save_forgives_the_failure_of_a_batch(
-    site: Site, forgive: Callable[[Any], None]
+def test_other_save_does_not_hide_the_failure_of_a_batch(
+    site: Site, save_otherwise: Callable[[Any], None]
 ) -> None:
-    """A batch reports its failed file although another caller saved that name."""
+    """A batch reports its failed file even if another caller saved that name."""
     site.bucket.put("gone.txt", b"x")
     failed = threading.Event()
 
@@ -690,13 +692,13 @@ def test_no_other_save_forgives_the_failure_of_a_batch(
         batch.delete("gone.txt")
         batch.save("a.txt", _content("refused"))
         assert failed.wait(LIMIT)
-        forgive(storage)
+        save_otherwise(storage)
     assert list(caught.value.failures) == ["a.txt"]
     assert site.bucket.files() == {"a.txt": b"accepted", "gone.txt": b"x"}
 
 
-def test_batch_in_a_batch_is_another_one(site: Site) -> None:
-    """The inner batch has its own report, its own failures and its own deletes."""
+def test_batch_in_a_batch_is_separate(site: Site) -> None:
+    """A batch in the block of another has its own report, failures and deletes."""
     site.bucket.put("gone.txt", b"x")
     site.proxy.fault = _refuse_content(b"refused")
     with site.storage() as storage, storage.batch() as outer:
@@ -714,8 +716,8 @@ def test_batch_in_a_batch_is_another_one(site: Site) -> None:
     assert site.bucket.names() == ["a.txt", "c.txt"]
 
 
-def test_batches_of_two_storages_are_two_batches(site: Site) -> None:
-    """A failure in one storage's batch is not raised by the other's."""
+def test_batches_of_two_storages_are_separate(site: Site) -> None:
+    """A failure in the batch of one storage is not raised by that of the other."""
     site.proxy.fault = refuse("PUT", "bad")
     with site.storage() as one, site.storage() as other:
         with pytest.raises(UploadError) as caught, one.batch() as first:
@@ -730,14 +732,15 @@ def test_batches_of_two_storages_are_two_batches(site: Site) -> None:
 
 
 def fork_in_a_batch(how: str) -> None:
-    """Fork in the block; the child tries the batch, and leaves the block as `how`.
+    """Fork in the block; the child uses the batch, and leaves the block as `how`.
 
-    This runs in a process of its own. It prints the outcome of the child's calls, and
-    which objects there are after the child and before the end of the block.
+    This runs in its own process. It prints the outcomes of the child's calls, and
+    whether old.txt exists after the child and before the end of the block.
     """
     storage = staticfiles_storage
     storage.save("old.txt", _content("old"))
-    is_child, read, write = False, *os.pipe()
+    is_child = False
+    read, write = os.pipe()
     try:
         with storage.batch() as batch:
             batch.save("parent.txt", _content("parent"))
@@ -776,8 +779,8 @@ def _kind(call: Callable[[], object]) -> object:
 
 
 @pytest.mark.parametrize("how", ["exits", "raises", "ends"])
-def test_batch_in_a_forked_process_takes_nothing(site: Site, how: str) -> None:
-    """In a fork `batch.save` and `batch.delete` raise RuntimeError.
+def test_batch_in_a_forked_process_refuses_calls(site: Site, how: str) -> None:
+    """In a forked process, `batch.save` and `batch.delete` raise RuntimeError.
 
     The child's end of the block neither uploads nor deletes. The storage's own methods
     work in the child, and the parent's batch is complete.
@@ -795,8 +798,8 @@ def test_batch_in_a_forked_process_takes_nothing(site: Site, how: str) -> None:
 # Options and the cache.
 
 
-def test_disabled_batch_is_the_storage(site: Site) -> None:
-    """With `collectfast_enabled=False` each call is carried out as it is made."""
+def test_disabled_batch_carries_out_each_call(site: Site) -> None:
+    """With `collectfast_enabled=False`, a batch carries out each call immediately."""
     site.options["collectfast_enabled"] = False
     site.bucket.put("gone.txt", b"x")
     site.proxy.fault = refuse("PUT", "bad")
@@ -841,10 +844,14 @@ def test_batch_does_not_use_the_cache(
 
 @PRELOAD
 @pytest.mark.parametrize("call", ["save", "delete", "save that fails"])
-def test_deploy_that_trusts_the_cache_sees_what_a_batch_did(
+def test_batch_invalidates_the_cache_entries_of_its_names(
     site: Site, preload: bool, call: str
 ) -> None:
-    """With `collectfast_preload=False` a batch invalidates the entries of its names."""
+    """After a batch, a deploy with `collectfast_preload=False` uploads its names again.
+
+    The batch invalidates the cache entries of these names, because such a deploy trusts
+    the cache.
+    """
     site.options["collectfast_preload"] = False
     files = {"a.css": b"a", "b.css": b"b"}
     site.write_all(files)
@@ -873,10 +880,13 @@ def test_deploy_that_trusts_the_cache_sees_what_a_batch_did(
     assert site.bucket.files() == files
 
 
-def test_delete_that_overlaps_a_batch_is_seen_by_a_deploy_without_preload(
+def test_object_that_was_deleted_during_a_batch_is_uploaded_without_preload(
     site: Site,
 ) -> None:
-    """An object that was deleted between upload and answer is uploaded again."""
+    """An object that was deleted before its upload was answered is uploaded again.
+
+    The deploy does so although it trusts the cache.
+    """
     site.options["collectfast_preload"] = False
     site.write("a.css", "a")
     with site.storage() as storage:

@@ -1,4 +1,4 @@
-"""A program's own `storage.save()`, outside of any collectstatic."""
+"""A program's own `storage.save()`, outside of collectstatic."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from tests.support.site import Site
 
 
 @pytest.mark.parametrize("preload", [True, False])
-def test_save_uploads_only_what_differs(site: Site, preload: bool) -> None:
-    """Each save sends one HEAD request, also where collectstatic trusts the cache."""
+def test_save_uploads_only_changed_content(site: Site, preload: bool) -> None:
+    """Each save sends one HEAD request, and a PUT only if the content differs.
+
+    This is so although collectstatic trusts the cache with `preload=False`.
+    """
     site.options["collectfast_preload"] = preload
     contents = (b"one", b"one", b"two", b"two")
     counts = []
@@ -42,7 +45,7 @@ def test_save_uploads_only_what_differs(site: Site, preload: bool) -> None:
 
 @pytest.mark.parametrize("preload", [True, False])
 def test_save_notices_the_writes_of_other_programs(site: Site, preload: bool) -> None:
-    """The bucket decides, so a save repairs what another program wrote or deleted."""
+    """A save uploads a file that another program has overwritten or deleted."""
     site.options["collectfast_preload"] = preload
     with site.storage() as storage:
         storage.save("a.txt", ContentFile(b"one"))
@@ -54,8 +57,8 @@ def test_save_notices_the_writes_of_other_programs(site: Site, preload: bool) ->
     assert site.bucket.read("a.txt") == b"one"
 
 
-def test_save_of_what_the_bucket_holds_costs_one_head(site: Site) -> None:
-    """An object that another program has uploaded is not uploaded again."""
+def test_save_of_content_that_another_program_uploaded(site: Site) -> None:
+    """A save of content that another program has uploaded costs one HEAD request."""
     site.bucket.put("a.txt", b"one", ContentType="text/plain")
     with site.storage() as storage:
         storage.save("a.txt", ContentFile(b"one"))
@@ -64,7 +67,7 @@ def test_save_of_what_the_bucket_holds_costs_one_head(site: Site) -> None:
 
 
 class Unseekable(io.RawIOBase):
-    """Yields its content once, like a pipe."""
+    """A stream that yields its content once, like a pipe."""
 
     def __init__(self, content: bytes) -> None:
         self._content = io.BytesIO(content)
@@ -113,7 +116,7 @@ def _read_to_its_end(path: Path) -> Any:
     ],
 )
 def test_any_kind_of_content(site: Site, tmp_path: Path, kind: str) -> None:
-    """Whatever django-storages can save is compared and saved here too."""
+    """Each kind of content that django-storages can save is compared and saved."""
     make = _contents(tmp_path)[kind]
     expected = ("grüße\n" * 1000).encode()
     with site.storage() as storage:
@@ -126,8 +129,8 @@ def test_any_kind_of_content(site: Site, tmp_path: Path, kind: str) -> None:
     assert stored["ContentType"] == "text/plain"
 
 
-def test_content_stays_open(site: Site) -> None:
-    """As with Django's own storages, closing is the caller's business."""
+def test_content_is_not_closed(site: Site) -> None:
+    """A save does not close the content, like Django's own storages."""
     content = io.BytesIO(b"x")
     with site.storage() as storage:
         storage.save("a.txt", content)
@@ -139,7 +142,7 @@ def test_content_stays_open(site: Site) -> None:
 def test_large_file_is_uploaded_in_parts_and_only_once(
     site: Site, tmp_path: Path
 ) -> None:
-    """The ETag of a multipart upload is recognised as that of the file."""
+    """A file that was uploaded in parts is recognized by its ETag."""
     path = tmp_path / "large.bin"
     path.write_bytes(b"0123456789abcdef" * (1024 * 1024))
     with site.storage() as storage:
@@ -158,7 +161,7 @@ def test_large_file_is_uploaded_in_parts_and_only_once(
 
 
 def test_errors_are_those_of_django_storages(site: Site) -> None:
-    """Outside of a collectstatic, exceptions are not converted."""
+    """A program's save raises the exceptions of django-storages, without conversion."""
     site.options["bucket_name"] = "no-such"
     with site.storage() as storage:
         with pytest.raises(ClientError, match="NoSuchBucket"):
@@ -170,7 +173,7 @@ def test_errors_are_those_of_django_storages(site: Site) -> None:
 
 
 def test_failed_upload_is_repeated_by_the_next_save(site: Site) -> None:
-    """A save that failed leaves nothing behind that could prevent the next one."""
+    """After a save that failed, the next save uploads the file."""
     site.proxy.fault = refuse("PUT")
     with site.storage() as storage:
         with pytest.raises(ClientError, match="AccessDenied"):
@@ -180,8 +183,8 @@ def test_failed_upload_is_repeated_by_the_next_save(site: Site) -> None:
     assert site.bucket.read("a.txt") == b"x"
 
 
-def test_program_that_may_write_but_not_read_can_save(site: Site) -> None:
-    """If the HEAD request is refused, the file is uploaded, as by django-storages."""
+def test_program_without_permission_to_read_can_save(site: Site) -> None:
+    """If the HEAD request is denied, a save uploads the file, like django-storages."""
     site.proxy.fault = refuse("HEAD")
     with site.storage() as storage:
         storage.save("a.txt", ContentFile(b"x"))
@@ -190,7 +193,7 @@ def test_program_that_may_write_but_not_read_can_save(site: Site) -> None:
 
 
 def test_save_delete_save(site: Site) -> None:
-    """A save uploads what the same storage has deleted or overwritten meanwhile."""
+    """A save uploads a file that the same storage has deleted or overwritten since."""
     with site.storage() as storage:
         storage.save("a.txt", ContentFile(b"one"))
         storage.delete("a.txt")
@@ -202,8 +205,8 @@ def test_save_delete_save(site: Site) -> None:
     assert site.bucket.read("a.txt") == b"one"
 
 
-def test_lost_answer_is_not_taken_for_a_failed_upload(site: Site) -> None:
-    """An upload that failed may have arrived, and then the old content is uploaded."""
+def test_save_after_an_upload_with_a_lost_response(site: Site) -> None:
+    """A save compares after a failed upload, too, because the file may have arrived."""
     with site.storage() as storage:
         storage.save("a.txt", ContentFile(b"one"))
 
@@ -223,10 +226,10 @@ def test_lost_answer_is_not_taken_for_a_failed_upload(site: Site) -> None:
 
 
 def test_pickled_storage_works(site: Site) -> None:
-    """As django-storages' can be handed to another process, so can this."""
+    """A copy of the storage that was pickled for another process can save."""
     with site.storage() as storage:
         copy = pickle.loads(pickle.dumps(storage))
-        # boto3's own TransferConfig does not survive pickling; see its UNSET_DEFAULT.
+        # boto3's TransferConfig cannot be pickled, because of its UNSET_DEFAULT.
         copy.transfer_config = storage.transfer_config
         copy.save("a.txt", ContentFile(b"x"))
     assert site.bucket.read("a.txt") == b"x"
@@ -234,7 +237,7 @@ def test_pickled_storage_works(site: Site) -> None:
 
 @pytest.mark.parametrize("preload", [True, False])
 def test_sixteen_threads_save_through_one_storage(site: Site, preload: bool) -> None:
-    """Every file arrives, and saving it again costs one HEAD request."""
+    """Files that 16 threads save arrive, and to save them again costs one HEAD each."""
     site.options["collectfast_preload"] = preload
     with site.storage() as storage:
         threads = [
@@ -256,7 +259,7 @@ def test_sixteen_threads_save_through_one_storage(site: Site, preload: bool) -> 
 
 
 def test_deconstructs_to_its_public_name() -> None:
-    """A migration that names the storage imports it from where the README does."""
+    """A migration imports the storage from the module that the README names."""
     storage = CollectfastS3Storage(bucket_name="b")
     path, _, options = storage.deconstruct()
     assert path == "collectfast_storage.CollectfastS3Storage"
@@ -264,7 +267,10 @@ def test_deconstructs_to_its_public_name() -> None:
 
 
 def test_save_during_a_collectstatic_into_another_storage(site: Site) -> None:
-    """Only the storage that is collected into has a run."""
+    """During collectstatic, a save of another storage is carried out immediately.
+
+    Only the storage that collectstatic uses has a run.
+    """
     with site.storage() as storage:
         other = CollectfastS3Storage(**site.storage_options)
     site.write("a.css", "a")
@@ -283,15 +289,18 @@ def test_save_during_a_collectstatic_into_another_storage(site: Site) -> None:
     assert saved == ["copy/a.css"]
     assert site.bucket.files() == {"a.css": b"a", "copy/a.css": b"a"}
 
-    # It has no barrier to wait for: what fails is raised as it happens.
+    # The other storage has no run, so a failure is raised immediately.
     site.write("b.css", "b")
     site.proxy.fault = refuse("PUT", "copy/")
     with site.active(), pytest.raises(ClientError, match="AccessDenied"):
         call_command("collectstatic", "--noinput", stdout=io.StringIO())
 
 
-def test_head_that_fails_leaves_the_word_to_the_upload(site: Site) -> None:
-    """The answer to a HEAD has no words; and the upload may well go through."""
+def test_failed_head_is_followed_by_the_upload(site: Site) -> None:
+    """If the HEAD request fails, the file is uploaded, or the upload's error is raised.
+
+    Responses to HEAD requests contain no message, and the upload may succeed.
+    """
     site.options["client_config"] = Config(retries={"total_max_attempts": 1})
 
     def fail(handler: Handler, request: Request, body: bytes) -> bool:
@@ -310,7 +319,7 @@ def test_head_that_fails_leaves_the_word_to_the_upload(site: Site) -> None:
 
 
 class Watching(S3StaticStorage):
-    """Saves in its own way, and uses more of boto3 than django-storages does."""
+    """A storage class of a site with a `_save` that uses much of boto3's API."""
 
     def _save(self, name: str, content: Any) -> str:
         key = self._normalize_name(name)
@@ -331,8 +340,11 @@ class Watched(CollectfastMixin, Watching):
     pass
 
 
-def test_save_of_a_sites_own_finds_bucket_and_object_as_ever(site: Site) -> None:
-    """What goes up is still compared, whatever else it does with them."""
+def test_own_save_can_use_bucket_and_object(site: Site) -> None:
+    """A subclass's `_save` can use bucket, object and callbacks as in django-storages.
+
+    Its uploads are still compared with the bucket.
+    """
     site.backend = f"{__name__}.Watched"
     with site.storage() as storage:
         for _ in range(2):
@@ -359,7 +371,8 @@ class Closed(CollectfastMixin, Closing):
     pass
 
 
-def test_save_of_a_sites_own_may_close_what_it_compressed(site: Site) -> None:
+def test_own_save_may_close_the_compressed_content(site: Site) -> None:
+    """A subclass's `_save` may close the content that it has compressed."""
     site.backend = f"{__name__}.Closed"
     with site.storage() as storage:
         file = io.BytesIO(b"content")

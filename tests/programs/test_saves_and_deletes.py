@@ -1,4 +1,4 @@
-"""A program's saves and deletes, outside of a collectstatic and of a batch.
+"""A program's saves and deletes, outside of collectstatic and of batches.
 
 The storage sends one HEAD request and boto3's own upload. It does not use the cache.
 """
@@ -49,7 +49,7 @@ def _read(storage: Any, name: str) -> None:
         file.read()
 
 
-# Each is done when "there.txt", with the content b"one", is the only object.
+# When a call is made, "there.txt" is the only object, and contains b"one".
 CALLS: dict[str, Callable[[Any], object]] = {
     "save a new file": lambda s: s.save("new.txt", ContentFile(b"one")),
     "save other contents": lambda s: s.save("there.txt", ContentFile(b"two")),
@@ -59,21 +59,21 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "delete a missing file": lambda s: s.delete("missing.txt"),
     "write": lambda s: _write(s, "there.txt", b"two"),
     "read": lambda s: _read(s, "there.txt"),
-    "ask": lambda s: (s.exists("there.txt"), s.size("there.txt"), s.listdir("")),
+    "metadata": lambda s: (s.exists("there.txt"), s.size("there.txt"), s.listdir("")),
 }
 
 
 @BACKENDS
 @pytest.mark.parametrize("cache", [WatchedCache, FailingCache, SlowCache])
 @pytest.mark.parametrize("call", CALLS)
-def test_no_call_of_a_program_uses_the_cache(
+def test_calls_of_a_program_do_not_use_the_cache(
     site: Site,
     caplog: pytest.LogCaptureFixture,
     backend: str,
     cache: type[WatchedCache],
     call: str,
 ) -> None:
-    """Programs neither read nor write the cache, whether it answers, fails or waits."""
+    """A program's calls neither read nor write the cache, which may fail or be slow."""
     site.backend = backend
     site.settings["CACHES"] = caches_of(cache)
     site.bucket.put("there.txt", b"one", ContentType="text/plain")
@@ -106,7 +106,7 @@ def test_threads_that_save_together_do_not_wait_for_a_slow_cache(site: Site) -> 
 def _database() -> Iterator[None]:
     """Give the site a database without tables, in which an error aborts a transaction.
 
-    SQLite goes on after an error. PostgreSQL refuses every later query of the
+    SQLite continues after an error. PostgreSQL refuses every later query of the
     transaction, which `set_rollback` simulates.
     """
     settings = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
@@ -173,7 +173,7 @@ def test_save_in_a_transaction_sends_no_query(
 # The comparison of headers.
 
 YEAR_2070 = datetime(2070, 1, 1, tzinfo=UTC)
-# What a site sends, and what an object with the same contents has.
+# The parameters of the site, and those of an object with the same contents.
 DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "content type": ({}, {"ContentType": "application/octet-stream"}),
     "own content type": ({"ContentType": "text/x-own"}, {}),
@@ -238,7 +238,7 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def _headers(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers of a GET answer that a write can set."""
+    """Return the headers of a GET response that an upload can set."""
     names = {name for case in DIFFERENT.values() for each in case for name in each}
     return {name: stored[name] for name in names & stored.keys() if stored[name]}
 
@@ -248,7 +248,7 @@ def _headers(stored: dict[str, Any]) -> dict[str, Any]:
 def test_equal_contents_with_other_headers_are_uploaded(
     site: Site, backend: str, case: str
 ) -> None:
-    """A save sends the file if a header that the HEAD reports is different."""
+    """A save uploads a file if a header in the HEAD response differs."""
     wanted, there = DIFFERENT[case]
     site.backend, site.options["object_parameters"] = backend, wanted
     site.bucket.put("a.txt", b"one", **{"ContentType": "text/plain"} | there)
@@ -257,7 +257,7 @@ def test_equal_contents_with_other_headers_are_uploaded(
         storage.save("a.txt", ContentFile(b"one"))
         assert site.proxy.count() == {"HEAD": 1, "PUT": 1}
         found = _headers(site.bucket.get("a.txt"))
-        # The headers are those that django-storages writes.
+        # django-storages must write the same headers.
         site.bucket.delete("a.txt")
     site.backend = PLAIN
     with site.storage() as storage:
@@ -270,12 +270,12 @@ def test_equal_contents_with_other_headers_are_uploaded(
 def test_equal_contents_with_equal_headers_are_not_uploaded(
     site: Site, backend: str, case: str
 ) -> None:
-    """A save of what the bucket holds costs one HEAD request."""
+    """A save of a file with equal contents and headers costs one HEAD request."""
     wanted, there = SAME[case]
     site.backend, site.options["object_parameters"] = backend, wanted
     site.bucket.put("a.txt", b"one", **{"ContentType": "text/plain"} | there)
     with site.storage() as storage:
-        site.proxy.requests.clear()  # A manifest storage has loaded its manifest.
+        site.proxy.requests.clear()  # The manifest storage has loaded its manifest.
         storage.save("a.txt", ContentFile(b"one"))
     assert site.proxy.count() == {"HEAD": 1}
 
@@ -285,7 +285,7 @@ def test_equal_contents_with_equal_headers_are_not_uploaded(
 def test_second_save_of_the_same_file_costs_one_head(
     site: Site, case: str, gzip: bool
 ) -> None:
-    """The storage recognises every header that it has written itself."""
+    """The storage recognizes every header that it has uploaded itself."""
     site.options["object_parameters"] = {**DIFFERENT, **SAME}[case][0]
     site.options["gzip"] = gzip
     for _ in range(2):
@@ -296,10 +296,10 @@ def test_second_save_of_the_same_file_costs_one_head(
 
 
 @pytest.mark.parametrize("change", ["changed", "new", "removed"])
-def test_own_object_is_uploaded_again_when_the_parameters_change(
+def test_own_object_is_uploaded_again_if_the_parameters_change(
     site: Site, change: str
 ) -> None:
-    """A storage with other parameters replaces the headers of an equal file."""
+    """A save with changed parameters replaces the headers of an unchanged file."""
     before, after = {"changed": ("1", "2"), "new": ("", "2"), "removed": ("1", "")}[
         change
     ]
@@ -318,10 +318,10 @@ def test_own_object_is_uploaded_again_when_the_parameters_change(
 @pytest.mark.parametrize(
     ("content_type", "puts"), [("text/plain", 0), ("image/x-own", 1)]
 )
-def test_content_type_of_the_content_counts(
+def test_content_type_of_the_content_is_compared(
     site: Site, content_type: str, puts: int
 ) -> None:
-    """An upload's own `content_type` decides, as in django-storages."""
+    """The `content_type` of the content itself is used, as in django-storages."""
     site.bucket.put("a.txt", b"one", ContentType="text/plain")
     content = ContentFile(b"one")
     content.content_type = content_type  # type: ignore[attr-defined]
@@ -332,11 +332,11 @@ def test_content_type_of_the_content_counts(
 
 
 def _reports(**headers: str) -> Callable[[Handler, Request, bytes], bool]:
-    """Add `headers` to the answers to HEAD requests."""
+    """Return a fault that adds `headers` to the responses to HEAD requests."""
     added = [(name.replace("_", "-"), value) for name, value in headers.items()]
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
-        if request.kind == "PUT":  # The server knows neither class nor encryption.
+        if request.kind == "PUT":  # The server supports neither class nor encryption.
             handler.answer(200, b"", [("ETag", f'"{hashlib.md5(body).hexdigest()}"')])
         elif request.kind == "HEAD":
             status, content, there = handler.ask(body)
@@ -379,10 +379,10 @@ KMS = "arn:aws:kms:us-east-1:1:key/1"
         ),
     ],
 )
-def test_storage_class_and_encryption_count(
+def test_storage_class_and_encryption_are_compared(
     site: Site, wanted: dict[str, str], reported: dict[str, str], puts: int
 ) -> None:
-    """Storage class and encryption are compared, with S3's defaults in mind."""
+    """Storage class and encryption are compared; the defaults of S3 count as equal."""
     site.options["object_parameters"] = wanted
     site.bucket.put("a.txt", b"one", ContentType="text/plain")
     site.proxy.fault = _reports(**reported)
@@ -391,15 +391,15 @@ def test_storage_class_and_encryption_count(
     assert site.proxy.count() == Counter(HEAD=1, PUT=puts)
 
 
-# Requests: one HEAD at most, and whatever django-storages sends.
+# Requests: at most one HEAD, and those of django-storages.
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
 @pytest.mark.parametrize("content", [b"one", b"two"], ids=["equal", "other"])
-def test_storage_that_does_not_overwrite_sends_no_head_of_its_own(
+def test_storage_that_does_not_overwrite_sends_no_additional_head(
     site: Site, taken: bool, content: bytes
 ) -> None:
-    """With `file_overwrite=False` the requests are those of django-storages."""
+    """With `file_overwrite=False`, the requests are those of django-storages."""
     site.options["file_overwrite"] = False
     counts, names = [], []
     for backend in (PLAIN, STATIC):
@@ -472,7 +472,7 @@ HARMS += [_not_http, _login_page, _no_answer]
 def test_file_is_uploaded_if_its_head_fails(
     site: Site, harm: Callable[[Handler, bytes], None], content: bytes
 ) -> None:
-    """A failure of the HEAD request means upload, whatever the failure is."""
+    """If the HEAD request fails in any way, the file is uploaded."""
     site.options["client_config"] = ONE_ATTEMPT
     site.bucket.put("a.txt", b"one", ContentType="text/plain")
 
@@ -493,7 +493,7 @@ def test_file_is_uploaded_if_its_head_fails(
 def test_failed_upload_raises_the_exception_of_django_storages(
     site: Site, code: str, kinds: set[str]
 ) -> None:
-    """The type and the text of the exception are those of django-storages."""
+    """A failed upload raises an exception of django-storages' type and text."""
     site.options["client_config"] = ONE_ATTEMPT
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
@@ -523,7 +523,7 @@ CONFIGS = {"small": None, "parts": IN_PARTS, "parts without threads": ONE_BY_ONE
 
 
 def _sent(proxy: Proxy) -> list[tuple[Any, ...]]:
-    """Return all requests but HEADs, without the headers that differ each time."""
+    """Return all requests except HEADs, without the headers that vary."""
     varying = ("authorization", "amz-sdk-", "x-amz-date", "user-agent", "host")
     varying += ("x-amz-meta-collectfast-fingerprint",)
 
@@ -536,29 +536,29 @@ def _sent(proxy: Proxy) -> list[tuple[Any, ...]]:
     return sorted(described(each) for each in proxy.requests if each.method != "HEAD")
 
 
-class Telling(S3StaticStorage):
-    """Passes a callback to boto3, as a subclass may."""
+class WithCallback(S3StaticStorage):
+    """A storage class of a site that passes a callback to boto3."""
 
     def _save(self, name: str, content: Any) -> str:
-        self.told: list[int] = []
+        self.progress: list[int] = []
         self.bucket.Object(self._normalize_name(name)).upload_fileobj(
             content,
             ExtraArgs={"ContentType": "text/x-own", "Metadata": {"own": "value"}},
-            Callback=self.told.append,
+            Callback=self.progress.append,
             Config=self.transfer_config,
         )
         return name
 
 
-class CollectfastTelling(CollectfastMixin, Telling):
+class CollectfastWithCallback(CollectfastMixin, WithCallback):
     pass
 
 
 def _collectfast(backend: str) -> str:
-    return STATIC if backend == PLAIN else f"{__name__}.CollectfastTelling"
+    return STATIC if backend == PLAIN else f"{__name__}.CollectfastWithCallback"
 
 
-@pytest.mark.parametrize("backend", [PLAIN, f"{__name__}.Telling"])
+@pytest.mark.parametrize("backend", [PLAIN, f"{__name__}.WithCallback"])
 @pytest.mark.parametrize(
     ("config", "gzip"),
     [
@@ -574,24 +574,24 @@ def test_upload_is_that_of_django_storages(
 ) -> None:
     """Requests, headers, parts and callbacks are those of django-storages.
 
-    The only other request is one HEAD before the upload.
+    The only additional request is one HEAD before the upload.
     """
     size = 11 * MIB if CONFIGS[config] else 1000
     path = tmp_path / "content.css"
     path.write_bytes(bytes(range(250)) * (size // 250))
     site.options |= {"transfer_config": CONFIGS[config], "gzip": gzip}
     site.options["object_parameters"] = {"CacheControl": "max-age=60"}
-    sent, told = [], []
+    sent, progress = [], []
     for each in (backend, _collectfast(backend)):
         site.backend = each
         site.bucket.clear()
         site.proxy.requests.clear()
         with site.storage() as storage, path.open("rb") as file:
             storage.save("content.css", file)
-            told.append(sorted(getattr(storage, "told", [])))
+            progress.append(sorted(getattr(storage, "progress", [])))
         sent.append(_sent(site.proxy))
     assert sent[1] == sent[0]
-    assert told[1] == told[0]
+    assert progress[1] == progress[0]
     assert site.proxy.count()["HEAD"] == 1
     site.proxy.requests.clear()
     with site.storage() as storage, path.open("rb") as file:
@@ -599,11 +599,51 @@ def test_upload_is_that_of_django_storages(
     assert site.proxy.count() == {"HEAD": 1}
 
 
+class PutsItself(S3StaticStorage):
+    """Uploads without the bucket of django-storages."""
+
+    def _save(self, name: str, content: Any) -> str:
+        client, key = self.connection.meta.client, self._normalize_name(name)
+        client.put_object(Bucket=self.bucket_name, Key=key, Body=content.read())
+        return name
+
+
+class CollectfastPutsItself(CollectfastMixin, PutsItself):
+    pass
+
+
+def test_save_of_a_class_that_uploads_by_itself_sends_nothing_else(site: Site) -> None:
+    """A save whose upload cannot be captured is left to the class."""
+    site.backend = f"{__name__}.CollectfastPutsItself"
+    with site.storage() as storage:
+        assert storage.save("a.txt", ContentFile(b"one")) == "a.txt"
+    assert site.proxy.count() == {"PUT": 1}
+    assert site.bucket.read("a.txt") == b"one"
+
+
+def test_large_file_with_fingerprint_arrives_whole(site: Site, tmp_path: Path) -> None:
+    """Hashing a streamed file for its fingerprint does not shorten the upload."""
+    path = tmp_path / "large.css"
+    path.write_bytes(bytes(range(250)) * (11 * MIB // 250))
+    site.options["transfer_config"] = IN_PARTS
+    site.options["object_parameters"] = {
+        "SSECustomerAlgorithm": "AES256",
+        "SSECustomerKey": "k" * 32,
+    }
+    with site.storage() as storage:
+        with path.open("rb") as file:
+            storage.save("large.css", file)
+        with storage.open("large.css") as saved:
+            assert saved.read() == path.read_bytes()
+    name = "x-amz-meta-collectfast-fingerprint"
+    assert any(name in request.headers for request in site.proxy.requests)
+
+
 @pytest.mark.parametrize("use_threads", [True, False])
-def test_transfer_config_stays_in_force(
+def test_transfer_config_is_respected(
     site: Site, tmp_path: Path, use_threads: bool
 ) -> None:
-    """Parts of a program's large file are sent in as many threads as it configures."""
+    """Parts of a program's large file are sent by several threads if configured so."""
     path = tmp_path / "large.bin"
     path.write_bytes(bytes(11 * MIB))  # in three parts
     site.options["transfer_config"] = IN_PARTS if use_threads else ONE_BY_ONE
@@ -637,16 +677,19 @@ def test_transfer_config_stays_in_force(
 
 
 class Gate:
-    """Holds the first request of one kind until the test lets it pass.
+    """A proxy fault that blocks the first request of one kind until the test opens it.
 
-    It is held before the server gets it, or, with `answered`, when the server has
-    carried it out, and the client does not know yet.
+    The request is blocked before the server gets it, or, with `answered`, after the
+    server has carried it out, so that the client does not have the response yet.
     """
 
     def __init__(self, proxy: Proxy, kind: str, *, answered: bool) -> None:
-        self._kind, self._answered = kind, answered
-        self._lock, self._is_used = threading.Lock(), False
-        self.reached, self.go_on = threading.Event(), threading.Event()
+        self._kind = kind
+        self._answered = answered
+        self._lock = threading.Lock()
+        self._is_used = False
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
         proxy.fault = self
 
     def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
@@ -662,7 +705,8 @@ class Gate:
         return answer is not None
 
 
-WANTED, OTHER = b"wanted", b"other"
+WANTED = b"wanted"
+OTHER = b"other"
 OVERLAPPING: dict[str, Callable[[Any], object]] = {
     "save": lambda storage: storage.save("a.css", ContentFile(WANTED)),
     "save other": lambda storage: storage.save("a.css", ContentFile(OTHER)),
@@ -686,7 +730,7 @@ OVERLAPPING: dict[str, Callable[[Any], object]] = {
         ("save", "PUT", "write"),
     ],
 )
-def test_deploy_puts_right_what_overlapping_calls_left(
+def test_deploy_after_overlapping_calls_is_correct(
     site: Site,
     held: str,
     kind: str,
@@ -695,10 +739,10 @@ def test_deploy_puts_right_what_overlapping_calls_left(
     instances: str,
     before: str,
 ) -> None:
-    """With `collectfast_preload=False` the deploy after calls that overlapped is right.
+    """With `collectfast_preload=False`, a deploy after overlapping calls is correct.
 
     The cache must not contain an entry of an object that was deleted or overwritten
-    meanwhile, in whatever order the two calls and their requests and answers arrive.
+    meanwhile, in whatever order the two calls and their requests and responses arrive.
     """
     site.options["collectfast_preload"] = False
     if before != "nothing":
@@ -709,7 +753,7 @@ def test_deploy_puts_right_what_overlapping_calls_left(
         thread = threading.Thread(target=OVERLAPPING[held], args=(first,))
         thread.start()
         while not gate.reached.wait(0.01):
-            if not thread.is_alive():  # With equal contents there is no PUT to hold.
+            if not thread.is_alive():  # With equal contents there is no PUT to block.
                 gate.go_on.set()
                 break
         OVERLAPPING[other](first if instances == "one" else second)
@@ -723,7 +767,10 @@ def test_deploy_puts_right_what_overlapping_calls_left(
 
 
 def test_failed_save_is_not_trusted_without_preload(site: Site) -> None:
-    """An upload whose answer was lost invalidates the entry of the cache too."""
+    """An upload with a lost response invalidates the entry of the cache, too.
+
+    Without preload, the next deploy trusts the cache.
+    """
     site.options["collectfast_preload"] = False
     site.write("a.css", WANTED)
     site.collect()

@@ -1,4 +1,4 @@
-"""For whoever is not collectstatic: the django-storages class, at its cost."""
+"""Storages outside of collectstatic, which behave like those of django-storages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONFIGURED = "from django.conf import settings; settings.configure(); "
 def test_url_is_that_of_django_storages(
     ours: type, theirs: type, options: dict[str, Any], name: str
 ) -> None:
-    """Signed or not, to the letter (a signature's date apart)."""
+    """Signed and unsigned URLs are those of django-storages, except for the date."""
     common = {
         "bucket_name": "bucket",
         "access_key": "key",
@@ -60,8 +60,11 @@ def test_url_is_that_of_django_storages(
     assert urls[0] == urls[1]
 
 
-def test_import_brings_no_library_along() -> None:
-    """Beside those of django-storages' own import: what takes time waits for a run."""
+def test_import_loads_no_additional_library() -> None:
+    """Importing the package imports only libraries that django-storages imports, too.
+
+    Other libraries take time to import, so they are imported by a run.
+    """
     code = (
         f"{CONFIGURED}import sys, django; django.setup(); "
         "import storages.backends.s3; before = {*sys.modules}; "
@@ -78,8 +81,11 @@ def test_import_brings_no_library_along() -> None:
     assert native == "False"
 
 
-def test_matrix_tests_what_it_says() -> None:
-    """An environment named after a Django has that one, whatever else it installs."""
+def test_environment_has_the_versions_in_its_name() -> None:
+    """An environment of tox has the versions of Python and Django in its name.
+
+    Other packages in the environment might replace them.
+    """
     name = os.environ.get("TEST_ENVIRONMENT")
     if name is None:
         pytest.skip("not in the matrix")
@@ -90,11 +96,11 @@ def test_matrix_tests_what_it_says() -> None:
     assert (find_spec("obstore") is not None) == name.endswith("-obstore")
 
 
-@pytest.mark.skipif(django.VERSION >= (5, 1), reason="STATICFILES_STORAGE ended in 5.1")
+@pytest.mark.skipif(django.VERSION >= (5, 1), reason="removed in Django 5.1")
 def test_staticfiles_storage_setting_of_django_4_2(
     server: Server, tmp_path: Path
 ) -> None:
-    """The old spelling: one line, and the global AWS settings."""
+    """The old setting STATICFILES_STORAGE works with the global AWS settings."""
     (tmp_path / "static").mkdir()
     (tmp_path / "static" / "a.css").write_text("a")
     code = f"""
@@ -125,12 +131,12 @@ call_command("collectstatic", "--noinput")
     ]
 
 
-def test_every_answer_is_that_of_django_storages(site: Site) -> None:
-    """Outside of a run: the same results for the same questions."""
+def test_results_and_requests_are_those_of_django_storages(site: Site) -> None:
+    """Outside of a run, methods have the results and requests of django-storages."""
     site.bucket.put("dir/a.txt", b"content", ContentType="text/plain")
     plain = S3StaticStorage(**site.storage_options)
     ours = CollectfastS3StaticStorage(**site.storage_options)
-    for ask in (
+    for call in (
         lambda storage: storage.exists("dir/a.txt"),
         lambda storage: storage.exists("dir/none.txt"),
         lambda storage: storage.get_modified_time("dir/a.txt"),
@@ -140,15 +146,16 @@ def test_every_answer_is_that_of_django_storages(site: Site) -> None:
         lambda storage: storage.bucket.name,
     ):
         site.proxy.reset()
-        expected, asked = ask(plain), site.proxy.count()
+        expected = call(plain)
+        counts = site.proxy.count()
         site.proxy.reset()
-        assert ask(ours) == expected
-        assert site.proxy.count() == asked
+        assert call(ours) == expected
+        assert site.proxy.count() == counts
 
 
 @pytest.mark.needs("metadata in lower case")
-def test_own_subclass_of_their_own_storage(site: Site) -> None:
-    """`class Mine(CollectfastMixin, TheirS3Storage)`: what it overrides stays so."""
+def test_mixin_keeps_the_overridden_methods_of_an_own_storage(site: Site) -> None:
+    """`CollectfastMixin` keeps the methods that a site's own S3 storage overrides."""
     site.backend = f"{__name__}.Mine"
     site.write("a.css", "a")
     assert site.collect().put == ["a.css"]
@@ -175,7 +182,7 @@ class Mine(collectfast_storage.CollectfastMixin, Theirs):
 
 
 def test_file_overwrite_false_finds_another_name(site: Site) -> None:
-    """As in django-storages: a program's second save gets a name of its own."""
+    """With `file_overwrite=False`, a program's second save gets another name."""
     site.options["file_overwrite"] = False
     with site.storage() as storage:
         first = storage.save("a.txt", ContentFile(b"one"))
@@ -222,8 +229,11 @@ class OwnBucket(CollectfastS3StaticStorage):
 
 
 @pytest.mark.parametrize("backend", ["OwnPutMine", "ThreadedSave", "OwnBucket"])
-def test_who_uploads_by_other_means_loses_nothing(site: Site, backend: str) -> None:
-    """What the command deletes first, and a subclass then writes, is there."""
+def test_subclass_with_its_own_uploads_loses_no_file(site: Site, backend: str) -> None:
+    """A file that a subclass uploads by other means exists after each deploy.
+
+    The command deletes the old object before the subclass uploads the new one.
+    """
     site.backend = f"{__name__}.{backend}"
     for content in (b"one", b"two"):
         site.write("a.css", content)
@@ -233,8 +243,8 @@ def test_who_uploads_by_other_means_loses_nothing(site: Site, backend: str) -> N
         assert site.bucket.files() == {"a.css": content}
 
 
-def test_companion_saved_on_the_way_is_kept(site: Site) -> None:
-    """A `_save` that saves something else first does both."""
+def test_companion_that_an_own_save_creates_is_kept(site: Site) -> None:
+    """If a subclass's `_save` saves a second file, `--clear` keeps both."""
     site.backend = f"{__name__}.CompanionMine"
     site.write("a.css", "a")
     for _ in range(2):
@@ -242,8 +252,8 @@ def test_companion_saved_on_the_way_is_kept(site: Site) -> None:
         assert site.bucket.files() == {"a.css": b"a", "a.css.txt": b"beside a"}
 
 
-def test_dry_run_of_a_storage_with_a_bucket_of_its_own(site: Site) -> None:
-    """It writes nothing, whatever is not known of it."""
+def test_dry_run_of_a_storage_with_its_own_bucket(site: Site) -> None:
+    """A dry run writes nothing, even if a subclass overrides `bucket`."""
     site.backend = f"{__name__}.OwnBucket"
     site.write("a.css", "a")
     site.collect("--dry-run")
@@ -259,8 +269,8 @@ class NoDeleteMine(collectfast_storage.CollectfastMixin, NoDelete):
     pass
 
 
-def test_own_delete_is_asked(site: Site) -> None:
-    """A site that deletes nothing does so in a run as well."""
+def test_own_delete_is_called(site: Site) -> None:
+    """`--clear` calls a subclass's `delete`, which may keep all files."""
     site.backend = f"{__name__}.NoDeleteMine"
     site.write("a.css", "a")
     site.bucket.put("leftover.css", b"leftover")
@@ -269,7 +279,10 @@ def test_own_delete_is_asked(site: Site) -> None:
 
 
 def test_saving_in_a_server_does_not_import_the_command(server: Server) -> None:
-    """It would make every later call walk the stack for a command that is not there."""
+    """A program's save does not import the collectstatic command.
+
+    If the command were imported, every later call would search the stack for it.
+    """
     code = (
         f"{CONFIGURED}import django; django.setup(); import sys; "
         "from django.core.files.base import ContentFile; "
@@ -296,7 +309,7 @@ class CountingSessions(CollectfastS3StaticStorage):
 
 @pytest.mark.parametrize("preload", [True, False])
 def test_one_session_serves_all_threads(site: Site, preload: bool) -> None:
-    """Also where the first request is one of many uploads at once."""
+    """A deploy creates one session, even if 16 threads start to upload together."""
     site.backend = f"{__name__}.CountingSessions"
     site.options |= {"collectfast_preload": preload, "collectfast_threads": 16}
     site.write_many(40)
@@ -308,7 +321,7 @@ def test_one_session_serves_all_threads(site: Site, preload: bool) -> None:
     assert CountingSessions.sessions == 1
 
 
-class NotingCompression(S3StaticStorage):
+class RecordingCompression(S3StaticStorage):
     threads: set[int] = set()  # noqa: RUF012
 
     def _compress_content(self, content: Any) -> Any:
@@ -316,27 +329,30 @@ class NotingCompression(S3StaticStorage):
         return super()._compress_content(content)
 
 
-class NotingMine(collectfast_storage.CollectfastMixin, NotingCompression):
+class RecordingMine(collectfast_storage.CollectfastMixin, RecordingCompression):
     pass
 
 
-def test_what_goes_up_is_compressed_in_the_background(site: Site) -> None:
+def test_files_are_compressed_in_upload_threads(site: Site) -> None:
     """A batch compresses files in its upload threads, not in the thread that saves."""
-    site.backend = f"{__name__}.NotingMine"
+    site.backend = f"{__name__}.RecordingMine"
     site.options["gzip"] = True
-    NotingCompression.threads.clear()
+    RecordingCompression.threads.clear()
     with site.storage() as storage, storage.batch() as batch:
         batch.save("a.css", ContentFile(b"a" * 1000))
     assert site.bucket.get("a.css")["ContentEncoding"] == "gzip"
-    assert len(NotingCompression.threads) == 1
-    assert threading.get_ident() not in NotingCompression.threads
+    assert len(RecordingCompression.threads) == 1
+    assert threading.get_ident() not in RecordingCompression.threads
 
 
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST])
-def test_bucket_without_a_name_is_an_error_that_names_the_option(
+def test_missing_bucket_name_is_an_error_that_names_the_option(
     site: Site, backend: str
 ) -> None:
-    """Also where a manifest is read before anything else."""
+    """If no bucket is configured, the error names AWS_STORAGE_BUCKET_NAME.
+
+    This is so for manifest storages, too, which read the manifest first.
+    """
     site.backend = backend
     site.write("a.css", "a")
     site.options["bucket_name"] = None
@@ -344,8 +360,8 @@ def test_bucket_without_a_name_is_an_error_that_names_the_option(
         site.collect()
 
 
-def test_name_that_no_bucket_can_have_is_told_without_a_wrong_hint(site: Site) -> None:
-    """It is no matter of the object's parameters."""
+def test_impossible_bucket_name_is_reported_without_a_wrong_hint(site: Site) -> None:
+    """The error about an impossible bucket name does not suggest object_parameters."""
     site.write("a.css", "a")
     site.options["bucket_name"] = "my bukket"
     with pytest.raises(BucketError, match="Invalid bucket name") as caught:

@@ -1,4 +1,4 @@
-"""The first hour of a new user: a new project, and what the README says to do."""
+"""The first hour of a new user, who makes a project and follows the README."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 class Project:
-    """What `django-admin startproject` makes, deployed as its user would do it."""
+    """A project that `django-admin startproject` makes, with two static files."""
 
     def __init__(self, root: Path, bucket: BucketView, proxy: Proxy) -> None:
         self.root, self.bucket, self.proxy = root, bucket, proxy
@@ -39,7 +39,7 @@ class Project:
         (static / "bag.svg").write_text("<svg/>")
 
     def run(self, *arguments: str, settings: str | None = "shop.settings") -> str:
-        """Run a command of Python's, and return all that it says."""
+        """Run Python with `arguments`, and return the output and the errors."""
         environment = {**self.environment}
         if settings is None:
             del environment["DJANGO_SETTINGS_MODULE"]
@@ -55,13 +55,13 @@ class Project:
         return done.stdout
 
     def configure(self, *snippets: str) -> None:
-        """Put `snippets` of the README at the end of the settings."""
+        """Append `snippets` of the README to the settings that Django made."""
         ours = [settings_with(snippet, self.bucket) for snippet in snippets]
         lines = [self.made, 'STATICFILES_DIRS = [BASE_DIR / "assets"]', *ours]
         self.settings.write_text("\n".join(lines))
 
     def collectstatic(self, *arguments: str) -> str:
-        """Deploy, and return all that it says."""
+        """Run collectstatic, and return the output and the errors."""
         self.proxy.requests.clear()
         return self.run("manage.py", "collectstatic", "--noinput", *arguments)
 
@@ -71,8 +71,12 @@ def project(tmp_path: Path, bucket: BucketView, counting: Proxy) -> Project:
     return Project(tmp_path, bucket, counting)
 
 
-def test_what_the_readme_says_to_do(project: Project) -> None:
-    """Plain, again, with a manifest and compressed, again, and cleared."""
+def test_steps_of_the_readme(project: Project) -> None:
+    """A new project can be deployed with the snippets of the README.
+
+    It is deployed twice with the static storage, twice with a manifest storage and
+    gzip, and once with `--clear`. Unchanged files are not uploaded again.
+    """
     static, manifest = snippets("python", "STORAGES = {")
     [logging] = snippets("python", "LOGGING = {")
     bucket, proxy = project.bucket, project.proxy

@@ -1,4 +1,4 @@
-"""No private part of a library is touched, but those that are named here, and why."""
+"""Private names of libraries that the package uses, with the reason for each."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import collectfast_storage
 
 PACKAGE = Path(collectfast_storage.__file__).parent
 
-# Why each of them may be touched.
+# The private names that the package may use, and the reasons.
 ALLOWED = {
-    "_getframe": "CPython's documented sys._getframe: who calls is not told otherwise",
-    "_wrapped": "Django's LazyObject keeps there what it stands for",
+    "_getframe": "CPython's documented sys._getframe, the only way to find the caller",
+    "_wrapped": "Django's LazyObject keeps the object in it that it stands for",
     "_normalize_name": "django-storages' hook for subclasses: the key of a name",
     "_save": "Django's documented hook for storages",
     "_open": "Django's documented hook for storages",
     "_compress_content": "django-storages' hook for subclasses: gzip",
     "_create_session": "django-storages' hook for subclasses: credentials",
 }
-# Whatever it is called on, it is this package's.
+# Names with this prefix belong to the package, whatever object they are used on.
 OURS = "_collectfast_"
 
 
@@ -29,14 +29,14 @@ def _is_private(name: str) -> bool:
 
 
 def _is_own(node: ast.expr) -> bool:
-    """Tell whether it is `self`, `cls` or ``super()``."""
+    """Return whether `node` is `self`, `cls` or ``super()``."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return node.func.id == "super"
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:
-    """Yield the names that a module defines: anything that it gives a value to."""
+    """Yield the names that a module defines or assigns."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
@@ -51,7 +51,7 @@ def _defined(tree: ast.AST) -> Iterator[str]:
 
 
 def _touched(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
-    """Yield what private names are touched: line, name, and whether on ``self``."""
+    """Yield the line and name of each use of a private name, and whether on `self`."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=value, attr=name):
@@ -75,7 +75,7 @@ def _touched(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
 
 
 def _check(sources: dict[str, str]) -> tuple[list[str], set[str]]:
-    """Return the violations in `sources`, and which of the exceptions are used."""
+    """Return the violations in `sources`, and the names in `ALLOWED` that are used."""
     trees = {name: ast.parse(source) for name, source in sources.items()}
     ours = {name for tree in trees.values() for name in _defined(tree)}
     violations, used = [], set()
@@ -93,11 +93,11 @@ def _sources() -> dict[str, str]:
     return {str(file.relative_to(PACKAGE)): file.read_text() for file in files}
 
 
-def test_package_touches_no_private_part_of_a_library() -> None:
-    """An update of boto3, botocore, urllib3, Django or s3transfer cannot break it so.
+def test_package_uses_no_private_names_of_libraries() -> None:
+    """The package uses no private names of libraries, because updates may remove them.
 
-    On `self` a name has to be one that this package defines; on anything else, one
-    that begins as this package's do.
+    A private name on `self` has to be defined by the package. On any other object it
+    has to begin with the package's prefix.
     """
     sources = _sources()
     assert len(sources) > 10
@@ -105,13 +105,14 @@ def test_package_touches_no_private_part_of_a_library() -> None:
     assert violations == []
 
 
-def test_no_exception_is_left_that_is_not_needed() -> None:
+def test_all_allowed_names_are_used() -> None:
+    """The package uses each of the private names that it may use."""
     _, used = _check(_sources())
     assert used == {*ALLOWED}
 
 
 def test_violations_are_found() -> None:
-    """Whichever way they are written; and what is a class's own is none."""
+    """Uses of private names are found in all forms; a class may use its own names."""
     source = """
 import botocore._vendored
 from urllib3 import _collections

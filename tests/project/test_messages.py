@@ -1,4 +1,4 @@
-"""docs/messages.md explains every message of the package."""
+"""The page of messages, which explains all messages of the package."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import collectfast_storage
 
 PACKAGE = Path(collectfast_storage.__file__).parent
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "messages.md"
-# Texts in the source that are not messages: patterns of error texts, cache keys, and
-# exceptions that the package itself catches.
+# Texts in the source that are not messages: patterns of other libraries' messages,
+# names of internal states, and errors that the package itself catches.
 SILENT = (
     r".*when calling.*",
     r".*\(\?i\).*|.*https\?.*|.*\[!-~\].*|status \(.*",
@@ -28,7 +28,7 @@ SILENT = (
 
 
 def _sentences(tree: ast.Module) -> Iterator[str]:
-    """Yield each text of more than two words, with … for its parameters."""
+    """Yield all texts of more than two words, with … in place of variables."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [*ast.walk(tree)]
     parts = {
@@ -66,7 +66,10 @@ def _normal(text: str) -> str:
     ids=lambda path: path.stem,
 )
 def test_every_message_is_explained(path: Path) -> None:
-    """The page has each message word for word; it lists checks by their ids."""
+    """The page contains each message of the module, word for word.
+
+    The messages of the checks are left out, because a table lists their ids.
+    """
     page = _normal(PAGE.read_text())
     said = {*_sentences(ast.parse(path.read_text()))}
     missing = {e for e in said if not _is_silent(e) and _normal(e) not in page}
@@ -74,7 +77,7 @@ def test_every_message_is_explained(path: Path) -> None:
 
 
 def test_every_message_on_the_page_is_in_the_source() -> None:
-    """Each text in bold on the page is a message of the package."""
+    """Each text in bold on the page is part of a message in the source."""
     sources = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
     said = [_normal(each) for tree in sources for each in _sentences(tree)]
     explained = re.findall(r"\*\*(.+?)\*\*", _normal(PAGE.read_text()))

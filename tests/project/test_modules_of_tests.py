@@ -1,4 +1,4 @@
-"""The modules of the tests: test modules stand alone, and support/ has the helpers."""
+"""The modules of the test suite: their names, folders and imports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 def test_no_module_imports_a_test_module() -> None:
-    """Helpers that two test modules need are in support/, not in one of the two."""
+    """No module imports a test module, because shared helpers belong to support/."""
     test_modules = {path.stem for path in TESTS.glob("*/test_*.py")}
     assert len(test_modules) > 50
     imports = {
@@ -34,12 +34,12 @@ def test_no_module_imports_a_test_module() -> None:
 
 
 def test_names_of_test_modules_are_unique() -> None:
-    """`pytest -k` and a reader can tell two test modules apart by their names."""
+    """Each test module has another name, so that `pytest -k` can select it."""
     names = [path.name for path in TESTS.rglob("test_*.py")]
     assert len(names) == len({*names})
 
 
 def test_each_test_module_is_in_a_folder() -> None:
-    """Every test module is in the folder of its subject, not beside conftest.py."""
+    """Every test module is in the folder of its subject, not next to conftest.py."""
     assert [*TESTS.glob("test_*.py")] == []
     assert {path.parent.parent for path in TESTS.rglob("test_*.py")} == {TESTS}

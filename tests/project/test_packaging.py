@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 import collectfast_storage
 
-# In the matrix the tests are reached by a link, which ends where the project is.
+# The matrix runs the tests through a link, which `resolve` follows to the project.
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "collectfast_storage"
 
@@ -31,25 +31,25 @@ def pyproject() -> dict[str, Any]:
     return tomllib.loads((PROJECT / "pyproject.toml").read_text())
 
 
-def test_what_is_tested_is_what_the_environment_has() -> None:
-    """The matrix tests the wheel, as users install it; other runs test the checkout."""
+def test_matrix_tests_the_wheel() -> None:
+    """The matrix tests the installed wheel, and other runs test the checkout."""
     in_matrix = "TEST_ENVIRONMENT" in os.environ
     installed = Path(sysconfig.get_path("purelib"))
     imported = Path(collectfast_storage.__file__).parent
     assert imported == (installed / PACKAGE.name if in_matrix else PACKAGE)
 
 
-def test_source_distribution_has_the_package_and_its_papers(tmp_path: Path) -> None:
-    """The source distribution has no tests, and no other files of the repository."""
+def test_files_of_the_source_distribution(tmp_path: Path) -> None:
+    """The source distribution has the package and its documents, but no tests."""
     with tarfile.open(_build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    papers = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO"}
-    # Hatchling always adds the last.
-    assert names == _package() | papers | {".gitignore"}
+    documents = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO"}
+    # Hatchling always adds .gitignore.
+    assert names == _package() | documents | {".gitignore"}
 
 
-def test_wheel_has_the_package_and_nothing_else(tmp_path: Path) -> None:
-    """The wheel has the marker `py.typed`, and the README as its description."""
+def test_files_of_the_wheel(tmp_path: Path) -> None:
+    """The wheel has the package, including `py.typed`, and metadata, but no tests."""
     with zipfile.ZipFile(_build("wheel", tmp_path)) as archive:
         names = {*archive.namelist()}
         metadata = next(name for name in names if name.endswith("/METADATA"))
@@ -60,7 +60,7 @@ def test_wheel_has_the_package_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_wheel_of_the_source_distribution_is_the_same(tmp_path: Path) -> None:
-    """The source distribution has all files that a build of the wheel needs."""
+    """A wheel that is built from the source distribution has the same files."""
     with tarfile.open(_build("sdist", tmp_path)) as archive:
         archive.extractall(tmp_path, filter="data")
     [unpacked] = (path.parent for path in tmp_path.glob("*/pyproject.toml"))
@@ -72,7 +72,7 @@ def test_wheel_of_the_source_distribution_is_the_same(tmp_path: Path) -> None:
 
 
 def test_description_differs_from_the_readme_in_links_only(tmp_path: Path) -> None:
-    """The description has each line of the README, in which only links may differ."""
+    """The description on PyPI has all lines of the README; only links may differ."""
     _, _, description = _metadata(_build("wheel", tmp_path)).partition("\n\n")
     readme = (PROJECT / "README.md").read_text()
     lines = zip(description.splitlines(), readme.splitlines(), strict=True)
@@ -124,7 +124,7 @@ def test_twine_accepts_the_distributions(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_classifiers_are_what_the_matrix_tests(pyproject: dict[str, Any]) -> None:
+def test_classifiers_equal_the_matrix(pyproject: dict[str, Any]) -> None:
     """The classifiers name exactly the versions of Python and Django in the matrix."""
     environments = " ".join(pyproject["tool"]["tox"]["env_list"])
     classifiers = pyproject["project"]["classifiers"]
@@ -149,10 +149,10 @@ def test_workflow_runs_the_matrix(pyproject: dict[str, Any]) -> None:
 
 @pytest.mark.skipif(
     not os.environ.get("TEST_ENVIRONMENT", "").endswith("-lowest"),
-    reason="not where the oldest of everything is installed: make lowest",
+    reason="only `make lowest` installs the oldest versions",
 )
-def test_lowest_has_the_oldest_that_is_allowed(pyproject: dict[str, Any]) -> None:
-    """The lowest version of each dependency that is allowed is the tested version."""
+def test_lowest_environment_has_the_oldest_versions(pyproject: dict[str, Any]) -> None:
+    """`make lowest` tests the oldest version of each dependency that is allowed."""
     needed = [Requirement(each) for each in pyproject["project"]["dependencies"]]
     oldest = {each.name: str(each.specifier).replace(">=", "==") for each in needed}
     installed = {name: version(name) for name in oldest}
@@ -160,6 +160,7 @@ def test_lowest_has_the_oldest_that_is_allowed(pyproject: dict[str, Any]) -> Non
 
 
 def test_changelog_begins_with_this_version(pyproject: dict[str, Any]) -> None:
+    """The first version in the changelog is the version of the package."""
     changelog = (PROJECT / "CHANGELOG.md").read_text()
     newest = re.search(r"^## (\S+)", changelog, re.MULTILINE)
     assert newest
@@ -167,6 +168,7 @@ def test_changelog_begins_with_this_version(pyproject: dict[str, Any]) -> None:
 
 
 def test_readme_names_every_extra(pyproject: dict[str, Any]) -> None:
+    """The README names each extra of the package in brackets."""
     readme = (PROJECT / "README.md").read_text()
     extras = pyproject["project"]["optional-dependencies"]
     assert [extra for extra in extras if f"[{extra}]" not in readme] == []
@@ -190,7 +192,7 @@ def _metadata(wheel: Path) -> str:
 
 
 def _build(kind: str, folder: Path, project: Path = PROJECT) -> Path:
-    """Build `project` as pip does, by the hook of its build backend."""
+    """Build `project` by its build backend, as pip does, and return the file."""
     code = f"from hatchling.build import *; print(build_{kind}({str(folder)!r}))"
     command = [sys.executable, "-c", code]
     built = subprocess.run(command, cwd=project, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""The README and its pages: snippets are run, tables are compared with the code."""
+"""The README and the other pages: their snippets, tables, commands and links."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "collectfast_storage"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# Each kind of snippet has a line that begins with this, and a test below.
+# The beginning of a line in each kind of snippet. Each kind has a test below.
 STORAGES, LOGGING, BATCH = "STORAGES = {", "LOGGING = {", "with storage.batch()"
 SIGNAL, ENTRIES = "@receiver(collected)", '"'
 TENANTS = "class TenantStorage("
@@ -52,7 +52,7 @@ def _run(snippet: str, **names: Any) -> dict[str, Any]:
 
 
 def _options_of(backend: dict[str, Any], site: Site) -> dict[str, Any]:
-    """The snippet's options, with endpoint and credentials added."""
+    """Return the snippet's options with endpoint and credentials of the tests."""
     server = site.bucket.server
     return backend["OPTIONS"] | {
         "endpoint_url": site.proxy.endpoint,
@@ -69,8 +69,8 @@ def _collect_with(snippet: str, site: Site) -> Any:
     return site.collect(STORAGES=storages)
 
 
-def test_no_snippet_is_left_out() -> None:
-    """The pages have no snippet that none of the tests below runs."""
+def test_each_snippet_is_tested() -> None:
+    """The pages contain only snippets of the kinds that the tests below run."""
     kinds = (STORAGES, LOGGING, BATCH, SIGNAL, ENTRIES, TENANTS)
     used = {"python", "json", "shell", "text", "diff"}
     for language in used:
@@ -91,7 +91,7 @@ def test_storages(site: Site, snippet: str) -> None:
 
 
 def test_entries_of_options(site: Site) -> None:
-    """Snippets that are entries of OPTIONS, after their imports, work in a deploy."""
+    """Each snippet with entries of OPTIONS, and imports for them, works in a deploy."""
     site.write("a.css", "a")
     for snippet in snippets("python", ENTRIES):
         imports, quote, entries = f"\n{snippet}".partition('\n"')
@@ -102,7 +102,7 @@ def test_entries_of_options(site: Site) -> None:
 
 
 def test_batch(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    """The batch uploads 100 files once, and deletes one."""
+    """The batch of the snippet uploads 100 files once, and deletes one."""
     [snippet] = snippets("python", BATCH)
     site.bucket.put("reports/old.txt", b"old")
     with site.active():
@@ -117,10 +117,10 @@ def test_batch(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["new", "reused"])
 def test_tenants(site: Site, monkeypatch: pytest.MonkeyPatch, reuse: bool) -> None:
-    """Each tenant's folder is filled, unless one instance of the command is reused.
+    """Files are collected for each tenant, unless one command object is reused.
 
-    `collectstatic_schemas --all-schemas` reuses it. It has a list of the files that it
-    has copied, and copies none of them again, whatever the storage is.
+    `collectstatic_schemas --all-schemas` reuses it. The object has a list of the files
+    that it has copied, and does not copy them again for the next tenant.
     """
     from django.db import connection
 
@@ -144,7 +144,7 @@ def test_tenants(site: Site, monkeypatch: pytest.MonkeyPatch, reuse: bool) -> No
 def _manage(
     site: Site, *arguments: str, apps: tuple[str, ...] = (), **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, which can import modules of `site`."""
+    """Run a command in another process, which can import modules of `site`."""
     environment = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(site.root)]),
         "SITE_ROOT": str(site.root / "collected"),
@@ -173,7 +173,7 @@ def _collectstatic(
 
 
 def test_logging(site: Site) -> None:
-    """The snippet shows a line that has the form of the line in the README."""
+    """With the logging snippet, collectstatic logs a line like that in the README."""
     [snippet] = snippets("python", LOGGING)
     site.write_many(3)
     done = _collectstatic(site, LOGGING=_run(snippet)["LOGGING"])
@@ -185,7 +185,7 @@ def test_logging(site: Site) -> None:
 
 @contextmanager
 def _cloudfront(site: Site) -> Iterator[str]:
-    """Mock CloudFront, but not S3, and return the id of a distribution."""
+    """Mock CloudFront, but not S3, and yield the id of a distribution."""
     moto = pytest.importorskip("moto")
     with moto.mock_aws():
         client = boto3.client("cloudfront")
@@ -225,7 +225,7 @@ def _invalidated(distribution: str) -> list[list[str]]:
 
 
 def test_signal(site: Site) -> None:
-    """The receiver invalidates exactly the changed paths of the CDN."""
+    """The receiver of the snippet invalidates exactly the changed paths of the CDN."""
     [snippet] = snippets("python", SIGNAL)
     site.write("a b.css", "a")
     site.write("c.css", "c")
@@ -268,7 +268,10 @@ def _policy(*, for_visitors: bool) -> dict[str, Any]:
 
 
 def test_least_policy(site: Site) -> None:
-    """The deployer's policy allows the requests of all deploys, and no others."""
+    """The deployer's policy allows exactly the requests that deploys make.
+
+    The actions in the policy are compared with those of the recorded requests.
+    """
     policy = _policy(for_visitors=False)
     allowed = [each["Action"] for each in policy["Statement"]]
     assert {each["Effect"] for each in policy["Statement"]} == {"Allow"}
@@ -406,7 +409,10 @@ class Cached(CollectfastS3StaticStorage):
 
 
 def test_django_compressor(site: Site) -> None:
-    """With the class of its documentation, all files are counted and none uploaded."""
+    """With the storage of django-compressor's documentation, files are uploaded once.
+
+    Its output says that all files were copied, although the second deploy uploads none.
+    """
     pytest.importorskip("compressor")
     (site.root / "compressing.py").write_text(COMPRESSOR)
     site.backend = "compressing.Cached"
@@ -427,7 +433,7 @@ class Piped(GZIPMixin, PipelineMixin, CollectfastS3StaticStorage):
 
 
 def test_django_pipeline(site: Site) -> None:
-    """Only the `.gz` files of its `GZIPMixin` are uploaded in each deploy."""
+    """With django-pipeline, only the `.gz` files of `GZIPMixin` are uploaded again."""
     pytest.importorskip("pipeline")
     (site.root / "piping.py").write_text(PIPELINE)
     site.backend = "piping.Piped"
@@ -440,7 +446,7 @@ def test_django_pipeline(site: Site) -> None:
 
 
 def test_whitenoise(site: Site) -> None:
-    """Its middleware changes no URL, and warns if there is no STATIC_ROOT."""
+    """WhiteNoise's middleware changes no URL, and warns if STATIC_ROOT is missing."""
     pytest.importorskip("whitenoise")
     code = """
 from django.contrib.staticfiles.storage import staticfiles_storage
@@ -457,7 +463,7 @@ print(staticfiles_storage.url("a.css"))
 
 @pytest.mark.needs("ACLs")
 def test_cookiecutter_django(site: Site) -> None:
-    """After the edits of the diff, no file that Collectfasta uploaded is uploaded."""
+    """After the edits of the diff, files that Collectfasta uploaded are unchanged."""
     pytest.importorskip("collectfasta")
     [diff] = snippets("diff")
     settings = []
@@ -475,12 +481,11 @@ def test_cookiecutter_django(site: Site) -> None:
     site.write_many(5)
     site.options["default_acl"] = "public-read"
     for before_or_after in settings:
-        [alias] = [
-            a for a in before_or_after.pop("STORAGES").items() if a[0] != "default"
-        ]
-        assert alias[0] == "staticfiles"
-        site.backend = alias[1]["BACKEND"]
-        assert alias[1]["OPTIONS"] == {
+        storages = before_or_after.pop("STORAGES")
+        assert storages.keys() - {"default"} == {"staticfiles"}
+        backend = storages["staticfiles"]
+        site.backend = backend["BACKEND"]
+        assert backend["OPTIONS"] == {
             "location": "static",
             "default_acl": "public-read",
         }
@@ -512,7 +517,7 @@ def test_checks() -> None:
 
 
 def test_classes() -> None:
-    """Each dotted path in the pages can be imported."""
+    """Each dotted path of a class in the pages can be imported."""
     from django.utils.module_loading import import_string
 
     paths = re.findall(r"`(collectfast_storage\.\w+|storages\.[\w.]+)`", readme.TEXT)
@@ -585,7 +590,10 @@ def test_make_targets() -> None:
 
 
 def test_shell(site: Site, tmp_path: Path) -> None:
-    """Commands of a site are run; those of pip, make and aws are checked above."""
+    """The commands with manage.py work; the second one uploads all files again.
+
+    The commands of pip, make and aws have their own tests above.
+    """
     site.write("a.css", "a")
     site.collect()
     (tmp_path / "manage.py").write_text(MANAGE.read_text())
@@ -595,7 +603,7 @@ def test_shell(site: Site, tmp_path: Path) -> None:
         site.proxy.requests.clear()
         _shell(snippet, tmp_path, site)
         put.append(site.put())
-    assert put == [[], ["a.css"]]  # The second is to upload everything.
+    assert put == [[], ["a.css"]]
     for snippet in snippets("shell"):
         others = ("make ", "pip install ", "aws ")
         assert snippet in ours or snippet.startswith(others)
@@ -624,14 +632,14 @@ def _shell(snippet: str, directory: Path, site: Site) -> None:
 
 
 def test_first_screen_has_install_settings_and_result() -> None:
-    """A reader in a hurry finds all three in the first 35 lines."""
+    """Install command, settings and result are in the README's first 35 lines."""
     screen = "\n".join(readme.README.splitlines()[:35])
     for text in ("pip install", "STORAGES = {", "static files copied, 300 unmodified"):
         assert text in screen
 
 
-def test_readme_leads_to_all_pages() -> None:
-    """The README links all pages."""
+def test_readme_links_all_pages() -> None:
+    """The README has a link to each page in docs and .github."""
     links = {
         *re.findall(r"\]\(((?:\.github|docs)/[\w-]+\.md)(?:#[\w-]+)?\)", readme.README)
     }

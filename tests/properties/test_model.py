@@ -1,8 +1,8 @@
-"""Never wrong: whatever happens, the bucket is what a model of plain dicts says.
+"""Random sequences of changes and deploys, compared with a model of plain dicts.
 
-Random sequences of what people do to a site and its bucket, with the real collectstatic
-and a real S3 server. ``pytest tests/properties/test_model.py --sequences 500`` tries
-more of them.
+The sequences change the site and its bucket, and deploy with the real collectstatic to
+a real S3 server. ``pytest tests/properties/test_model.py --sequences 500`` tries more
+of them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from collectfast_storage import CollectfastS3StaticStorage
 from tests.support.machine import (
     REASON,
     SharedSession,
-    Upset,
+    UploadFault,
     arguments,
     named,
     one_of,
     run,
-    upsets,
+    upload_faults,
 )
 from tests.support.model import (
     MULTIPART_THRESHOLD,
@@ -84,12 +84,12 @@ has_objects = precondition(lambda machine: machine.model.objects)
 
 
 class StaticMachine(RuleBasedStateMachine):
-    """A site, its bucket, and the model of both."""
+    """A state machine with a site, its bucket, and the model of both."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.site = site
-        # On a busy machine, what passes may take longer than in other tests.
+        # On a busy machine, retries may take longer than the time in other tests.
         self.site.settings["COLLECTFAST_RETRY_TIMEOUT"] = 60
         self.site.backend = f"{__name__}.Static"
         self.model = Model()
@@ -97,7 +97,7 @@ class StaticMachine(RuleBasedStateMachine):
         self.known: dict[str, tuple[str, Object]] = {}
         self.to_look_at: set[str] = set()
 
-    # What people do to a site.
+    # Changes of the site.
 
     @initialize(
         files=st.dictionaries(names, contents, min_size=3),
@@ -148,7 +148,10 @@ class StaticMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.releases)
     @rule(back=st.integers(1, 2))
     def roll_back(self, back: int) -> None:
-        """To the last release, after a failed deploy, or to the one before."""
+        """Restore the sources and options of the last release or the one before.
+
+        After a failed deploy the sources differ from the last release.
+        """
         files, options = self.releases[-back:][0]
         for name in self.model.sources.keys() - files.keys():
             self.remove(name)
@@ -161,11 +164,11 @@ class StaticMachine(RuleBasedStateMachine):
             caches["default"].clear()
         self.model.forgotten()
 
-    # What others do to the bucket.
+    # Changes of the bucket by other programs.
 
     @rule(name=all_names, content=contents | st.none(), headers=headers)
     def others_write(self, name: str, content: bytes | None, headers: Headers) -> None:
-        """Another content, or what is there with other headers."""
+        """Write other contents, or the present contents with other headers."""
         there = self.model.objects.get(name)
         body = Body(content or b"")
         if content is None and there is not None:
@@ -194,21 +197,25 @@ class StaticMachine(RuleBasedStateMachine):
         self._collect(*arguments(True, post_process))
         self._succeeded(clear=True)
 
-    @rule(files=changes, clear=st.booleans(), upset=upsets(NAMES))
-    def collect_with_upset(
-        self, files: dict[str, bytes], clear: bool, upset: Upset
+    @rule(files=changes, clear=st.booleans(), upload_fault=upload_faults(NAMES))
+    def collect_with_upload_fault(
+        self, files: dict[str, bytes], clear: bool, upload_fault: UploadFault
     ) -> None:
         self.write(files)
-        self.site.proxy.fault = upset.fault(self.site.bucket.location)
-        failing = self.model.uploads() & upset.names if upset.for_good else set()
+        self.site.proxy.fault = upload_fault.fault(self.site.bucket.location)
+        failing = (
+            self.model.uploads() & upload_fault.names
+            if upload_fault.permanent
+            else set()
+        )
         if failing:
             with pytest.raises(CommandError, match="Could not upload") as caught:
                 self._collect(*arguments(clear))
             assert named(str(caught.value), REASON) == failing
             sent = {name: self.model.sent(name) for name in failing}
-            # Of an upload in parts, a part has arrived.
+            # An upload in parts makes no object if only one part has arrived.
             arrived = {
-                n: upset.arrives and not s.body.in_parts for n, s in sent.items()
+                n: upload_fault.arrives and not s.body.in_parts for n, s in sent.items()
             }
             self._ended(clear=clear, failed=arrived)
         else:
@@ -217,8 +224,9 @@ class StaticMachine(RuleBasedStateMachine):
 
     @rule()
     def collect_without_permission(self) -> None:
-        """To list, or, without a listing, to delete."""
-        lists, leftovers = self.model.options.preload, self.model.leftovers()
+        """Deploy without the permission to list, or to delete if nothing is listed."""
+        lists = self.model.options.preload
+        leftovers = self.model.leftovers()
         self.site.proxy.fault = refuse("LIST" if lists else "DELETE MANY")
         if lists:
             with pytest.raises(CommandError, match="Cannot use bucket 'tests'"):
@@ -266,7 +274,7 @@ class StaticMachine(RuleBasedStateMachine):
         self._compare()
 
     def _compare(self) -> None:
-        """Object by object, headers included."""
+        """Compare all objects, headers included."""
         assert self._objects() == self.model.objects
 
     # The bucket, with few requests.
@@ -300,8 +308,6 @@ def _object(answer: dict[str, Any]) -> Object:
     return Object(Body(body, gzipped, "-" in answer["ETag"]), headers)
 
 
-def test_bucket_is_what_the_model_says(
-    new_site: Callable[[], Site], sequences: int
-) -> None:
-    """After every run that succeeds: names, contents and headers, object by object."""
+def test_bucket_equals_the_model(new_site: Callable[[], Site], sequences: int) -> None:
+    """After each deploy, names, contents and headers of all objects are as modelled."""
     run(lambda: StaticMachine(new_site()), sequences)

@@ -1,15 +1,16 @@
-"""Commands and post-processing of a site's own, on twin storages, at random.
+"""Random commands and post-processing of a site, compared with django-storages.
 
-One twin has this package's class and the other the plain class of django-storages, in
-the same bucket. ``pytest tests/properties/test_model_commands.py --sequences 500``
-tries more sequences; a fifteenth of that number for each test, because each sequence
-takes longer.
+Each command runs with a storage of this package and with its twin, which has the plain
+class of django-storages and uses the same bucket. ``pytest
+tests/properties/test_model_commands.py --sequences 500`` tries a fifteenth of that
+number for each test, because each sequence takes longer.
 
 These differences are by design, and allowed for:
 
-- django-storages copies what is newer than its object, and this package what differs.
-  Here all sources are from the future, so django-storages copies each of them. Headers
-  are not compared, because a file that is not uploaded keeps those that it has.
+- django-storages copies files that are newer than their objects, and this package
+  copies files that differ. Here all sources are from the future, so that
+  django-storages copies each of them. Headers are not compared, because a file that is
+  not uploaded keeps its headers.
 - This package deletes at the end of a collectstatic. Until then a deleted name counts
   as missing for the storage's methods, but its object is still there for boto3.
 - With ``--clear``, this package keeps the files of the published manifest. Django finds
@@ -52,7 +53,8 @@ from tests.support.twins import (
 
 pytestmark = [
     pytest.mark.slow,
-    # django-storages leaves open what it decompresses: S3File._decompress_file.
+    # django-storages does not close files that it decompresses (in
+    # S3File._decompress_file).
     pytest.mark.filterwarnings(
         "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
     ),
@@ -61,7 +63,7 @@ pytestmark = [
 STATIC, OTHER = "static", "other"
 MANIFEST = "staticfiles.json"
 FUTURE = 4e9
-PROCESSED = "<processed>"  # Stands for the name that was yielded last.
+PROCESSED = "<processed>"  # stands for the name that `post_process` yielded last
 
 SOURCES = {
     "a.css": ["a{}", "a{background:url(i.png)}", '@import "d/b.css";'],
@@ -79,19 +81,19 @@ sources = st.fixed_dictionaries(
 
 @pytest.fixture(autouse=True)
 def _no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send no trailing checksums, because SeaweedFS keeps "aws-chunked" as an encoding.
+    """Send no trailing checksums, because SeaweedFS stores "aws-chunked" with objects.
 
-    Of an object with this encoding, django-storages would not notice "gzip".
+    django-storages would then not recognise the encoding "gzip" of an object.
     """
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 
-# What a site's own code does.
+# Operations of a site's own code.
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operation, with the storage that is collected to or with the other one."""
+    """An operation with the static storage or with the other one."""
 
     which: str
     operation: Operation
@@ -127,11 +129,11 @@ steps = st.lists(
 
 @dataclass(frozen=True)
 class Copying:
-    """What `copy_file` does with one file."""
+    """The behaviour of `copy_file` for one file."""
 
     before: list[Step]
     after: list[Step]
-    # The storage that it sets, if it sets one; and whether it resets it.
+    # The storage that `copy_file` sets, if any, and whether it resets it afterwards.
     route: str | None = None
     resets: bool = True
     raises: str | None = None  # "before" or "after" Django's own `copy_file`
@@ -139,24 +141,25 @@ class Copying:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens in the run of one command."""
+    """The operations in one run of a command."""
 
     copying: dict[str, Copying]
-    processing: list[list[Step]]  # between what `post_process` yields
-    catches: str  # where what `copy_file` raises is caught
+    processing: list[list[Step]]  # between the results of `post_process`
+    catches: str  # the method that catches the exceptions of `copy_file`
     arguments: list[str]
 
     @property
     def leaves_collect(self) -> bool:
-        """Whether an exception may leave `collect`, so that its end is never reached.
+        """Whether an exception may leave `collect`.
 
-        Deletes, which wait for that end, are then left out.
+        Its end is not reached then. The package deletes at this end, so such a plan
+        contains no deletes.
         """
         return self.raises and self.catches != "in copy_file"
 
     @property
     def raises(self) -> bool:
-        """Whether a source is not copied at the first try."""
+        """Whether the first attempt to copy a source raises an exception."""
         return any(each.raises for each in self.copying.values())
 
 
@@ -178,18 +181,18 @@ plans: st.SearchStrategy[Plan] = st.builds(
 
 
 class TroubleError(Exception):
-    """What `copy_file` raises."""
+    """An exception that `copy_file` raises."""
 
 
 class Records:
-    """Performs a plan with one of the twins, and records the outcomes."""
+    """The outcomes of a plan, which is performed with one of the twins."""
 
     def __init__(self, pair: dict[str, Any], plan: Plan) -> None:
         self.pair, self.plan = pair, plan
         self.copying, self.processing = dict(plan.copying), list(plan.processing)
         self.outcomes: list[Any] = []
         self.processed = "none.txt"
-        # Names that were deleted in this run, and those that were saved.
+        # Names that were deleted in this run, and names that were saved in it.
         self.deleted: set[tuple[str, str]] = set()
         self.saved: set[tuple[str, str]] = set()
         self.caught = False
@@ -220,7 +223,8 @@ class Records:
     def _is_comparable(self, which: str, operation: Operation) -> bool:
         place = which, operation.name
         if "--clear" in self.plan.arguments and which == STATIC:
-            # Every name has been deleted, of which this package knows only at the end.
+            # For Django every name has been deleted, but this package deletes at the
+            # end of the run.
             return operation.kind != "listdir" and place in self.saved
         return operation.kind not in ("load", "head") or place not in self.deleted
 
@@ -230,7 +234,7 @@ class Records:
 
 
 class Planned(Command):
-    """A command that copies as its plan says."""
+    """A command that copies files according to a plan."""
 
     records: Records
 
@@ -247,7 +251,11 @@ class Planned(Command):
         return collected
 
     def forget(self) -> None:
-        """Copy all files again: with ours, unmodified files have not been copied."""
+        """Clear the lists of files, so that all of them are copied again.
+
+        Otherwise Django would not copy the files that it has copied, and this package
+        has not copied those that are unmodified.
+        """
         for files in (self.copied_files, self.unmodified_files):
             files.clear()
 
@@ -278,7 +286,7 @@ class Planned(Command):
 
 
 class Processing:
-    """A storage's own `post_process`, which performs operations in between."""
+    """A storage with a `post_process` that performs operations between its results."""
 
     records: Records
 
@@ -324,7 +332,7 @@ CLASSES: dict[str, tuple[type, type]] = {
 
 
 class CommandMachine(RuleBasedStateMachine):
-    """A site with commands of its own, and its twin."""
+    """A state machine with a site that has its own commands, and its twin."""
 
     def __init__(self, site: Site, *, storage: str, control: bool) -> None:
         super().__init__()
@@ -355,7 +363,7 @@ class CommandMachine(RuleBasedStateMachine):
         self._build()
 
     def _build(self) -> None:
-        """Build the storages anew, as a new process does."""
+        """Make new storages, as a new process does."""
         classes = {
             STATIC: CLASSES[self.storage],
             OTHER: (twins.Media, twins.TheirMedia),
@@ -390,7 +398,7 @@ class CommandMachine(RuleBasedStateMachine):
 
     @rule(which=st.sampled_from([STATIC, OTHER]), operation=operations)
     def call(self, which: str, operation: Operation) -> None:
-        """Call a storage beside all runs."""
+        """Call a storage outside of all runs."""
         if operation.name == PROCESSED:
             operation = replace(operation, name="none.txt")
         ours, theirs = (perform(pair[which], operation) for pair in self.pairs)
@@ -400,8 +408,9 @@ class CommandMachine(RuleBasedStateMachine):
     @rule(plan=plans, reuses=st.sampled_from([False, False, True]))
     def collect(self, plan: Plan, reuses: bool) -> None:
         if plan.raises:
-            # After an exception nothing is cleared, a second try clears again, and a
-            # source that is not copied is not deleted.
+            # With --clear the results would differ, because nothing is cleared after
+            # an exception, a second attempt clears again, and a source that is not
+            # copied is not deleted.
             arguments = [each for each in plan.arguments if each != "--clear"]
             plan = replace(plan, arguments=arguments)
         if not (reuses and self.commands):
@@ -410,7 +419,7 @@ class CommandMachine(RuleBasedStateMachine):
         records, outcomes = [], []
         for command, pair in zip(self.commands, self.pairs, strict=True):
             records.append(Records(pair, plan))
-            # Ours by Django's own lazy object.
+            # This package's storage is used through Django's own lazy object.
             is_ours = pair is self.pairs[0]
             command.storage = staticfiles_storage if is_ours else pair[STATIC]
             command.records = pair[STATIC].records = records[-1]
@@ -425,7 +434,7 @@ class CommandMachine(RuleBasedStateMachine):
         assert records[0].outcomes == records[1].outcomes
         assert outcomes[0] == outcomes[1]
         if records[0].caught or outcomes[0].exception is not None:
-            # The files of a run that was left behind arrive by the next call.
+            # The next call waits for the uploads of a run that an exception has ended.
             for storage in self.pairs[0].values():
                 storage.exists("none.txt")
         is_left = outcomes[0].exception is not None and not plan.leaves_collect
@@ -436,9 +445,9 @@ class CommandMachine(RuleBasedStateMachine):
         self._compare()
 
     def _failed(self, records: Records) -> None:
-        """Allow for the end that was not reached, as post-processing failed.
+        """Allow for a run that did not reach its end, because post-processing failed.
 
-        What was deleted is still there. The hashed files have not been published.
+        Deleted files still exist, and the hashed files have not been published.
         """
         objects = self._objects()
         missing = objects[THEIRS].keys() - objects[OURS].keys()
@@ -451,9 +460,9 @@ class CommandMachine(RuleBasedStateMachine):
         self._align()
 
     def _cleared(self, before: dict[str, Object]) -> None:
-        """Allow for the files of the manifest that was published, and for sources.
+        """Allow for files of the published manifest and for sources.
 
-        A source that goes to another storage is not deleted from this one.
+        A source that is copied to another storage is not deleted from this one.
         """
         kept = {f"{STATIC}/{name}" for name in SOURCES}
         if manifest := before.get(f"{STATIC}/{MANIFEST}"):
@@ -465,7 +474,7 @@ class CommandMachine(RuleBasedStateMachine):
         self._align()
 
     def _align(self) -> None:
-        """Delete what only one of the twins has."""
+        """Delete the objects that only one of the twins has."""
         objects = self._objects()
         for key in objects[OURS].keys() ^ objects[THEIRS].keys():
             which, _, name = key.partition("/")
@@ -493,17 +502,18 @@ def _call(command: Command, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("control", [False, True], ids=["ours", "control"])
 @pytest.mark.parametrize("storage", CLASSES)
-def test_command_gets_what_django_storages_gives(
+def test_commands_have_the_results_of_django_storages(
     new_site: Callable[[], Site], sequences: int, storage: str, control: bool
 ) -> None:
     """Results, exceptions, keys and contents equal those of django-storages.
 
-    The control has the plain class in the place of this package's: it shows that the
-    twins are compared in a way that django-storages alone passes.
+    The control uses the plain class instead of this package's, which shows that
+    django-storages itself passes the comparison.
     """
 
     def machine() -> CommandMachine:
         return CommandMachine(new_site(), storage=storage, control=control)
 
     run(machine, max(1, sequences // (30 if control else 15)), is_long=True)
-    gc.collect()  # Here, where the warnings of files that are left open are ignored.
+    # Collect garbage here, because this module ignores warnings about unclosed files.
+    gc.collect()

@@ -1,7 +1,7 @@
-"""Never wrong, with a manifest: random sequences, compared with Django's local storage.
+"""Random sequences with a manifest, compared with Django's local storage.
 
-``pytest tests/properties/test_model_manifest.py --sequences 500`` tries more of them; a
-sixth of that number, as each takes longer.
+``pytest tests/properties/test_model_manifest.py --sequences 500`` tries a sixth of that
+number, because each sequence takes longer.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from collectfast_storage import CollectfastS3ManifestStaticStorage
 from tests.support.machine import (
     REASON,
     SharedSession,
-    Upset,
+    UploadFault,
     arguments,
     named,
     one_of,
     run,
     unhashed,
-    upsets,
+    upload_faults,
 )
 from tests.support.site import Site
 
 pytestmark = [
     pytest.mark.slow,
-    # django-storages leaves open what it decompresses: S3File._decompress_file.
+    # django-storages does not close files that it decompresses (in
+    # S3File._decompress_file).
     pytest.mark.filterwarnings(
         "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
     ),
@@ -41,7 +42,7 @@ pytestmark = [
 
 MANIFEST = "staticfiles.json"
 LOCAL = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
-# Some of them name files that may not be there.
+# Some contents refer to files that may be missing.
 CONTENTS = {
     "i.png": ["", "image", "other image"],
     "d/j.png": ["image"],
@@ -64,16 +65,17 @@ has_sources = precondition(lambda machine: machine.sources)
 
 
 class ManifestMachine(RuleBasedStateMachine):
-    """A site, its bucket, and what Django makes of the same site locally."""
+    """A state machine with a site, its bucket, and the same site stored locally."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.site = site
-        # On a busy machine, what passes may take longer than in other tests.
+        # On a busy machine, retries may take longer than the time in other tests.
         self.site.settings["COLLECTFAST_RETRY_TIMEOUT"] = 60
         self.site.backend = f"{__name__}.Manifest"
         self.sources: set[str] = set()
-        # Who spoils the manifest itself makes Django refuse to start.
+        # The objects that other programs may change. The manifest is not one of them,
+        # because Django refuses to start if it is damaged.
         self.there: set[str] = set()
 
     @initialize(files=all_files)
@@ -116,44 +118,48 @@ class ManifestMachine(RuleBasedStateMachine):
         self.site.bucket.delete(name)
         self.there.remove(name)
 
-    @rule(files=files, clear=st.booleans(), upset=upsets([*CONTENTS, MANIFEST]))
-    def collect_with_upset(
-        self, files: dict[str, str], clear: bool, upset: Upset
+    @rule(
+        files=files,
+        clear=st.booleans(),
+        upload_fault=upload_faults([*CONTENTS, MANIFEST]),
+    )
+    def collect_with_upload_fault(
+        self, files: dict[str, str], clear: bool, upload_fault: UploadFault
     ) -> None:
         self.write(files)
-        self._collect(clear, upset)
+        self._collect(clear, upload_fault)
 
     @rule(clear=st.booleans())
     def collect(self, clear: bool) -> None:
         self._collect(clear, None)
 
-    def _collect(self, clear: bool, upset: Upset | None) -> None:
+    def _collect(self, clear: bool, upload_fault: UploadFault | None) -> None:
         before = self.objects()
-        # Without `gzip`, django-storages reads what is compressed there as it is.
+        # Without `gzip`, django-storages does not decompress compressed objects.
         read = before if self.site.options.get("gzip") else self.site.bucket.files()
         expected = self._locally({} if clear else read)
-        if upset is not None:
-            self.site.proxy.fault = upset.fault(self.site.bucket.location)
+        if upload_fault is not None:
+            self.site.proxy.fault = upload_fault.fault(self.site.bucket.location)
         try:
             self.site.collect(*arguments(clear))
         except (CommandError, ValueError) as error:
             self.site.proxy.fault = None
-            self._failed(before, upset, None if expected is None else str(error))
+            self._failed(before, upload_fault, None if expected is None else str(error))
         else:
             self.site.proxy.fault = None
             assert expected is not None, "Django's own refuses"
-            self._succeeded(clear, upset, expected, _named(before))
+            self._succeeded(clear, upload_fault, expected, _named(before))
         self.there = set(self.site.bucket.names()) - {MANIFEST}
 
     def _succeeded(
         self,
         clear: bool,
-        upset: Upset | None,
+        upload_fault: UploadFault | None,
         expected: dict[str, bytes],
         kept: set[str],
     ) -> None:
-        if upset is not None and upset.for_good:
-            assert not {unhashed(name) for name in self.site.put()} & upset.names
+        if upload_fault is not None and upload_fault.permanent:
+            assert not {unhashed(name) for name in self.site.put()} & upload_fault.names
         actual = self.objects()
         assert {name: actual.get(name) for name in expected} == expected
         extra = actual.keys() - expected.keys()
@@ -165,24 +171,35 @@ class ManifestMachine(RuleBasedStateMachine):
         assert not clear or self.objects().keys() == expected.keys()
 
     def _failed(
-        self, before: dict[str, bytes], upset: Upset | None, error: str | None
+        self,
+        before: dict[str, bytes],
+        upload_fault: UploadFault | None,
+        error: str | None,
     ) -> None:
-        """The old release is whole; the error, if it is not Django's own, is true."""
+        """Assert that the old release is complete, and that the error names a failure.
+
+        The error is None if Django's local storage refuses the sources too.
+        """
         after = self.objects()
         assert after.keys() >= before.keys()
-        if upset is None or not upset.arrives or MANIFEST not in upset.names:
+        if (
+            upload_fault is None
+            or not upload_fault.arrives
+            or MANIFEST not in upload_fault.names
+        ):
             assert after.get(MANIFEST) == before.get(MANIFEST)
         if error is not None:
-            assert upset is not None
-            assert upset.for_good
+            assert upload_fault is not None
+            assert upload_fault.permanent
             failed = {unhashed(name) for name in named(error, REASON)}
             assert failed
-            assert failed <= upset.names
+            assert failed <= upload_fault.names
 
     def _locally(self, there: dict[str, bytes]) -> dict[str, bytes] | None:
-        """What Django's own storage makes of the sources; `None` if it refuses.
+        """Return the files that Django's own storage makes of the sources.
 
-        It finds `there` what it would find if it had collected before.
+        It starts with the unhashed files `there`, which would be left from its earlier
+        runs. The result is None if it refuses the sources.
         """
         root = self.site.root / "collected"
         shutil.rmtree(root, ignore_errors=True)
@@ -201,7 +218,7 @@ class ManifestMachine(RuleBasedStateMachine):
         }
 
     def objects(self) -> dict[str, bytes]:
-        """Every object's content, decompressed."""
+        """Return the decompressed contents of all objects, by name."""
         files = self.site.bucket.files()
         return {name: _plain(content) for name, content in files.items()}
 
@@ -211,15 +228,18 @@ def _plain(content: bytes) -> bytes:
 
 
 def _named(objects: dict[str, bytes]) -> set[str]:
-    """The hashed names that the manifest among the `objects` has; without it, all."""
+    """Return the hashed names in the manifest, or all of them without a manifest."""
     try:
         return {*json.loads(objects[MANIFEST])["paths"].values()}
     except (KeyError, ValueError):
         return {name for name in objects if name != unhashed(name)}
 
 
-def test_bucket_is_what_django_makes_locally(
+def test_bucket_equals_djangos_local_storage(
     new_site: Callable[[], Site], sequences: int
 ) -> None:
-    """Every name in the manifest, its content, and nothing to do for the next run."""
+    """After each deploy, names and contents are those of Django's local storage.
+
+    The next run uploads nothing.
+    """
     run(lambda: ManifestMachine(new_site()), sequences // 6)

@@ -1,9 +1,9 @@
-"""Programs get django-storages' results: random sequences of calls, on twin storages.
+"""Random sequences of a program's calls, compared with django-storages.
 
-One twin has this package's class and the other the plain class of django-storages, in
-the same bucket. ``pytest tests/properties/test_model_programs.py --sequences 500``
-tries more sequences; a sixth of that number for each test, because each sequence takes
-longer.
+Each call is made with a storage of this package and with its twin, which has the plain
+class of django-storages and uses the same bucket. ``pytest
+tests/properties/test_model_programs.py --sequences 500`` tries a sixth of that number
+for each test, because each sequence takes longer.
 """
 
 from __future__ import annotations
@@ -52,33 +52,36 @@ from tests.support.twins import (
 
 pytestmark = [
     pytest.mark.slow,
-    # django-storages leaves open what it decompresses: S3File._decompress_file. It also
-    # leaves open the buffer of a file whose last write was refused: S3File.close.
+    # django-storages does not close files that it decompresses (in
+    # S3File._decompress_file), and neither the buffer of a file if its last write was
+    # refused (in S3File.close).
     pytest.mark.filterwarnings(
         "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
     ),
 ]
 
 STATIC, MEDIA = "static", "media"
-PATIENCE = 30  # seconds, after which a thread hangs
-FUTURE = 4e9  # Of sources, so that django-storages copies each of them every time.
+PATIENCE = 30  # seconds after which a thread is considered to hang
+# The modification time of sources. It is in the future so that django-storages copies
+# all of them each time.
+FUTURE = 4e9
 
 
 @pytest.fixture(autouse=True)
 def _no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send no trailing checksums, because SeaweedFS keeps "aws-chunked" as an encoding.
+    """Send no trailing checksums, because SeaweedFS stores "aws-chunked" with objects.
 
-    Of an object with this encoding, django-storages would not notice "gzip".
+    django-storages would then not recognise the encoding "gzip" of an object.
     """
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 
 
-# A storage whose location changes: three ways in which sites write this.
+# Three ways in which sites write a storage with a location that changes.
 
 
 @dataclass
 class Tenancy:
-    """The tenant of the moment, as a middleware or a management command sets it."""
+    """The current tenant, which a middleware or a management command sets."""
 
     current: str = "a"
 
@@ -87,7 +90,7 @@ TENANCY = Tenancy()
 
 
 class LocationProperty:
-    """Computes `location` from the current tenant, as django-tenants does."""
+    """A storage with a `location` that depends on the tenant, as in django-tenants."""
 
     _root = ""
 
@@ -101,7 +104,7 @@ class LocationProperty:
 
 
 class NameOfTenant:
-    """Puts the current tenant into each key by `_normalize_name`."""
+    """A storage that adds the current tenant to each key in `_normalize_name`."""
 
     def _normalize_name(self, name: str) -> str:
         key: str = super()._normalize_name(f"{TENANCY.current}/{name}")  # type: ignore[misc]
@@ -126,16 +129,16 @@ class TheirNamedStatic(NameOfTenant, TheirStatic):
 
 CLASSES: dict[str, tuple[type, type]] = {
     "property": (PropertyStatic, TheirPropertyStatic),
-    "assigned": (Static, TheirStatic),  # Whoever changes the tenant sets it.
+    "assigned": (Static, TheirStatic),  # `change_tenant` sets `location`.
     "normalized": (NamedStatic, TheirNamedStatic),
 }
 
 
-# Names: those that a save creates, other spellings of them, and names that are refused.
+# Names that a save creates, other spellings of them, and names that are refused.
 
 NAMES = [
     "a.css",
-    "a_1.css",  # The first alternative name of the one before.
+    "a_1.css",  # the first alternative name of "a.css"
     "b.js",
     "d/c.css",
     "d/e/ü +%41.txt",
@@ -144,20 +147,20 @@ NAMES = [
 ]
 SPELLINGS = ["./a.css", "d//c.css", "d\\c.css", "d/../b.js", "d/./e/../c.css"]
 REFUSED = ["../x", "d/../../x", "/a.css"]
-DENIED = "denied/put.txt"  # The proxy refuses its PUT,
-UNSEEN = "denied/head.txt"  # and the HEAD of this one.
+DENIED = "denied/put.txt"  # The proxy refuses PUT requests for this name.
+UNSEEN = "denied/head.txt"  # The proxy refuses HEAD requests for this name.
 FOLDERS = ["", "d", "d/", "d/e", "none"]
 TENANTS = ["a", "b", "a/sub"]
 SOURCES = ["a.css", "b.js", "d/c.css", "s/t.txt"]
 
 
 def normal(name: str) -> str:
-    """Return `name` as it is in a key."""
+    """Return `name` in the form that it has in a key."""
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
 def group(name: str) -> str:
-    """Return what `name` and its alternative names have in common."""
+    """Return the common part of `name` and its alternative names."""
     return re.sub(r"_\d+", "", normal(name))
 
 
@@ -165,7 +168,7 @@ GROUPS = sorted({group(name) for name in [*NAMES, *SPELLINGS]})
 
 
 def deny(handler: Handler, request: Request, body: bytes) -> bool:
-    """Refuse a PUT of one key, and a HEAD of another one."""
+    """Refuse PUT requests for one key, and HEAD requests for another key."""
     denied = {"PUT": DENIED, "HEAD": UNSEEN}.get(request.kind)
     if denied is None or not request.key.endswith(f"/{denied}"):
         return False
@@ -174,7 +177,7 @@ def deny(handler: Handler, request: Request, body: bytes) -> bool:
 
 
 def free(names: list[str]) -> st.SearchStrategy[str]:
-    """One of `names` that no open batch of the machine touches."""
+    """Return a strategy for one of `names` that no open batch of the machine uses."""
     return one_of(
         lambda machine: [name for name in names if group(name) not in machine.batched]
     )
@@ -213,9 +216,9 @@ operations = st.one_of(
     ),
     st.builds(Operation, st.just("listdir"), st.sampled_from(FOLDERS)),
 )
-# Beside a collectstatic: other names than those that it collects, and no listing,
-# because that may or may not include the files that are under way.
-besides = st.lists(
+# Calls at the same time as a collectstatic. They use other names than the sources, and
+# list nothing, because a listing may or may not include files that are being uploaded.
+concurrent_calls = st.lists(
     st.tuples(
         which,
         operations.filter(
@@ -230,8 +233,8 @@ besides = st.lists(
 
 
 @dataclass
-class AtOnce:
-    """Stands for a batch of the plain class."""
+class ImmediateBatch:
+    """A substitute for a batch, for the plain class; it acts immediately."""
 
     storage: Any
 
@@ -245,28 +248,29 @@ class AtOnce:
 
 @contextmanager
 def batch_of(storage: Any, preload: bool | None) -> Generator[Any]:
-    """Give a batch of `storage`, whichever of the twins it is."""
+    """Return a batch of `storage`, or a substitute if it is the plain class."""
     if hasattr(storage, "batch"):
         with storage.batch(preload=preload) as batch:
             yield batch
     else:
-        yield AtOnce(storage)
+        yield ImmediateBatch(storage)
 
 
-class Beside(Command):
-    """Lets a program act in another thread, in the midst of the copying."""
+class InterruptedCommand(Command):
+    """A command that calls `act` after it has copied the first file."""
 
     act: Callable[[], object] = staticmethod(lambda: None)
 
     def copy_file(self, *source: Any) -> None:
         super().copy_file(*source)
-        act, self.act = self.act, lambda: None
+        act = self.act
+        self.act = lambda: None
         act()
 
 
 @dataclass
 class OpenBatch:
-    """A batch that has not ended, and the names that it may touch."""
+    """A batch that has not ended, and the groups of names that it may use."""
 
     stack: ExitStack
     batch: Any
@@ -274,7 +278,7 @@ class OpenBatch:
 
 
 class ProgramMachine(RuleBasedStateMachine):
-    """Two storages of a site, and their twins."""
+    """A state machine with two storages of a site, and their twins."""
 
     def __init__(self, site: Site, *, moves: bool, control: bool) -> None:
         super().__init__()
@@ -288,8 +292,8 @@ class ProgramMachine(RuleBasedStateMachine):
         self.parameters: dict[str, Any] = {}
         self.batches: dict[str, OpenBatch] = {}
         self.writers: dict[tuple[str, str], tuple[Any, Any]] = {}
-        # Keys of the static storage that programs wrote, and those whose headers may
-        # differ since a collectstatic: see `_collect`.
+        # Keys of the static storage that programs wrote, and keys with headers that may
+        # differ since a collectstatic (see `_collected`).
         self.by_programs: set[str] = set()
         self.differing: set[str] = set()
         TENANCY.current = "a"
@@ -301,11 +305,11 @@ class ProgramMachine(RuleBasedStateMachine):
 
     @property
     def batched(self) -> frozenset[str]:
-        """The groups of names that open batches may touch."""
+        """The groups of names that open batches may use."""
         none: frozenset[str] = frozenset()
         return none.union(*(each.groups for each in self.batches.values()))
 
-    # The storages, which a new process builds anew.
+    # The storages, which are made again by each new process.
 
     @initialize(
         style=st.sampled_from(sorted(CLASSES)),
@@ -352,7 +356,7 @@ class ProgramMachine(RuleBasedStateMachine):
         for name, alias in ((STATIC, "staticfiles"), (MEDIA, "default")):
             first, second = classes[name]
             first = second if self.control else first
-            # The storage that does not move is the one that does not overwrite.
+            # The media storage, which has a fixed location, does not overwrite files.
             own = {"file_overwrite": name == STATIC}
             location = f"{self.root}/{OURS}/{name}"
             options = self.options | own | {"location": location}
@@ -379,7 +383,7 @@ class ProgramMachine(RuleBasedStateMachine):
             for storage in pair:
                 storage.object_parameters = dict(self.parameters)
 
-    # A batch goes to one place: it does not follow the tenant.
+    # The tenant does not change during a batch, because a batch has one location.
     @precondition(lambda self: self.moves and STATIC not in self.batches)
     @rule(tenant=st.sampled_from(TENANTS))
     def change_tenant(self, tenant: str) -> None:
@@ -418,7 +422,7 @@ class ProgramMachine(RuleBasedStateMachine):
         in_worker: bool,
         parameters: dict[str, Any],
     ) -> None:
-        """The second time with equal contents, and perhaps with other headers."""
+        """Save a file twice, the second time perhaps with other headers."""
         self.call(which, operation, in_worker)
         self.configure(parameters)
         self.call(which, operation, not in_worker)
@@ -468,7 +472,7 @@ class ProgramMachine(RuleBasedStateMachine):
             for file in self.writers.pop((which, name))
         )
         assert ours == theirs
-        # The tenant may have changed meanwhile.
+        # The tenant may have changed since the file was opened.
         touched = {self._key(which, name, tenant) for tenant in TENANTS}
         self.by_programs |= touched
         self._compare(touched)
@@ -476,17 +480,17 @@ class ProgramMachine(RuleBasedStateMachine):
     def _perform(self, storage: Any, operation: Operation) -> Outcome:
         if not self.batches:
             return perform(storage, operation)
-        # A shortened name might be one that a batch touches.
+        # A shortened name could be one that a batch uses.
         outcome = perform(storage, replace(operation, length=None))
         if operation.kind != "listdir":
             return outcome
-        # Folders may hold nothing else.
+        # Folders are not compared, because they may contain only files of the batch.
         batched = {posixpath.basename(each) for each in self.batched}
         files = [file for file in outcome.value[1] if group(file) not in batched]
         return Outcome(files)
 
     def _wrote(self, which: str, operation: Operation, outcome: Outcome) -> set[str]:
-        """Take note of what a program may have written, and return the keys."""
+        """Record the keys that a program may have written, and return them."""
         touched = {self._key(which, operation.name)}
         if operation.kind == "save" and outcome.exception is None:
             touched.add(self._key(which, outcome.value[0]))
@@ -499,7 +503,7 @@ class ProgramMachine(RuleBasedStateMachine):
         """Return the result of `act`, in this thread or in the second one."""
         return self.worker.submit(act).result(PATIENCE) if in_worker else act()
 
-    # A batch, which stays open beside all other steps.
+    # A batch, which is open while other steps run.
 
     @rule(
         which=which,
@@ -562,30 +566,34 @@ class ProgramMachine(RuleBasedStateMachine):
     def write_source(self, name: str, text: str) -> None:
         self.site.write(name, text, FUTURE)
 
-    # What is collected is never what a batch touches at the same time.
+    # A collectstatic and an open batch never use the same names.
     @precondition(lambda self: not self.batched & {group(name) for name in SOURCES})
     @rule(
         options=st.sets(
             st.sampled_from(["--clear", "--no-post-process", "--dry-run"]), max_size=1
         ),
         in_worker=in_worker,
-        beside=besides,
+        concurrent=concurrent_calls,
     )
     def collect(
-        self, options: set[str], in_worker: bool, beside: list[tuple[str, Operation]]
+        self,
+        options: set[str],
+        in_worker: bool,
+        concurrent: list[tuple[str, Operation]],
     ) -> None:
         """Collect to the static storage, while the other thread makes some calls."""
         clears = "--clear" in options
         if clears and STATIC in self.batches:
             return
-        # A file that another thread saves over a leftover is deleted at the end of a
-        # run that clears, because that run sees the bucket as it was when it began.
-        calls = [] if clears or in_worker else beside
+        # A run with --clear deletes leftovers at its end, even if another thread has
+        # overwritten one of them, because it lists the bucket at its beginning.
+        calls = [] if clears or in_worker else concurrent
         if clears:
             self._clear_theirs()
         results: list[Any] = []
         for side, storage in enumerate(self.storages[STATIC]):
-            command, outcomes = Beside(), list[Outcome]()
+            command = InterruptedCommand()
+            outcomes: list[Outcome] = []
             command.storage = storage
             is_ours = side == 0 and not self.control
             given = options if is_ours else options - {"--clear"}
@@ -611,16 +619,19 @@ class ProgramMachine(RuleBasedStateMachine):
         self._collected(touched, dry_run="--dry-run" in options)
 
     def _clear_theirs(self) -> None:
-        """Clear as this package does: Django looks for folders, which S3 has not."""
+        """Clear as this package does.
+
+        Django's own `--clear` looks for folders, which do not exist on S3.
+        """
         for side in [OURS, THEIRS] if self.control else [THEIRS]:
             self.place.clear(f"{side}/{STATIC}/{TENANCY.current}/")
 
     def _collected(self, touched: set[str], dry_run: bool) -> None:
-        """Compare, and allow for headers that a collectstatic cannot know.
+        """Compare, and allow for different headers of files that were not uploaded.
 
-        It does not upload a file whose contents are there. It compares the headers of
-        its own uploads only, which the cache has, and those of large or encrypted
-        files: a listing does not include them.
+        A collectstatic does not upload unchanged contents. It compares headers only of
+        its own earlier uploads, which are in the cache, and of large or encrypted
+        files, because a listing does not include headers.
         """
         files = {path for path in self.site.static.rglob("*") if path.is_file()}
         names = [path.relative_to(self.site.static).as_posix() for path in files]
@@ -642,7 +653,7 @@ class ProgramMachine(RuleBasedStateMachine):
         return f"{folder}/{normal(name)}"
 
     def _compare(self, touched: set[str]) -> None:
-        """Compare all objects but those that an open batch may touch."""
+        """Compare all objects except those that an open batch may use."""
         objects = self.place.objects(touched)
         ends = tuple(f"/{each}" for each in self.batched)
         ours, theirs = (
@@ -657,7 +668,7 @@ class ProgramMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            # What is open belongs to the storages, so it ends before them.
+            # Batches and files belong to the storages, so they are closed first.
             for _, batch in sorted(self.batches.items()):
                 batch.stack.close()
             self.batches.clear()
@@ -679,17 +690,18 @@ def _collect(command: Command, options: set[str]) -> None:
 
 @pytest.mark.parametrize("control", [False, True], ids=["ours", "control"])
 @pytest.mark.parametrize("moves", [False, True], ids=["one place", "tenants"])
-def test_program_gets_what_django_storages_gives(
+def test_programs_have_the_results_of_django_storages(
     new_site: Callable[[], Site], sequences: int, moves: bool, control: bool
 ) -> None:
     """Results, exceptions, keys, contents and headers equal those of django-storages.
 
-    The control has the plain class in the place of this package's: it shows that the
-    twins are compared in a way that django-storages alone passes.
+    The control uses the plain class instead of this package's, which shows that
+    django-storages itself passes the comparison.
     """
 
     def machine() -> ProgramMachine:
         return ProgramMachine(new_site(), moves=moves, control=control)
 
     run(machine, max(1, sequences // (30 if control else 6)), is_long=True)
-    gc.collect()  # Here, where the warnings of files that are left open are ignored.
+    # Collect garbage here, because this module ignores warnings about unclosed files.
+    gc.collect()

@@ -1,4 +1,4 @@
-"""Credentials: of an own connection, that are replaced, and of unsigned URLs."""
+"""Credentials: of own connections, replaced ones, and URLs without a signature."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _signed_with(site: Site, kind: str = "") -> list[str]:
 
 
 class SetsKeys:
-    """Has a connection of its own, with the credentials of the moment."""
+    """A mixin that makes a connection with new credentials at each access."""
 
     keys: ClassVar[Iterator[str]]
     current: ClassVar[str]
@@ -89,7 +89,7 @@ class SetsKeys:
 
 
 class SetsToken(SetsKeys):
-    """Sets a session token too, as an assumed role has it."""
+    """A mixin that sets a session token, too, like an assumed role."""
 
     @property
     def connection(self) -> Any:
@@ -99,7 +99,7 @@ class SetsToken(SetsKeys):
 
 
 class OneForAThread(SetsKeys):
-    """Makes a connection for each thread, when a new key is due."""
+    """A mixin that makes one connection for each thread, with a new key."""
 
     connections: ClassVar[threading.local]
 
@@ -172,7 +172,7 @@ def _nothing(storage: Any) -> None:
 
 
 def _plain_url(storage: Any, name: str) -> str:
-    """Return the URL of `name` as it is, without a hash."""
+    """Return the URL of `name` without adding a hash to it."""
     url: str = S3StaticStorage.url(storage, name)
     return url
 
@@ -185,7 +185,7 @@ def _session(storage: Any) -> None:
     storage._create_session().client("s3", region_name="us-east-1")
 
 
-# What a program may have done before, with the credentials of that time.
+# Earlier calls of a program, which used earlier credentials.
 BEFORE = {"nothing": _nothing, "url": _url, "a session": _session}
 
 
@@ -194,7 +194,7 @@ BEFORE = {"nothing": _nothing, "url": _url, "a session": _session}
 def test_own_connection_signs_with_the_credentials_that_it_sets(
     site: Site, backend: str, before: str
 ) -> None:
-    """No request is signed with the credentials from before the connection."""
+    """Requests are signed only with the credentials that an own connection sets."""
     _use(site, backend)
     with site.storage() as storage:
         BEFORE[before](storage)
@@ -210,10 +210,10 @@ def test_own_connection_signs_with_the_credentials_that_it_sets(
 
 
 @pytest.mark.parametrize("backend", ["Static", "Manifest", "PlainStatic"])
-def test_each_call_is_signed_with_credentials_of_its_time(
+def test_each_call_is_signed_with_the_newest_credentials(
     site: Site, backend: str
 ) -> None:
-    """A connection that is made anew for each call has the newest credentials."""
+    """If each call makes a new connection, each request has the newest credentials."""
     _use(site, backend)
     with site.storage() as storage:
         for _ in range(3):
@@ -231,7 +231,7 @@ def test_each_call_is_signed_with_credentials_of_its_time(
 def test_collectstatic_with_an_own_connection(
     site: Site, backend: str, before: str
 ) -> None:
-    """No request of a deploy is signed with credentials from before the connection."""
+    """A deploy signs requests only with the credentials that the connection sets."""
     _use(site, backend)
     files = site.write_many(5)
     with site.active():
@@ -264,7 +264,7 @@ def _in_a_thread(call: Callable[[], object]) -> None:
 
 
 class Rotates:
-    """Forgets its connections when another role is assumed."""
+    """A mixin that drops its connections when it assumes another role."""
 
     def assume(self, key: str) -> None:
         storage: Any = self
@@ -295,7 +295,7 @@ def test_credentials_that_are_replaced(site: Site, backend: str) -> None:
 
 
 class SignsByProperty:
-    """Has its access key from where a vault keeps it."""
+    """A mixin that reads its access key from a vault."""
 
     vault: ClassVar[str]
     access_key = property(lambda self: SignsByProperty.vault, lambda self, value: None)
@@ -314,7 +314,10 @@ class PlainByProperty(SignsByProperty, S3StaticStorage):
 def test_access_key_that_changes_before_the_connection(
     site: Site, backend: str, before: str
 ) -> None:
-    """The first signed request has the key of that moment, whatever was made before."""
+    """The first signed request has the access key that is current at that moment.
+
+    A session that was created earlier does not keep the outdated key.
+    """
     site.backend = f"{__name__}.{backend}"
     SignsByProperty.vault = "outdated"
     files = site.write_many(20)
@@ -337,7 +340,10 @@ def test_access_key_that_changes_before_the_connection(
 def test_unsigned_urls_are_those_of_django_storages(
     site: Site, backend: str, plain: str
 ) -> None:
-    """Before and after signed requests, url() needs no credentials and no request."""
+    """Without querystring_auth, `url()` sends no request, before and after signed ones.
+
+    The URLs are those of django-storages.
+    """
     urls = []
     for name in (plain, backend):
         _use(site, name)
@@ -354,9 +360,7 @@ def test_unsigned_urls_are_those_of_django_storages(
 
 
 @pytest.mark.parametrize("backend", ["Static", "PlainStatic"])
-def test_signed_urls_have_the_credentials_of_their_time(
-    site: Site, backend: str
-) -> None:
+def test_signed_urls_have_the_newest_credentials(site: Site, backend: str) -> None:
     """With querystring_auth, each URL is signed with the newest key."""
     _use(site, backend)
     site.options["querystring_auth"] = True

@@ -1,4 +1,4 @@
-"""Answers to ListObjectsV2 that are none, or that contradict themselves."""
+"""Responses to ListObjectsV2 that are not listings, or that are inconsistent."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ANSWERS = {
 
 
 def listing(site: Site, body: str) -> Fault:
-    """Answer LIST with `body`."""
+    """Return a fault that answers LIST with `body`."""
     content = body.replace("LOCATION", site.bucket.location).encode()
 
     def fault(handler: Handler, request: Request, _: bytes) -> bool:
@@ -64,10 +64,14 @@ def listing(site: Site, body: str) -> Fault:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_answer_that_is_no_listing(
+def test_response_that_is_not_a_listing(
     site: Site, backend: str, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not an empty bucket: nothing is deleted, and HEADs tell the rest."""
+    """A response that is not a listing is not taken for an empty bucket.
+
+    `--clear` fails and deletes nothing. Without `--clear`, one HEAD request per file
+    replaces the listing.
+    """
     site.backend = backend
     site.options["client_config"] = Config(retries={"total_max_attempts": 1})
     for name in ("a.css", "held.css"):
@@ -83,7 +87,7 @@ def test_answer_that_is_no_listing(
     assert site.proxy.count().keys() == {"LIST"}
     assert site.bucket.files() == before
     if re.search(r"\(500\)|InternalError", str(e.value)):
-        return  # Of what cannot be parsed boto3 says so by now, and it stays an error.
+        return  # boto3 itself reports some responses as errors, and they end the run.
     caplog.clear()
     assert site.collect().put == ["a.css"]
     assert site.bucket.files() == before | {"a.css": b"new"}
@@ -92,7 +96,10 @@ def test_answer_that_is_no_listing(
 
 
 def test_listing_that_is_wrong_from_its_second_page_on(site: Site) -> None:
-    """What came before is not taken for all that there is."""
+    """If the second page of a listing is wrong, `--clear` fails and deletes nothing.
+
+    The first page must not be taken for the whole listing.
+    """
     site.options["client_config"] = Config(retries={"total_max_attempts": 1})
     site.write("a.css", "a")
     site.bucket.put("b.css", b"b")
@@ -110,8 +117,8 @@ def test_listing_that_is_wrong_from_its_second_page_on(site: Site) -> None:
         assert site.proxy.count().keys() == {"LIST"}
 
 
-def test_listing_that_breaks_off_leaves_the_rest_to_ask_for(site: Site) -> None:
-    """What came before it is known."""
+def test_listing_that_fails_is_completed_by_head_requests(site: Site) -> None:
+    """If a listing fails after its first page, only other files need HEAD requests."""
     for name in ("a.css", "b.css"):
         site.write(name, "a")
         site.bucket.put(name, b"a")
@@ -128,8 +135,11 @@ def test_listing_that_breaks_off_leaves_the_rest_to_ask_for(site: Site) -> None:
     assert site.proxy.keys("HEAD") == [site.bucket.key("b.css")]
 
 
-def test_pages_without_objects_are_no_end(site: Site) -> None:
-    """S3 may send some, and what comes after them counts."""
+def test_pages_without_objects_do_not_end_the_listing(site: Site) -> None:
+    """A page without objects does not end a listing.
+
+    S3 may send such pages before others.
+    """
     site.write("a.css", "a")
     site.bucket.put("a.css", b"a")
     empty = listing(site, result(truncated=True, token="next"))
@@ -144,8 +154,12 @@ def test_pages_without_objects_are_no_end(site: Site) -> None:
     assert site.collect().requests == {"LIST": 6}
 
 
-def test_key_that_two_pages_disagree_about_is_asked_for(site: Site) -> None:
-    """Somebody has overwritten it meanwhile, in whatever order the pages came."""
+def test_key_with_two_etags_is_not_trusted(site: Site) -> None:
+    """A key that two pages list with different ETags is uploaded.
+
+    Another program has overwritten it during the listing, and the order of the pages
+    does not show which of the ETags is the newer one.
+    """
     site.write("a.css", "a")
     site.bucket.put("a.css", b"overwritten")
     pages = [
@@ -162,8 +176,11 @@ def test_key_that_two_pages_disagree_about_is_asked_for(site: Site) -> None:
     assert site.bucket.read("a.css") == b"a"
 
 
-def test_server_that_encodes_no_keys(site: Site) -> None:
-    """Asked to, it may not know how; then it does not say that it did."""
+def test_server_that_does_not_encode_keys(site: Site) -> None:
+    """Keys are read as they are if a server ignores the requested encoding.
+
+    Such a server does not return an EncodingType.
+    """
     names = ["per%20cent.css", "plus+.css", "amp&.css", "with space.css"]
     for name in names:
         site.write(name, "a")
@@ -173,8 +190,8 @@ def test_server_that_encodes_no_keys(site: Site) -> None:
     assert site.collect("--dry-run").summary.startswith("0 static files copied, 4")
 
 
-def test_server_that_lists_no_etags(site: Site) -> None:
-    """What no HEAD tells goes up again, and nothing is skipped wrongly."""
+def test_server_that_lists_objects_without_etags(site: Site) -> None:
+    """If a listing has no ETags, files are uploaded again, not skipped wrongly."""
     site.write("a.css", "a")
     site.write("empty.css")
     bare = re.compile("<ETag>.*</ETag>")
@@ -187,8 +204,8 @@ def test_server_that_lists_no_etags(site: Site) -> None:
     assert site.bucket.files() == {"a.css": b"a", "empty.css": b""}
 
 
-def test_answers_that_are_none_to_other_questions(site: Site) -> None:
-    """An upload or a question about one object that something else answered."""
+def test_uploads_and_head_requests_answered_by_a_web_page(site: Site) -> None:
+    """A web page in response to an upload or a HEAD request is reported as an error."""
     site.options["client_config"] = Config(retries={"total_max_attempts": 1})
 
     def portal(handler: Handler, request: Request, body: bytes) -> bool:

@@ -1,7 +1,8 @@
-"""What the bucket holds: listed as far as that is worth it, and never guessed."""
+"""Listings of a bucket, which end early if the bucket has many other objects."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from collectfast_storage.uploads import BoundedExecutor
 
 
 class FakeBucket:
-    """Lists as S3 does, and counts."""
+    """A bucket that lists as S3 does, and counts requests."""
 
     name = "bucket"
     prefix = ""
@@ -36,7 +37,7 @@ class FakeBucket:
         self.heads.append(name)
         return Remote(f"etag-{name}", "") if name in self.names else None
 
-    def is_possible(self, name: str) -> bool:
+    def is_valid_name(self, name: str) -> bool:
         return not name.endswith("impossible")
 
 
@@ -54,20 +55,23 @@ def _etag(listing: Listing, name: str) -> str | None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500, 7000])
-def test_everything_is_listed_in_as_many_pages_as_it_has(count: int) -> None:
-    """And no name is missed."""
+def test_all_objects_are_listed_by_one_request_per_page(count: int) -> None:
+    """All objects are listed with one request per page of 1,000, and none is missed."""
     bucket = FakeBucket(_names(count))
     listing = _listing(bucket)
     listing.load(_names(count))
     assert all(_etag(listing, name) == f"etag-{name}" for name in bucket.names)
     assert listing["file9"] is None
     assert bucket.heads == []
-    assert bucket.listed == max(-(-count // 1000), 1)
+    assert bucket.listed == max(math.ceil(count / 1000), 1)
 
 
 @pytest.mark.parametrize("between", [1, 3, 10])
-def test_other_objects_between_ours_are_listed_too(between: int) -> None:
-    """Hashed copies, say: they are known as well, by listing alone."""
+def test_objects_between_those_of_the_site_are_listed(between: int) -> None:
+    """Objects between those of the site, such as hashed copies, are listed, too.
+
+    They need no HEAD requests.
+    """
     ours = _names(2000)
     others = [f"{name}.{n}" for name in ours for n in range(between)]
     bucket = FakeBucket([*ours, *others])
@@ -77,8 +81,12 @@ def test_other_objects_between_ours_are_listed_too(between: int) -> None:
     assert bucket.heads == []
 
 
-def test_bucket_full_of_other_things_is_not_listed_to_its_end() -> None:
-    """Twenty times more objects than the site has files: those are asked for."""
+def test_bucket_with_many_other_objects_is_not_listed_completely() -> None:
+    """A bucket with many more objects than the site's is not listed completely.
+
+    HEAD requests find the rest of the site's files. There are about forty other objects
+    for each of them.
+    """
     ours = _names(500)
     others = [f"{name}.{n}" for name in ours for n in range(40)]
     bucket = FakeBucket([*ours[:400], *others])
@@ -87,14 +95,17 @@ def test_bucket_full_of_other_things_is_not_listed_to_its_end() -> None:
     assert [listing[n] is not None for n in ours] == [True] * 400 + [False] * 100
     assert bucket.listed < 6
     assert len(bucket.heads) < 500
-    # What was not wanted is asked for when it is, once; not taken for absent.
+    # A name that was not expected needs one HEAD request; it is not taken for absent.
     assert listing[others[-1]] is not None
     assert listing[others[-1]] is not None
     assert bucket.heads.count(others[-1]) == 1
 
 
-def test_whole_is_all_of_it_however_much_there_is() -> None:
-    """`--clear` has to know everything, and a batch does not know what will come."""
+def test_whole_bucket_is_listed_if_necessary() -> None:
+    """`whole`, or an unknown set of names, lists all objects, however many there are.
+
+    `--clear` needs all names, and a batch does not know the names that will follow.
+    """
     ours = _names(100)
     names = [*ours, *_names(5000, "a")]
     for wanted, whole in ((ours, True), (None, False)):
@@ -103,8 +114,8 @@ def test_whole_is_all_of_it_however_much_there_is() -> None:
         assert listing.names() == {*names}
 
 
-def test_what_the_run_did_goes_before_what_was_listed() -> None:
-    """Also where the listing comes later."""
+def test_changes_of_the_run_take_precedence_over_the_listing() -> None:
+    """Uploads and deletes of the run replace listed entries, even if listed later."""
     listing = _listing(FakeBucket(["a", "b"]))
     listing.note("a", Remote("new", ""))
     listing.note("b", None)
@@ -112,18 +123,18 @@ def test_what_the_run_did_goes_before_what_was_listed() -> None:
     assert _etag(listing, "a") == "new"
 
 
-def test_what_somebody_else_wrote_is_asked_for_again() -> None:
-    """A listing of before says nothing of it."""
+def test_name_that_was_forgotten_needs_a_head_request() -> None:
+    """A name that another program may have changed since the listing needs a HEAD."""
     bucket = FakeBucket(["a"])
     listing = _listing(bucket)
     listing.load(None)
     bucket.names.append("b")
-    listing.forget("b")
+    listing.invalidate("b")
     assert _etag(listing, "b") == "etag-b"
 
 
-def test_impossible_names_are_asked_for_nowhere() -> None:
-    """Those that are not UTF-8, or too long, cannot be there."""
+def test_impossible_names_need_no_request() -> None:
+    """Names that no key can have need no HEAD request, because they cannot exist."""
     ours = _names(3000)
     impossible = [f"{name}impossible" for name in ours]
     bucket = FakeBucket(ours)
@@ -134,8 +145,8 @@ def test_impossible_names_are_asked_for_nowhere() -> None:
     assert bucket.heads == []
 
 
-def test_directory_buckets_list_in_no_order() -> None:
-    """Then only the token tells where to go on."""
+def test_directory_buckets_are_listed_without_order() -> None:
+    """A directory bucket lists in no order, so only tokens lead to the next page."""
     bucket = FakeBucket(_names(2500))
     plain = bucket.list
 
@@ -150,14 +161,14 @@ def test_directory_buckets_list_in_no_order() -> None:
     assert bucket.listed == 3
 
 
-def test_metadata_are_asked_for_once() -> None:
-    """A listing does not tell them."""
+def test_metadata_are_requested_once() -> None:
+    """Metadata of an object cost one HEAD request, because a listing lacks them."""
     bucket = FakeBucket(["a", "b"])
     listing = _listing(bucket)
     listing.load(["a", "b"])
-    listing.ask(["a"])
+    listing.request_heads(["a"])
     for name in ("a", "a", "b", "b"):
-        listing.ask([name])
+        listing.request_heads([name])
         remote = listing[name]
         assert remote is not None
         assert remote.fingerprint == ""

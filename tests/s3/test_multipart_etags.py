@@ -1,8 +1,9 @@
-"""Objects that came in parts: ours, and those of other tools."""
+"""Objects that were uploaded in parts, by this package and by other tools."""
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import tracemalloc
@@ -22,8 +23,8 @@ SIZE = 17 * MIB + 123
 
 
 @pytest.mark.parametrize("size", [5, 8, 10, 15, 16, 32])
-def test_part_sizes_of_other_tools_are_recognised(site: Site, size: int) -> None:
-    """What they uploaded is not uploaded again; and is, if it was changed."""
+def test_part_sizes_of_other_tools_are_recognized(site: Site, size: int) -> None:
+    """A file that another tool uploaded in parts is uploaded only if it has changed."""
     content = os.urandom(SIZE)
     site.write("big.bin", content)
     site.bucket.put_in_parts("big.bin", content, size * MIB)
@@ -35,8 +36,11 @@ def test_part_sizes_of_other_tools_are_recognised(site: Site, size: int) -> None
     assert site.bucket.read("big.bin") == content[:-1] + b"!"
 
 
-def test_upload_in_one_piece_or_in_one_part_is_recognised(site: Site) -> None:
-    """Tools differ in when they begin to use parts."""
+def test_upload_in_one_request_or_in_one_part_is_recognized(site: Site) -> None:
+    """A file is recognized if it was uploaded in one request, or in a single part.
+
+    Tools have different thresholds for uploads in parts.
+    """
     content = os.urandom(9 * MIB)
     site.write("one-piece.bin", content)
     site.bucket.put("one-piece.bin", content)
@@ -47,7 +51,8 @@ def test_upload_in_one_piece_or_in_one_part_is_recognised(site: Site) -> None:
     assert site.collect().requests == {"LIST": 1}
 
 
-def test_part_size_that_nobody_has_costs_an_upload_and_converges(site: Site) -> None:
+def test_unusual_part_size_costs_one_upload(site: Site) -> None:
+    """An object in parts of unusual size is uploaded once, and is then recognized."""
     content = os.urandom(13 * MIB)
     site.write("big.bin", content)
     site.bucket.put_in_parts("big.bin", content, 7 * MIB)
@@ -58,22 +63,25 @@ def test_part_size_that_nobody_has_costs_an_upload_and_converges(site: Site) -> 
 
 @pytest.mark.needs("S3's ETags of parts")
 @pytest.mark.parametrize("chunk", [5, 6, 8])
-def test_own_transfer_config_is_recognised(site: Site, chunk: int) -> None:
-    """With a cold cache too: the composite ETag is computed as boto3 sends it."""
+def test_own_transfer_config_is_recognized(site: Site, chunk: int) -> None:
+    """With a cold cache, a file is recognized if its parts have a configured size.
+
+    The ETag is computed from the parts that boto3 sends.
+    """
     site.options["transfer_config"] = TransferConfig(
         multipart_threshold=5 * MIB, multipart_chunksize=chunk * MIB
     )
     site.write("big.bin", os.urandom(13 * MIB))
     site.collect()
     etag = site.bucket.get("big.bin")["ETag"].strip('"')
-    assert etag.endswith(f"-{-(-13 // chunk)}")
+    assert etag.endswith(f"-{math.ceil(13 / chunk)}")
     backend = "django.core.cache.backends.dummy.DummyCache"
     cold: dict[str, Any] = {"CACHES": {"default": {"BACKEND": backend}}}
     assert site.collect(**cold).requests == {"LIST": 1}
 
 
-def test_parts_of_all_sizes_are_hashed_by_streaming(site: Site) -> None:
-    """One pass for all sizes that are possible, and no file whole in memory."""
+def test_hashes_for_all_part_sizes_need_little_memory(site: Site) -> None:
+    """The ETags for all possible part sizes are computed without the file in memory."""
     site.write("big.bin", b"x" * (64 * MIB))
     with (site.static / "big.bin").open("rb") as file:
         tracemalloc.start()
@@ -81,12 +89,15 @@ def test_parts_of_all_sizes_are_hashed_by_streaming(site: Site) -> None:
         assert content.has_etag("0" * 32 + "-8") is False
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    # What decides that it is too large for one request reads as much as the threshold.
+    # Up to the threshold is read, to decide if the file is too large for one request.
     assert peak < 24 * MIB
 
 
-def test_parts_of_a_file_that_we_would_send_whole(site: Site) -> None:
-    """Read ahead or not: below our threshold, and above the smallest part."""
+def test_parts_of_a_file_below_the_threshold(site: Site) -> None:
+    """A file below the threshold is recognized if another tool uploaded it in parts.
+
+    The file is larger than the smallest possible part.
+    """
     content = os.urandom(6 * MIB)
     site.write("big.bin", content)
     site.bucket.put_in_parts("big.bin", content, 5 * MIB)
@@ -94,6 +105,7 @@ def test_parts_of_a_file_that_we_would_send_whole(site: Site) -> None:
 
 
 def test_file_smaller_than_a_part_has_no_etag_of_several() -> None:
+    """A file that is smaller than a part cannot have an ETag of several parts."""
     content = Payload(io.BytesIO(b"content"), {}, TransferConfig())
     assert content.release_content()
     assert content.has_etag(content.body_md5)
@@ -101,7 +113,7 @@ def test_file_smaller_than_a_part_has_no_etag_of_several() -> None:
 
 
 def _without_etag(handler: Handler, request: Request, body: bytes) -> bool:
-    """Answer as a server that does not say which ETag a file in parts got."""
+    """Answer like a server that returns no ETag of an object uploaded in parts."""
     if request.method != "POST" or "uploadId" not in request.query:
         return False
     status, answer, headers = handler.ask(body)
@@ -110,10 +122,14 @@ def _without_etag(handler: Handler, request: Request, body: bytes) -> bool:
 
 
 @pytest.mark.needs("S3's ETags of parts")
-def test_etag_is_the_one_of_the_upload_and_not_of_what_is_there_by_now(
+def test_object_that_replaced_a_large_upload_is_not_taken_for_it(
     site: Site, tmp_path: Path
 ) -> None:
-    """Another program's large file is never taken for ours."""
+    """An object of another program that replaced a large upload is noticed.
+
+    The other program overwrites the object before the upload is answered. The next
+    deploy uploads the file again.
+    """
     site.settings = file_cache(tmp_path / "cache")
     content = os.urandom(SIZE)
     site.write("big.bin", content)
@@ -138,10 +154,13 @@ def test_etag_is_the_one_of_the_upload_and_not_of_what_is_there_by_now(
 
 
 @pytest.mark.parametrize("may_ask", [True, False])
-def test_server_that_does_not_say_which_etag_a_file_in_parts_got(
+def test_server_that_does_not_return_the_etag_of_a_file_in_parts(
     site: Site, may_ask: bool
 ) -> None:
-    """A HEAD request asks for the ETag; if that is refused, it is computed."""
+    """The ETag of an object in parts is read by HEAD, or computed if HEAD is denied.
+
+    The server does not return the ETag in its response to the upload.
+    """
     site.write("big.bin", os.urandom(SIZE))
     no_head = refuse("HEAD")
 
@@ -149,7 +168,7 @@ def test_server_that_does_not_say_which_etag_a_file_in_parts_got(
         refused = not may_ask and no_head(handler, request, body)
         return refused or _without_etag(handler, request, body)
 
-    # The first part size is one that no program would guess.
+    # No program would guess the first of these part sizes.
     for extra in (12345, 2 * MIB):
         site.options["transfer_config"] = TransferConfig(
             multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB + extra
@@ -161,7 +180,7 @@ def test_server_that_does_not_say_which_etag_a_file_in_parts_got(
 
 
 def test_transfer_without_threads(site: Site) -> None:
-    """`use_threads=False` is for sites that must not have any."""
+    """With `use_threads=False`, a large file is uploaded once."""
     site.options["transfer_config"] = TransferConfig(
         multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB, use_threads=False
     )

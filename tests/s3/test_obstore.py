@@ -1,4 +1,4 @@
-"""Uploads through obstore, where it is installed."""
+"""Uploads through obstore, if it is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from collectfast_storage import CollectfastS3StaticStorage
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
@@ -40,17 +40,20 @@ from tests.support.site import Site
 
 pytest.importorskip("obstore", reason="obstore is not installed")
 
-# One attempt of boto3's own: who counts requests need not count its patience.
+# One attempt for each request, so that the counts do not depend on boto3's retries.
 HASTY = Config(retries={"total_max_attempts": 1})
 
 
 def _sender() -> RetryingSender:
-    return RetryingSender("tests", Pace(8, 60), 2, Progress())
+    return RetryingSender("tests", Congestion(8, 60), 2, Progress())
 
 
 @dataclass
 class ObstoreFault:
-    """Refuses those PUTs of obstore's that `harms` picks by their number, from 0 on."""
+    """A proxy fault that refuses PUTs of obstore, if `harms` picks their number.
+
+    The numbers start from 0.
+    """
 
     harms: Callable[[int], bool] = lambda number: True
     answer: tuple[int, str, str] = (400, "InvalidRequest", "injected")
@@ -70,12 +73,13 @@ def _is_botos(request: Request) -> bool:
 
 
 def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the logged messages about obstore."""
     return [message for message in caplog.messages if "obstore" in message]
 
 
 @dataclass
 class Place:
-    """Where both upload to, through the proxy."""
+    """A location to which boto3 and obstore upload, through the proxy."""
 
     server: Server
     proxy: Proxy
@@ -105,12 +109,12 @@ class Place:
     def bucket(self, native: Callable[[Any], ObstoreUploader | None] | None) -> Bucket:
         name = self.server.bucket
         bucket = Bucket(name, self.prefix, _sender(), lambda: self.client, native)
-        bucket.head("nothing", {})  # The network has to be there.
+        bucket.head("nothing", {})  # A request must succeed first.
         bucket.connect()
         return bucket
 
     def head(self, name: str) -> dict[str, str]:
-        """Every header that is stored, and what the server says of all objects."""
+        """Return all stored headers, without those that vary between requests."""
         answer = self.client.head_object(
             Bucket=self.server.bucket, Key=self.prefix + name
         )
@@ -119,7 +123,7 @@ class Place:
         return {k: v for k, v in headers.items() if k not in own}
 
     def outcome(self, bucket: Bucket, name: str, parameters: dict[str, Any]) -> object:
-        """What is stored of an upload; or what it fails with, if nothing is."""
+        """Upload and return the stored content and headers, or the exception's type."""
         try:
             bucket.put(name, _payload(parameters))
         except Exception as error:
@@ -140,11 +144,14 @@ def _payload(parameters: dict[str, Any]) -> Payload:
     return Payload(BytesIO(b"x"), parameters, TransferConfig())
 
 
-# What it does.
+# Uploads.
 
 
-def test_it_is_used_and_sends_the_same(site: Site) -> None:
-    """Content and headers are those of the other way; the next run sends nothing."""
+def test_obstore_uploads_contents_and_headers_like_boto3(site: Site) -> None:
+    """obstore uploads files with the headers that are configured.
+
+    The next run uploads nothing.
+    """
     site.options["gzip"] = True
     site.options["object_parameters"] = {
         "CacheControl": "max-age=60",
@@ -168,8 +175,10 @@ def test_it_is_used_and_sends_the_same(site: Site) -> None:
 
 @pytest.mark.needs("newlines in keys")
 @pytest.mark.needs("a listing with control characters")
-def test_names_of_all_kinds(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """Each is stored once, as what it is; control characters are none of obstore's."""
+def test_unusual_names_are_stored_once(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unusual names are stored once; boto3 uploads those with control characters."""
     for name in NAMES:
         site.write(name, name)
     deploy = site.collect("--no-default-ignore")
@@ -180,10 +189,13 @@ def test_names_of_all_kinds(site: Site, caplog: pytest.LogCaptureFixture) -> Non
     assert _said(caplog) == []
 
 
-def test_nothing_of_it_outlasts_a_run(site: Site) -> None:
-    """A program that saves in batches does not grow by a client each time."""
+def test_client_does_not_outlast_a_run(site: Site) -> None:
+    """The client of obstore is released after a run.
+
+    A program that saves in batches would need more memory each time otherwise.
+    """
     site.write_many(3)
-    # Failed runs of earlier tests may have some, until their threads have ended.
+    # Threads of failed runs in earlier tests may still have clients.
     before = [each for each in gc.get_objects() if type(each) is ObstoreUploader]
     site.collect()
     assert site.put_by_obstore() != []
@@ -192,10 +204,10 @@ def test_nothing_of_it_outlasts_a_run(site: Site) -> None:
     assert [each for each in after if not any(each is old for old in before)] == []
 
 
-def test_it_goes_where_boto3_goes(
+def test_obstore_uploads_to_the_endpoint_of_boto3(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A site's options come before the environment, which obstore reads as well."""
+    """The site's options take precedence over the environment, which obstore reads."""
     elsewhere = "http://127.0.0.1:1"
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
         monkeypatch.setenv(name, elsewhere)
@@ -209,7 +221,7 @@ def test_it_goes_where_boto3_goes(
     with caplog.at_level("INFO", "collectfast_storage"):
         site.collect()
     assert site.bucket.files() == files
-    # Old ones do not know the first of these, nor an option that goes before it.
+    # Old releases support neither the first variable nor an option that overrides it.
     too_old = ["obstore is not used: UnknownConfigurationKeyError."]
     assert _said(caplog) in ([], too_old)
     assert site.put_by_obstore() == ([] if _said(caplog) else sorted(files))
@@ -217,10 +229,13 @@ def test_it_goes_where_boto3_goes(
 
 @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "aws-global"])
 @pytest.mark.parametrize("style", ["path", "virtual"])
-def test_it_addresses_the_bucket_as_boto3_does(
+def test_obstore_addresses_the_bucket_like_boto3(
     counting: Proxy, style: Any, region: str
 ) -> None:
-    """In the path or as a part of the host's name; and signs for the same region."""
+    """obstore uses the host, the path and the signing region that boto3 uses.
+
+    The bucket is a part of the path or of the host name.
+    """
     # A host below another that needs no name server: the bucket's is 127.0.0.1.
     name, host = ("127", "0.0.1") if style == "virtual" else ("tests", "127.0.0.1")
     client = boto3.client(
@@ -242,7 +257,7 @@ def test_it_addresses_the_bucket_as_boto3_does(
     counting.fault = _take
     for way in (native, None):
         bucket = Bucket(name, "static/", _sender(), lambda: client, way)
-        bucket.put("first", _payload({}))  # By boto3: it shows the network.
+        bucket.put("first", _payload({}))  # boto3 uploads the first file.
         bucket.connect()
         bucket.put("é/a b.css", _payload({}))
     _, ours, _, theirs = counting.requests
@@ -255,12 +270,12 @@ def test_it_addresses_the_bucket_as_boto3_does(
 
 
 def _take(handler: Handler, request: Request, body: bytes) -> bool:
-    """Answer a PUT as a server does that keeps nothing."""
+    """Answer a PUT like a server, without storing anything."""
     handler.answer(200, b"", [("ETag", f'"{hashlib.md5(body).hexdigest()}"')])
     return True
 
 
-# What it leaves to boto3.
+# Uploads that boto3 makes instead.
 
 
 @pytest.mark.parametrize(
@@ -281,13 +296,16 @@ def _take(handler: Handler, request: Request, body: bytes) -> bool:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_parameters_that_it_does_not_send_go_by_boto3(
+def test_files_with_unsupported_parameters_are_uploaded_by_boto3(
     site: Site,
     parameters: dict[str, Any],
     named: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All arrives, with these parameters, and it is said once."""
+    """boto3 uploads files with parameters that obstore lacks.
+
+    The log names these parameters once.
+    """
     site.options["object_parameters"] = parameters
     files = site.write_many(3)
     with caplog.at_level("INFO", "collectfast_storage"):
@@ -306,7 +324,7 @@ class OwnConnection(CollectfastS3StaticStorage):
         return super().connection
 
 
-# What a site may have, and what is said of it.
+# Changes of a site, with the reason that the log gives for each.
 Change = Callable[[Site, pytest.MonkeyPatch], object]
 VARIABLES = {
     "AWS_CHECKSUM_ALGORITHM": "SHA256",
@@ -361,35 +379,38 @@ SPECIAL: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", SPECIAL)
-def test_a_site_that_needs_more_goes_by_boto3(
+def test_site_with_unsupported_settings_uses_boto3(
     site: Site,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All arrives, nothing went by obstore, and the log says why, once."""
+    """If obstore lacks a setting, boto3 uploads all files, and the log says why."""
     make, reason = SPECIAL[name]
     make(site, monkeypatch)
-    _goes_by_boto3(site, reason, monkeypatch, caplog)
+    _assert_boto3_uploads(site, reason, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("name", PROXIED)
-def test_a_site_behind_a_proxy_goes_by_boto3(
+def test_site_behind_a_proxy_uses_boto3(
     site: Site,
     server: Server,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The same; without TLS, which a proxy could not look into."""
+    """boto3 uploads all files if there is a proxy, and the log gives the reason.
+
+    The endpoint has no TLS, because the test's proxy could not read requests with TLS.
+    """
     trusted, sign = server.authority, server.signed
     with proxy(server.endpoint, sign=sign, tls=False, trusted=trusted) as plain:
         site.proxy = plain
         PROXIED[name](site, monkeypatch)
-        _goes_by_boto3(site, "a proxy is configured", monkeypatch, caplog)
+        _assert_boto3_uploads(site, "a proxy is configured", monkeypatch, caplog)
 
 
-def _goes_by_boto3(
+def _assert_boto3_uploads(
     site: Site,
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -431,10 +452,13 @@ PLACES: dict[str, tuple[str, str | None, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_places_that_it_does_not_reach_as_boto3_does(
+def test_buckets_that_obstore_cannot_reach_like_boto3(
     place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are left to boto3, and the log says why; others are not."""
+    """For unsupported buckets, boto3 is used, and the log gives the reason.
+
+    For the other buckets, there is a client of obstore.
+    """
     bucket, endpoint, options, reason = PLACES[place]
     monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)  # The machine's own.
     for name in filter(str.isupper, options):
@@ -460,10 +484,13 @@ def test_places_that_it_does_not_reach_as_boto3_does(
     assert all(f"not used: {reason}" in message for message in _said(caplog))
 
 
-def test_what_goes_wrong_with_it_costs_speed_alone(
+def test_obstore_that_cannot_be_set_up_is_not_used(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Credentials that cannot be found, say; but Ctrl-C is no error of obstore's."""
+    """If obstore cannot be set up, boto3 is used, and the log has the exception's type.
+
+    An example is credentials that cannot be found. KeyboardInterrupt is raised.
+    """
 
     def fail(error: BaseException) -> Any:
         raise error
@@ -489,7 +516,7 @@ def test_what_goes_wrong_with_it_costs_speed_alone(
         ("0.10.1", "its version is older than 0.11"),
     ],
 )
-def test_one_that_is_too_old_is_left_alone(
+def test_obstore_that_is_too_old_is_not_used(
     site: Site,
     release: str,
     reason: str,
@@ -497,9 +524,10 @@ def test_one_that_is_too_old_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It may be installed for another's sake, and would store some names as others.
+    """An obstore that is too old is not used, and the log gives the reason.
 
-    Or it knows no other CAs than the system's.
+    Another package may need an old release, which would store some names incorrectly,
+    or supports only the CAs of the system.
     """
     metadata = tmp_path / "old" / f"obstore-{release}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
@@ -515,10 +543,11 @@ def test_one_that_is_too_old_is_left_alone(
 
 
 @pytest.mark.parametrize("name", ["a//b", "/a", "a/", "a/./b", "../b", "a\nb"])
-def test_keys_that_it_would_not_use_as_they_are(place: Place, name: str) -> None:
-    """S3 has such keys, if a site's own `_normalize_name` makes them.
+def test_keys_that_obstore_would_change(place: Place, name: str) -> None:
+    """obstore is not used for keys that it would change.
 
-    SeaweedFS takes some for others and some for none; what it is asked for is the same.
+    S3 has such keys if a subclass's `_normalize_name` makes them. This test sends no
+    request, because SeaweedFS changes or refuses some of these keys itself.
     """
     native = place.native()
     assert native is not None
@@ -526,12 +555,14 @@ def test_keys_that_it_would_not_use_as_they_are(place: Place, name: str) -> None
     assert native.request_for("static/a/b", _payload({})) is not None
 
 
-# What becomes of its failures.
+# Failures of obstore.
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (503, "SlowDown")])
-def test_failure_for_good_has_boto3s_error(site: Site, status: int, code: str) -> None:
-    """With no secret in it; and it was tried by each."""
+def test_permanent_failure_has_the_error_of_boto3(
+    site: Site, status: int, code: str
+) -> None:
+    """If both obstore and boto3 fail, the error is that of boto3, without secrets."""
     files = site.write_many(1)
     site.options["client_config"] = HASTY
     secret = site.bucket.server.secret_key
@@ -540,16 +571,19 @@ def test_failure_for_good_has_boto3s_error(site: Site, status: int, code: str) -
         site.collect()
     assert secret not in str(error.value)
     assert site.put_by_obstore() == sorted(files)
-    # What is throttled may pass: boto3 tries it for a while.
+    # Throttling may end, so boto3 tries again for a while.
     assert Counter(site.put()) == dict.fromkeys(files, 2) or status == 503
     assert site.bucket.names() == []
 
 
 @pytest.mark.parametrize("threads", [1, 16])
-def test_three_failures_in_a_row_are_enough(
+def test_obstore_is_not_used_after_three_failures_in_a_row(
     site: Site, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For the rest of the run it is off, with one line that says why, and no secret."""
+    """After three failures in a row, obstore is not used for the rest of the run.
+
+    One warning gives the reason, without secrets.
+    """
     secret = site.bucket.server.secret_key
     site.proxy.fault = ObstoreFault(answer=(403, "AccessDenied", secret))
     site.options["collectfast_threads"] = threads
@@ -563,15 +597,18 @@ def test_three_failures_in_a_row_are_enough(
         "obstore is not used any more, because three uploads in a row failed with it "
         "and succeeded with boto3. The last error was: PermissionDeniedError (403)"
     ]
-    # Those that were under way in the other threads fail too.
+    # Uploads under way in the other threads fail, too.
     assert 3 <= len(site.put_by_obstore()) < 3 + threads
     assert max(Counter(site.put()).values()) == 2
     assert len(site.put()) == len(names) + len(site.put_by_obstore())
     assert batch.report.requests == site.proxy.count()
 
 
-def test_the_next_run_tries_it_again(site: Site) -> None:
-    """What was wrong may be right by then."""
+def test_obstore_is_used_again_in_the_next_run(site: Site) -> None:
+    """If obstore failed in one run, the next run uses it again.
+
+    The reason for the failures may be gone.
+    """
     site.options["collectfast_threads"] = 1
     site.proxy.fault = ObstoreFault()
     site.write_many(5)
@@ -586,7 +623,7 @@ def test_the_next_run_tries_it_again(site: Site) -> None:
 def test_failures_with_a_success_between_are_not_in_a_row(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A network that loses a request now and then is no reason to do without."""
+    """Failures between successful uploads do not end the use of obstore."""
     site.options["collectfast_threads"] = 1
     site.proxy.fault = ObstoreFault(lambda number: number % 3 < 2)
     files = site.write_many(20)
@@ -596,10 +633,13 @@ def test_failures_with_a_success_between_are_not_in_a_row(
     assert _said(caplog) == []
 
 
-def test_failures_that_boto3_shares_are_not_its_own(
+def test_failures_that_boto3_shares_do_not_count(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A policy may forbid some names to both; the others go on as before."""
+    """Uploads that boto3 cannot make either do not end the use of obstore.
+
+    A policy may deny some names to all clients.
+    """
     site.options["collectfast_threads"] = 1
     site.options["client_config"] = HASTY
     files = site.write_many(20)
@@ -611,8 +651,13 @@ def test_failures_that_boto3_shares_are_not_its_own(
     assert _said(caplog) == []
 
 
-def test_object_lock_is_boto3s(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """A bucket with a retention period wants checksums, which obstore does not send."""
+def test_bucket_with_object_lock_uses_boto3(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """boto3 uploads all files to a bucket that requires checksums.
+
+    A bucket with a retention period requires them, and obstore does not send them.
+    """
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
         checked = "content-md5" in request.headers or any(
@@ -634,12 +679,12 @@ def test_object_lock_is_boto3s(site: Site, caplog: pytest.LogCaptureFixture) -> 
     assert len(_said(caplog)) == 1
 
 
-def test_etag_that_is_not_the_contents_is_not_believed(
+def test_upload_with_a_wrong_etag_is_repeated_by_boto3(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It sends no MD5, so what the server got is compared afterwards.
+    """An upload of obstore with a wrong ETag is repeated once, by boto3.
 
-    It is sent once more, by boto3, and never a third time.
+    obstore sends no MD5, so the ETag shows whether the server got the content.
     """
     site.write("a.css", "content")
     damaged = []
@@ -662,8 +707,8 @@ def test_etag_that_is_not_the_contents_is_not_believed(
 
 
 @pytest.mark.parametrize("etag", ['"0123456789abcdef0123456789abcdef"', ""])
-def test_no_file_is_sent_three_times(site: Site, etag: str) -> None:
-    """Whatever the server says of ETags, and whoever asks."""
+def test_no_file_is_uploaded_three_times(site: Site, etag: str) -> None:
+    """No file is uploaded more than twice, whatever ETags the server returns."""
 
     def opaque(handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind != "PUT":
@@ -680,10 +725,13 @@ def test_no_file_is_sent_three_times(site: Site, etag: str) -> None:
     assert max(Counter(site.put()).values()) == 2
 
 
-def test_a_panic_is_a_failure_like_others(
+def test_panic_of_obstore_is_a_failure(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rust's panics are no Exceptions; nobody waits for ever for a thread with one."""
+    """A panic in obstore is a failure, so boto3 uploads the file and no thread blocks.
+
+    Panics of Rust are not instances of Exception.
+    """
     place.credentials.token = "no\nheader"
     bucket = place.bucket(place.native)
     names = [f"{number}.txt" for number in range(5)]
@@ -701,10 +749,10 @@ def test_a_panic_is_a_failure_like_others(
     assert message.endswith("last with PanicException.")
 
 
-# Both ways, held against each other.
+# Comparisons of obstore and boto3.
 
 
-# What is common, which is obstore's to send.
+# Common parameters, which obstore must send.
 COMMON: dict[str, list[Any]] = {
     "CacheControl": ["max-age=60", "public, max-age=31536000, immutable"],
     "ContentDisposition": ["inline", 'attachment; filename="a b.css"'],
@@ -713,7 +761,7 @@ COMMON: dict[str, list[Any]] = {
     "ContentType": ["text/css", "text/html; charset=utf-8", "x", "a/b;c"],
     "Metadata": [{}, {"x-a": "1"}, {"x_b": "a b", "expires": "x", "tagging": "a=b"}],
 }
-# What boto3 or the server refuse, or what each may take in a way of its own.
+# Texts that boto3 or a server may refuse or interpret in different ways.
 TEXTS = ["", " ", " a", "a ", "a  b", "a\tb", "a\nb", "é", "文", "a" * 1500]
 TEXTS += ["=?UTF-8?B?w6k=?=", "%C3%A9", "a;b, c", "\"a\"='b'", "\\"]
 ODD: st.SearchStrategy[Any] = st.sampled_from([*TEXTS, 60, None, b"a", True])
@@ -738,7 +786,7 @@ RARE: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def parameter_sets(draw: st.DrawFn) -> tuple[dict[str, Any], bool]:
-    """Some write parameters, and whether all of them are common ones."""
+    """Return upload parameters, and whether all of them are common ones."""
     names = draw(st.sets(st.sampled_from([*COMMON])))
     parameters = {name: draw(st.sampled_from(COMMON[name])) for name in sorted(names)}
     rare = draw(st.sets(st.sampled_from([*RARE]), max_size=2))
@@ -761,12 +809,12 @@ def parameter_sets(draw: st.DrawFn) -> tuple[dict[str, Any], bool]:
 @example(({"Metadata": {"a": "1", "A": "2"}}, False))
 @example(({"Metadata": {"Content-Type": "a/b"}, "ContentType": "text/css"}, False))
 @example(({"Metadata": {"cache-control": "a", "storage-class": "GLACIER"}}, False))
-def test_it_stores_what_boto3_would(
+def test_obstore_stores_the_objects_that_boto3_stores(
     place: Place, caplog: pytest.LogCaptureFixture, drawn: tuple[dict[str, Any], bool]
 ) -> None:
-    """Every header, whatever the parameters; and what boto3 refuses, it refuses too.
+    """Objects and errors are those of boto3, with any parameters.
 
-    What obstore takes on, it manages: it sends nothing in vain, and never panics.
+    obstore never fails with an upload that it accepts, and never panics.
     """
     parameters, is_common = drawn
     by_boto3, bucket = place.bucket(None), place.bucket(place.native)

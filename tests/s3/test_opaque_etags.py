@@ -1,4 +1,4 @@
-"""Buckets whose ETags say nothing of contents: SSE-KMS, SSE-C, and some look-alikes."""
+"""Buckets with ETags that do not identify contents: SSE-KMS, SSE-C and others."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from tests.support.opaque_etags import METADATA, Opaque
 from tests.support.proxy import Handler, Request
 from tests.support.site import MANIFEST, STATIC, Site
 
-# What makes its ETags opaque, in the proxy, knows one way to write a listing.
+# The fault that makes ETags opaque supports one way to write a listing.
 pytestmark = pytest.mark.needs("listings as SeaweedFS writes them")
 
 
 @pytest.fixture(params=["aws:kms", "aws:kms:dsse", None])
 def opaque(site: Site, request: pytest.FixtureRequest) -> Iterator[Opaque]:
-    """A bucket that encrypts by default, or a look-alike that just counts."""
+    """Yield a bucket that encrypts by default, or a look-alike with counted ETags."""
     yield Opaque(site.proxy, request.param)
 
 
-def test_unchanged_files_stay_with_a_warm_cache_and_no_request_more(
-    site: Site, opaque: Opaque
-) -> None:
-    """The ETag that the bucket gave is remembered, whatever it is."""
+def test_warm_cache_makes_head_requests_unnecessary(site: Site, opaque: Opaque) -> None:
+    """With a warm cache, an unchanged deploy costs only a listing.
+
+    The cache has the ETag that the bucket returned, whatever it means.
+    """
     files = site.write_many(12)
     site.collect()
     assert {*site.collect().requests} == {"LIST"}
     assert site.bucket.files() == files
 
 
-def test_unchanged_files_stay_with_a_cold_cache_for_a_head_each(
-    site: Site, opaque: Opaque
-) -> None:
-    """The fingerprint travels with the object; an upload after it is remembered."""
+def test_cold_cache_costs_one_head_request_per_file(site: Site, opaque: Opaque) -> None:
+    """With a cold cache, an unchanged deploy costs one HEAD request per file.
+
+    The metadata of each object contain a fingerprint. Later changes are uploaded once.
+    """
     site.write_many(12)
     site.collect()
     deploy = site.collect(**cold(site))
@@ -52,10 +54,13 @@ def test_unchanged_files_stay_with_a_cold_cache_for_a_head_each(
     assert site.bucket.read("dir0/file0.css") == b"changed"
 
 
-def test_changed_headers_are_seen_with_a_cold_cache_too(
+def test_changed_headers_are_uploaded_with_a_cold_cache(
     site: Site, opaque: Opaque
 ) -> None:
-    """They are part of the fingerprint."""
+    """With a cold cache, changed headers are uploaded once.
+
+    The fingerprint in the metadata covers the headers, too.
+    """
     site.write("a.css", "a")
     site.collect()
     site.options["object_parameters"] = {"CacheControl": "max-age=60"}
@@ -64,10 +69,10 @@ def test_changed_headers_are_seen_with_a_cold_cache_too(
     assert site.collect(**cold(site)).put == []
 
 
-def test_objects_of_other_programs_converge_after_one_upload(
+def test_objects_of_other_programs_are_uploaded_once(
     site: Site, opaque: Opaque
 ) -> None:
-    """They have no fingerprint; ours then have one."""
+    """Objects that another program uploaded are uploaded once, with a fingerprint."""
     files = site.write_many(5)
     client = site.bucket.server.client()
     for name, content in files.items():
@@ -80,22 +85,26 @@ def test_objects_of_other_programs_converge_after_one_upload(
 
 
 @pytest.mark.parametrize(("backend", "heads"), [(STATIC, 100), (MANIFEST, 203)])
-def test_heads_run_side_by_side(
+def test_head_requests_are_concurrent(
     site: Site, opaque: Opaque, backend: str, heads: int
 ) -> None:
-    """Else a cold cache would cost a round trip a file.
+    """HEAD requests of a deploy with a cold cache are sent concurrently.
 
-    To the last, however few files were read by the time that the listing was there;
-    and for the hashed names of a manifest too, which is itself asked for thrice.
+    Otherwise each file would cost a round trip. This is so until the last file, even if
+    few files had been read when the listing arrived, and for the hashed names of a
+    manifest. The manifest itself costs three HEAD requests.
     """
     site.backend = backend
     site.write_many(100)
     site.collect()
-    changed, under_way, alone = threading.Condition(), set(), []
-    numbers, newest = itertools.count(), 0
+    changed = threading.Condition()
+    under_way: set[int] = set()
+    alone: list[int] = []
+    numbers = itertools.count()
+    newest = 0
 
     def meet(handler: Handler, request: Request, body: bytes) -> bool:
-        """Let a HEAD wait until another one has come, or is there already."""
+        """Delay a HEAD request until another one is under way."""
         nonlocal newest
         if request.kind != "HEAD":
             return opaque(handler, request, body)
@@ -121,8 +130,12 @@ def test_heads_run_side_by_side(
     assert alone == []
 
 
-def test_ordinary_bucket_sees_no_fingerprint(site: Site) -> None:
-    """And a HEAD only of what no ETag can decide: encrypted, it might be the same."""
+def test_ordinary_bucket_gets_no_fingerprint(site: Site) -> None:
+    """Uploads to an ordinary bucket have no fingerprint.
+
+    Only the changed file costs a HEAD request, because an encrypted object with the
+    same content would have another ETag, too.
+    """
     site.write_many(12)
     site.collect()
     site.write("dir0/file0.css", "changed")
@@ -134,15 +147,18 @@ def test_ordinary_bucket_sees_no_fingerprint(site: Site) -> None:
 
 
 @pytest.mark.parametrize("gzip", [False, True])
-def test_customers_own_key(site: Site, gzip: bool) -> None:
-    """SSE-C: the ETag is no MD5, and a HEAD needs the key. From the first upload on."""
+def test_encryption_with_a_customers_key(site: Site, gzip: bool) -> None:
+    """With SSE-C, all uploads have a fingerprint, and all HEAD requests have the key.
+
+    The ETag is not an MD5 in this case.
+    """
     key = b"k" * 32
     site.options["gzip"] = gzip
     site.options["object_parameters"] = {
         "SSECustomerAlgorithm": "AES256",
         "SSECustomerKey": key.decode(),
     }
-    opaque = Opaque(site.proxy, None)
+    Opaque(site.proxy, None)
     site.write_many(6)
     site.collect()
     puts = [r for r in site.proxy.requests if r.kind == "PUT"]
@@ -152,7 +168,6 @@ def test_customers_own_key(site: Site, gzip: bool) -> None:
     heads = [r for r in site.proxy.requests if r.kind == "HEAD"]
     sent = {r.headers["x-amz-server-side-encryption-customer-key"] for r in heads}
     assert sent == {base64.b64encode(key).decode()}
-    assert opaque is not None
 
 
 class Encrypting:
@@ -221,7 +236,7 @@ def test_md5_of_an_object_that_is_not_encrypted_proves_nothing_of_others(
 
 
 def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:
-    """A program's first save of a name cannot know that the bucket encrypts.
+    """A program's first save of a name cannot detect that the bucket encrypts.
 
     The second save uploads the fingerprint, and after it a HEAD request is enough. A
     look-alike does not report why its ETags are opaque, so each save uploads.
@@ -246,7 +261,7 @@ def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:
 def test_save_of_a_file_that_was_collected(site: Site, opaque: Opaque) -> None:
     """A collected file has a fingerprint, so a program's save sends a HEAD only.
 
-    A look-alike's objects look like ordinary ones, whose ETags decide.
+    The objects of a look-alike seem ordinary, and their ETags decide.
     """
     site.write("first.txt", b"first")
     site.write("a.txt", b"x")

@@ -1,4 +1,4 @@
-"""Roles that may do less: what is missing is named, and nothing is guessed."""
+"""Roles without some permissions, which errors and warnings name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_ANSWER = "Cannot find out whether"
 
 
 class Denied:
-    """Refuses requests of some kinds, as S3 does where a permission is missing."""
+    """A proxy fault that refuses requests of some kinds, like S3."""
 
     def __init__(self, site: Site, *kinds: str) -> None:
         self.kinds = kinds
@@ -34,7 +34,7 @@ class Denied:
 
     def _head(self, handler: Handler, body: bytes) -> bool:
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
-        # Without s3:ListBucket, what is not there is forbidden rather than not found.
+        # Without s3:ListBucket, S3 answers 403 instead of 404 if an object is missing.
         status, content, headers = handler.ask(body)
         if status == 404:
             handler.error(403, "AccessDenied")
@@ -45,7 +45,7 @@ class Denied:
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is logged, as it comes."""
+    """Return the logged messages."""
     return _Messages(caplog)
 
 
@@ -59,10 +59,13 @@ class _Messages(list[str]):
         return messages
 
 
-def test_without_permission_to_list_each_file_is_asked_for(
+def test_without_permission_to_list_each_file_costs_a_head_request(
     site: Site, warnings: Any
 ) -> None:
-    """One warning, which names the permission."""
+    """Without permission to list, each file costs a HEAD request.
+
+    One warning names the permission.
+    """
     files = site.write_many(10)
     site.collect()
     Denied(site, "LIST")
@@ -80,7 +83,10 @@ def test_without_permission_to_list_each_file_is_asked_for(
 
 
 def test_first_deploy_without_permission_to_list(site: Site, warnings: Any) -> None:
-    """What is not there looks like what may not be seen: it is uploaded."""
+    """Without permission to list, a first deploy uploads all files and warns once.
+
+    A missing object and a forbidden one have the same response.
+    """
     files = site.write_many(10)
     Denied(site, "LIST")
     site.collect()
@@ -89,10 +95,13 @@ def test_first_deploy_without_permission_to_list(site: Site, warnings: Any) -> N
     assert NO_ANSWER in message
 
 
-def test_without_permission_to_ask_everything_is_uploaded(
+def test_without_permission_to_read_all_files_are_uploaded(
     site: Site, warnings: Any
 ) -> None:
-    """One warning; every deploy works."""
+    """Without permission to list and read, a deploy uploads all files.
+
+    One warning names the permission to read.
+    """
     files = site.write_many(10)
     site.collect()
     Denied(site, "LIST", "HEAD")
@@ -103,7 +112,10 @@ def test_without_permission_to_ask_everything_is_uploaded(
 
 
 def test_manifest_storage_without_permission_to_list(site: Site) -> None:
-    """Hashed copies too. (Before there is a manifest, django-storages fails itself.)"""
+    """Without permission to list, hashed files are compared, too.
+
+    A manifest must exist, because django-storages itself fails without one.
+    """
     site.backend = "collectfast_storage.CollectfastS3ManifestStaticStorage"
     site.write("a.css", "a { background: url(i.png) }")
     site.write("i.png", b"image")
@@ -118,7 +130,10 @@ def test_manifest_storage_without_permission_to_list(site: Site) -> None:
 
 
 def test_clear_needs_the_listing(site: Site) -> None:
-    """What cannot be seen cannot be left over: it fails, and writes nothing."""
+    """Without permission to list, `--clear` fails, and writes and deletes nothing.
+
+    Left over files cannot be found without a listing.
+    """
     site.write("a.css", "a")
     site.bucket.put("leftover.css", b"x")
     Denied(site, "LIST")
@@ -128,7 +143,8 @@ def test_clear_needs_the_listing(site: Site) -> None:
     assert site.proxy.count()["DELETE MANY"] == 0
 
 
-def test_without_permission_to_delete_only_a_run_that_must_fails(site: Site) -> None:
+def test_permission_to_delete_is_needed_only_to_delete(site: Site) -> None:
+    """Without permission to delete, `--clear` fails only if it has files to delete."""
     site.write("a.css", "a")
     site.collect()
     Denied(site, "DELETE", "DELETE MANY")
@@ -142,10 +158,13 @@ def test_without_permission_to_delete_only_a_run_that_must_fails(site: Site) -> 
 
 
 @pytest.mark.parametrize("kinds", [("HEAD",), ("LIST", "HEAD")])
-def test_a_batch_deletes_what_it_may_not_see(
+def test_batch_deletes_objects_that_it_cannot_read(
     site: Site, kinds: tuple[str, ...]
 ) -> None:
-    """Refused is not absent: what may be there is deleted."""
+    """A batch sends its deletes even if HEAD requests are denied.
+
+    A denied request does not show that the object is missing.
+    """
     site.bucket.put("gone.txt", b"x")
     Denied(site, *kinds)
     with site.storage() as storage, storage.batch(preload=False) as batch:
@@ -153,8 +172,11 @@ def test_a_batch_deletes_what_it_may_not_see(
     assert site.bucket.names() == []
 
 
-def test_free_name_is_not_taken_from_a_refusal(site: Site) -> None:
-    """With `file_overwrite` off, what may be there must not be overwritten."""
+def test_denied_head_does_not_make_a_name_available(site: Site) -> None:
+    """With `file_overwrite=False`, a save fails if HEAD requests are denied.
+
+    An object that the program cannot read must not be overwritten.
+    """
     site.backend = "collectfast_storage.CollectfastS3Storage"
     site.options["file_overwrite"] = False
     site.bucket.put("a.txt", b"precious")
@@ -170,7 +192,7 @@ def test_free_name_is_not_taken_from_a_refusal(site: Site) -> None:
 
 @pytest.mark.parametrize("kind", ["LIST", "HEAD"])
 def test_throttling_is_not_taken_for_absence(site: Site, kind: str) -> None:
-    """503 for good ends the run: nothing is uploaded, nothing deleted."""
+    """Permanent throttling ends the run, and no file is uploaded."""
     site.write("a.css", "a")
     site.collect()
     site.options["client_config"] = Config(retries={"total_max_attempts": 1})

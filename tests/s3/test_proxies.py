@@ -1,4 +1,4 @@
-"""Through a proxy, or past it: each request goes as boto3's own would."""
+"""HTTP proxies, which each request uses or bypasses as boto3's requests do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.site import Site
 
 
 class ForwardHandler(Handler):
-    """Asked for whole URLs, as proxies are, and for tunnels, which it refuses."""
+    """A handler of a forward proxy, which gets whole URLs and refuses tunnels."""
 
     def forward(self) -> None:
         parts = urlsplit(self.path)
@@ -34,11 +34,11 @@ class ForwardHandler(Handler):
 
 @pytest.fixture
 def forward(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A forward proxy that is in no environment yet."""
+    """Yield a forward proxy that no environment variable names yet."""
     for name in [n for n in os.environ if n.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    site.bucket.client  # noqa: B018 (the owner's goes past it)
-    # Of what goes over TLS a proxy sees the tunnel only.
+    assert site.bucket.client  # The owner's client is made before, without the proxy.
+    # There is no TLS, because a proxy could not read requests in a tunnel.
     target = site.bucket.server
     with (
         proxy(
@@ -72,7 +72,7 @@ PAST: dict[str, dict[str, str]] = {
 
 
 def _deploy(site: Site) -> int:
-    """Deploy, with each kind of request; return how many there were."""
+    """Deploy with requests of each kind, and return their number."""
     files = site.write_many(5)
     site.bucket.put("left-over.txt", b"x")
     site.collect("--clear")
@@ -89,20 +89,23 @@ def _set(
 
 
 @pytest.mark.parametrize("name", THROUGH)
-def test_all_goes_through_the_environments_proxy(
+def test_all_requests_use_the_proxy_of_the_environment(
     site: Site, forward: Proxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """obstore's uploads too, where it is installed: boto3 sends them."""
+    """If the environment has a proxy, all requests use it, and obstore is not used."""
     _set(monkeypatch, forward, THROUGH[name])
     assert _deploy(site) == forward.count().total()
     assert site.put_by_obstore() == []
 
 
 @pytest.mark.parametrize("name", PAST)
-def test_all_goes_past_a_proxy_that_is_not_for_it(
+def test_all_requests_bypass_a_proxy_that_does_not_apply(
     site: Site, forward: Proxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """obstore is not used then, as it has rules of its own for whom it is."""
+    """If a proxy does not apply to the endpoint, all requests bypass it.
+
+    obstore is not used in this case, because it has other rules for proxies.
+    """
     _set(monkeypatch, forward, PAST[name])
     _deploy(site)
     assert forward.requests == []
@@ -111,10 +114,10 @@ def test_all_goes_past_a_proxy_that_is_not_for_it(
 
 
 @pytest.mark.parametrize("by", ["proxies", "client_config"])
-def test_all_goes_through_a_sites_own_proxy(
+def test_all_requests_use_the_proxy_of_the_site(
     site: Site, forward: Proxy, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    """Whatever the environment says."""
+    """All requests use the proxy in the site's options, also in spite of NO_PROXY."""
     monkeypatch.setenv("NO_PROXY", "*")
     proxies = {"http": forward.endpoint}
     of_a_site = {"proxies": proxies, "client_config": Config(proxies=proxies)}
@@ -123,19 +126,23 @@ def test_all_goes_through_a_sites_own_proxy(
     assert site.put_by_obstore() == []
 
 
-def test_all_goes_past_a_proxy_that_a_site_does_without(
+def test_all_requests_bypass_a_proxy_that_the_site_disables(
     site: Site, forward: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """If the option `proxies` is empty, all requests bypass the environment's proxy."""
     monkeypatch.setenv("HTTP_PROXY", forward.endpoint)
     site.options["proxies"] = {}
     _deploy(site)
     assert forward.requests == []
 
 
-def test_https_goes_through_a_tunnel(
+def test_https_requests_use_a_tunnel(
     site: Site, forward: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is refused is an error in words, without the proxy's password."""
+    """Requests with TLS use a tunnel of the proxy.
+
+    The error about a refused tunnel does not contain the proxy's password.
+    """
     monkeypatch.setenv("HTTPS_PROXY", forward.endpoint.replace("//", "//me:secret@"))
     site.write("a.css", "a")
     site.options["endpoint_url"] = "https://s3.example.com"

@@ -1,4 +1,4 @@
-"""Every quirk of a server: deploys work, and one without changes uploads nothing."""
+"""Quirks of servers, with each of which deploys and unchanged deploys work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHECKSUM_OPTIONS = [
 
 pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
-# What a site has to set, as with django-storages.
+# Options that a site needs with django-storages, too.
 OPTIONS: dict[str, dict[str, Any]] = {
     "wants encryption": {
         "object_parameters": {
@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "client_config": Config(**dict.fromkeys(CHECKSUM_OPTIONS, "when_required"))
     },
 }
-# What nobody can tell in a deploy that follows at once: all goes up again.
+# Changes that the next deploy cannot detect yet, so it uploads all files again.
 UNKNOWABLE = {"written keys are listed late"}
 COMBINATIONS = [
     ("LIST: ETag another", "HEAD: ETag weak", "PUT: ETag none", "HTTP/1.0"),
@@ -65,6 +65,10 @@ def _collect(site: Site, cache: str, *arguments: str) -> Deploy:
 def test_quirk(
     site: Site, switches: tuple[str, ...], backend: str, cache: str, way: str
 ) -> None:
+    """With a quirk, files and headers are right, and unchanged deploys upload nothing.
+
+    `--clear` deletes left over files, or fails if the quirk does not allow it.
+    """
     site.backend = backend
     site.options["object_parameters"] = {"CacheControl": "max-age=60"}
     for switch in switches:
@@ -76,7 +80,7 @@ def test_quirk(
     def collect(*arguments: str) -> Any:
         return _collect(site, cache, *arguments)
 
-    def assert_all_there(headers: bool = True) -> None:
+    def assert_complete(headers: bool = True) -> None:
         storages = {"staticfiles": {"BACKEND": LOCAL[backend]}}
         site.collect("--clear", STORAGES=storages)
         root = site.root / "collected"
@@ -85,7 +89,7 @@ def test_quirk(
             for path in root.rglob("*")
             if path.is_file()
         }
-        # Asked directly, the server tells the MD5 of what it has.
+        # The server's own ETags are MD5s; only the proxy changes them.
         etags = site.bucket.etags()
         assert etags.keys() == there.keys() or backend == MANIFEST
         for name, content in there.items():
@@ -95,7 +99,7 @@ def test_quirk(
 
     Quirks(site.proxy, site.bucket.server, *switches)
     collect()
-    assert_all_there()
+    assert_complete()
 
     unchanged = collect()
     if UNKNOWABLE.isdisjoint(switches):
@@ -104,10 +108,10 @@ def test_quirk(
     site.write("i.png", "another image")
     changed = collect()
     if UNKNOWABLE.isdisjoint(switches):
-        twice = {*changed.put}
-        assert len(twice) == (1 if backend == STATIC else 4), changed.put
-        assert len(changed.put) <= 2 * len(twice)
-    assert_all_there(headers=False)
+        changed_names = {*changed.put}
+        assert len(changed_names) == (1 if backend == STATIC else 4), changed.put
+        assert len(changed.put) <= 2 * len(changed_names)
+    assert_complete(headers=False)
     assert site.bucket.get("i.png")["CacheControl"] == "max-age=60"
 
     site.bucket.put("left.css", b"left over")
@@ -119,7 +123,7 @@ def test_quirk(
     else:
         collect("--clear")
         collect("--clear")
-    assert_all_there()
+    assert_complete()
 
 
 @pytest.mark.parametrize(
@@ -130,10 +134,13 @@ def test_quirk(
         (("LIST: ETag another", "HEAD: ETag another"), "warm"),
     ],
 )
-def test_only_the_answer_to_an_upload_tells(
+def test_only_responses_to_uploads_have_reliable_etags(
     site: Site, switches: tuple[str, ...], cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All goes up once more, with what tells the next deploy; and that is said once."""
+    """If only responses to uploads have reliable ETags, files are uploaded once more.
+
+    One warning says so. The deploy after that uploads nothing.
+    """
     files = site.write_many(12)
     Quirks(site.proxy, site.bucket.server, *switches)
     _collect(site, cache)
@@ -202,8 +209,8 @@ def test_server_without_etags_that_keeps_metadata(site: Site, cache: str) -> Non
     assert deploy.requests["HEAD"] == 40
 
 
-def test_file_that_comes_back_while_its_deleted_key_stays_listed(site: Site) -> None:
-    """A listing that lags does not make a file be missing."""
+def test_file_that_comes_back_while_its_deleted_key_is_listed(site: Site) -> None:
+    """A file is uploaded again although its deleted object is still listed."""
     files = site.write_many(3)
     Quirks(site.proxy, site.bucket.server, "deleted keys stay listed")
     site.collect()
@@ -217,7 +224,7 @@ def test_file_that_comes_back_while_its_deleted_key_stays_listed(site: Site) -> 
 
 
 class Encrypting:
-    """Encrypts as S3 does: what is written while it is switched on."""
+    """A bucket that encrypts objects that are uploaded while encryption is on."""
 
     def __init__(self, site: Site) -> None:
         self.is_on = False
@@ -234,10 +241,10 @@ class Encrypting:
 
 
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["plain", "manifest"])
-def test_bucket_whose_encryption_is_switched_on_and_off(
+def test_bucket_with_encryption_that_is_switched_on_and_off(
     site: Site, backend: str
 ) -> None:
-    """With a cold cache, an unchanged deploy uploads nothing, whatever is there."""
+    """With a cold cache, an unchanged deploy uploads nothing, encrypted or not."""
     site.backend = backend
     site.write_many(16)
     bucket = Encrypting(site)
@@ -256,7 +263,7 @@ def test_bucket_whose_encryption_is_switched_on_and_off(
 
 
 def test_objects_of_several_tools(site: Site) -> None:
-    """Parts of other sizes, and uploads in one piece, are what they are."""
+    """Objects that other tools uploaded are recognized, in parts or in one request."""
     content = b"0123456789abcdef" * 400_000  # 6.4 MB
     for name in ("rclone.bin", "aws.bin", "s5cmd.bin", "console.bin"):
         site.write(name, content)
@@ -269,13 +276,16 @@ def test_objects_of_several_tools(site: Site) -> None:
 
 
 def test_redirect_is_followed_once(site: Site, way: str) -> None:
-    """Not for each file; obstore, which does not follow, is soon used no more."""
+    """A redirect to another region is followed once, not for each file.
+
+    obstore does not follow it, so it is not used after a few failures.
+    """
     files = site.write_many(100)
     fault = OtherRegion(301, {"PUT"})
     site.proxy.fault = fault
     site.collect()
     assert site.bucket.files() == files
-    # With obstore, those that were under way when it had failed three times.
+    # With obstore, uploads may be under way when it has failed three times.
     followed = sum(fault.harmed.values())
     assert followed <= (1 if way == "plain" else 20)
     assert len(site.put()) == len(files) + followed
@@ -283,6 +293,7 @@ def test_redirect_is_followed_once(site: Site, way: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/gateway", "/gateway/"])
 def test_endpoint_with_a_path(site: Site, way: str, path: str) -> None:
+    """An endpoint URL may have a path, with or without a slash at its end."""
     files = site.write_many(12)
     site.options["endpoint_url"] = site.proxy.endpoint + path
 
@@ -301,10 +312,13 @@ def test_endpoint_with_a_path(site: Site, way: str, path: str) -> None:
     assert site.bucket.files() == files
 
 
-def test_much_that_changed_says_nothing_of_the_bucket(
+def test_many_changed_files_do_not_make_etags_opaque(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A few HEADs, no fingerprints, no warning; however often."""
+    """If many files change, there are few HEAD requests, no fingerprints, no warning.
+
+    Changed files do not show that ETags are opaque.
+    """
     for release in "abc":
         site.write_all({name: release.encode() for name in site.write_many(40)})
         deploy = _collect(site, "cold")
@@ -316,7 +330,7 @@ def test_much_that_changed_says_nothing_of_the_bucket(
 
 @pytest.mark.parametrize("content", [b"", b"<ok/>"])
 def test_endpoint_that_answers_200_to_everything(site: Site, content: bytes) -> None:
-    """It is none of S3's: nothing is in any bucket, and the deploy says so."""
+    """An endpoint that answers 200 to every request is reported as an error."""
     site.write_many(3)
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
@@ -328,9 +342,13 @@ def test_endpoint_that_answers_200_to_everything(site: Site, content: bytes) -> 
         site.collect()
 
 
-def test_foreign_object_does_not_make_what_is_remembered_be_asked_for(
+def test_foreign_object_does_not_cost_head_requests_for_cached_files(
     site: Site,
 ) -> None:
+    """If another program replaces one object, cached files need no HEAD requests.
+
+    The bucket has opaque ETags, and the cache is warm.
+    """
     site.backend = MANIFEST
     files = site.write_many(30)
     opaque = Opaque(site.proxy)
@@ -344,10 +362,8 @@ def test_foreign_object_does_not_make_what_is_remembered_be_asked_for(
 @pytest.mark.parametrize(
     ("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")]
 )
-def test_server_that_refuses_the_second_version(
-    site: Site, status: int, code: str
-) -> None:
-    """Then it is asked in the first one."""
+def test_server_that_refuses_listobjectsv2(site: Site, status: int, code: str) -> None:
+    """If a server refuses ListObjectsV2, ListObjects is used."""
     files = site.write_many(12)
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
@@ -363,8 +379,8 @@ def test_server_that_refuses_the_second_version(
     assert site.bucket.files() == files
 
 
-def test_first_version_without_an_order(site: Site) -> None:
-    """No page is asked for twice."""
+def test_listobjects_without_an_order(site: Site) -> None:
+    """With ListObjects and keys out of order, no page is requested changed_names."""
     site.write_many(40)
     Quirks(site.proxy, site.bucket.server, "ListObjects only", "keys out of order")
     site.collect()

@@ -1,4 +1,4 @@
-"""What a request has to say of who pays and who owns, each of them says."""
+"""Parameters that each request needs: RequestPayer and ExpectedBucketOwner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADERS = {
 
 
 class Requester:
-    """The owner of the bucket: refuses whoever does not say that they pay, and whom."""
+    """A proxy fault that refuses requests without these parameters."""
 
     def __init__(self, site: Site, *refused: str) -> None:
         self.site = site
@@ -41,8 +41,8 @@ class Requester:
 @pytest.mark.parametrize(
     "backend", [STATIC, "collectfast_storage.CollectfastS3ManifestStaticStorage"]
 )
-def test_each_request_says_who_pays(site: Site, backend: str) -> None:
-    """The manifest's, those of listings, deletes and uploads in parts, and HEADs."""
+def test_each_request_has_the_parameters(site: Site, backend: str) -> None:
+    """Listings, HEADs, uploads and deletes have the parameters, the manifest's, too."""
     site.backend = backend
     site.options["object_parameters"] = PARAMETERS
     site.options["transfer_config"] = TransferConfig(multipart_threshold=5 * 2**20)
@@ -61,8 +61,8 @@ def test_each_request_says_who_pays(site: Site, backend: str) -> None:
 NO_CACHE = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 
 
-def test_each_delete_says_who_pays(site: Site) -> None:
-    """Where there are no DeleteObjects."""
+def test_each_single_delete_has_the_parameters(site: Site) -> None:
+    """Single deletes have the parameters if a server lacks DeleteObjects."""
     site.options["object_parameters"] = PARAMETERS
     site.bucket.put("left-over.css", b"x")
     site.write("a.css", "a")
@@ -73,9 +73,10 @@ def test_each_delete_says_who_pays(site: Site) -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_other_parameters_of_a_write_go_with_writes_alone(
+def test_other_upload_parameters_are_sent_with_uploads_only(
     site: Site, name: str
 ) -> None:
+    """Parameters such as StorageClass are sent with uploads only."""
     site.options["object_parameters"] = {
         name: PARAMETERS[name],
         "CacheControl": "max-age=60",
@@ -102,8 +103,10 @@ def test_other_parameters_of_a_write_go_with_writes_alone(
     importlib.util.find_spec("obstore") is None, reason="obstore is not installed"
 )
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_obstore_has_no_such_parameters(site: Site, name: str, caplog: Any) -> None:
-    """So boto3 sends what has them; and the log says so."""
+def test_obstore_is_not_used_with_these_parameters(
+    site: Site, name: str, caplog: Any
+) -> None:
+    """boto3 uploads files with these parameters, because obstore lacks them."""
     site.options["object_parameters"] = {name: PARAMETERS[name]}
     files = site.write_many(3)
     with caplog.at_level("INFO", "collectfast_storage"):

@@ -1,4 +1,4 @@
-"""Certificates: of a CA of one's own, and such as must not be accepted."""
+"""TLS certificates: of a site's own CA, and some that must be refused."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.site import Site
 
 @pytest.fixture
 def other(tmp_path: Path) -> str:
-    """The file of a CA that has nothing to do with the server."""
+    """Return the file of a CA that did not sign the server's certificate."""
     (tmp_path / "other").mkdir()
     return str(certificates.make(tmp_path / "other")[0])
 
 
 @pytest.fixture
 def elsewhere(site: Site, server: Server) -> Iterator[None]:
-    """The site's server has a certificate of the right CA for another host."""
+    """Give the server a certificate of the right CA for another host."""
     trusted, host = server.authority, "s3.example.com"
     with proxy(
         server.endpoint, sign=server.signed, host=host, trusted=trusted
@@ -36,7 +36,7 @@ def elsewhere(site: Site, server: Server) -> Iterator[None]:
 
 
 def _trust(site: Site, patch: pytest.MonkeyPatch, place: str, file: str | None) -> None:
-    """Have the site trust the CAs in `file`, by its option or a variable."""
+    """Make the site trust the CAs in `file`, by its option or a variable."""
     patch.delenv("REQUESTS_CA_BUNDLE", raising=False)  # The machine's own.
     site.options["verify"] = None
     if place == "verify":
@@ -49,15 +49,15 @@ PLACES = ("verify", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 
 def _by_obstore(site: Site, way: str, files: dict[str, bytes]) -> bool:
-    """Whether what went by obstore is all, or nothing, as the way is."""
+    """Return whether obstore has uploaded all `files`, or none if it is not used."""
     return site.put_by_obstore() == (sorted(files) if way == "obstore" else [])
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_ca_of_ones_own(
+def test_own_ca(
     site: Site, way: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever boto3 would find it: all goes up, by obstore too where that is there."""
+    """A CA is found in all places where boto3 finds it, by obstore, too."""
     _trust(site, monkeypatch, place, str(site.proxy.authority))
     files = site.write_many(20)
     assert site.collect().requests == {"LIST": 1, "PUT": len(files)}
@@ -66,10 +66,10 @@ def test_ca_of_ones_own(
 
 
 @pytest.mark.parametrize("first", range(2))
-def test_one_place_goes_before_the_next(
+def test_places_of_cas_have_the_precedence_of_botocore(
     site: Site, way: str, first: int, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In botocore's order; those behind it may name what they will."""
+    """The first place in botocore's order decides, whatever the later ones name."""
     for place in PLACES[first + 1 :]:
         monkeypatch.setenv(place, other)
     right = str(site.proxy.authority)
@@ -82,8 +82,8 @@ def test_one_place_goes_before_the_next(
     assert site.bucket.files() == files
 
 
-def _check_refusal(site: Site, error: BaseException, reason: str) -> None:
-    """One sentence about the certificate and the remedy, after one connection."""
+def _assert_error(site: Site, error: BaseException, reason: str) -> None:
+    """Assert that the error is one line about the certificate and the remedy."""
     assert isinstance(error, BucketError)
     [line] = str(error).splitlines()
     assert line.startswith(f"Cannot use bucket {site.bucket.name!r}: ")
@@ -93,12 +93,12 @@ def _check_refusal(site: Site, error: BaseException, reason: str) -> None:
     assert site.proxy.count() == {}
 
 
-def _check_refusing(site: Site, reason: str) -> None:
-    """The command ends at once; nothing was sent, and nothing is tried again."""
+def _assert_refused(site: Site, reason: str) -> None:
+    """Assert that the command fails after one connection, without a request."""
     site.write_many(50)
     with pytest.raises(CommandError) as error:
         site.collect()
-    _check_refusal(site, error.value, reason)
+    _assert_error(site, error.value, reason)
     assert site.proxy.accepted == 1
     assert site.bucket.names() == []
 
@@ -113,32 +113,32 @@ def test_wrong_ca(
     other: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Wherever it is named, and if none is."""
+    """A certificate of another CA ends the command, wherever the CAs are configured."""
     _trust(site, monkeypatch, place, other if place in PLACES else None)
     site.options["collectfast_preload"] = preload
-    _check_refusing(site, "certificate verify failed")
+    _assert_refused(site, "certificate verify failed")
 
 
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.usefixtures("elsewhere")
 def test_wrong_host(site: Site, way: str, preload: bool) -> None:
-    """The same, though the CA is the right one."""
+    """A certificate for another host ends the command, although its CA is right."""
     site.options["collectfast_preload"] = preload
-    _check_refusing(site, "s3.example.com")
+    _assert_refused(site, "s3.example.com")
 
 
-def test_no_file_of_cas(site: Site, way: str) -> None:
-    """What is not there vouches for nobody, and no connection is to be had."""
+def test_missing_file_of_cas(site: Site, way: str) -> None:
+    """A missing file of CAs ends the command with one error."""
     site.options["verify"] = str(site.root / "missing.pem")
     site.write_many(50)
     with pytest.raises(CommandError) as error:
         site.collect()
-    _check_refusal(site, error.value, "No such file")
+    _assert_error(site, error.value, "No such file")
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_command_line_says_it_without_a_traceback(site: Site, way: str) -> None:
-    """Exit status 1, and one line."""
+def test_command_line_shows_no_traceback(site: Site, way: str) -> None:
+    """On the command line, the error is one line, and the exit status is 1."""
     site.write_many(50)
     status, errors = deploy(site)
     assert status == 1
@@ -148,8 +148,11 @@ def test_command_line_says_it_without_a_traceback(site: Site, way: str) -> None:
     assert site.proxy.accepted == 1
 
 
-def test_another_server_takes_over(site: Site, way: str, other: str) -> None:
-    """The listing came from the right one: one error all the same, not one a file."""
+def test_wrong_certificate_after_the_listing(site: Site, way: str, other: str) -> None:
+    """If the certificate is wrong only after the listing, there is one error, too.
+
+    There is not one error for each file.
+    """
     own = Path(other).with_name("server.pem")
     right = site.proxy.context
 
@@ -166,16 +169,19 @@ def test_another_server_takes_over(site: Site, way: str, other: str) -> None:
     finally:
         site.proxy.context, site.proxy.early_fault = right, None
     assert site.proxy.count() == {"LIST": 1}
-    # The first upload is waited for; if obstore makes it, boto3 tries as well.
+    # The run waits for the first upload; if obstore makes it, boto3 tries, too.
     assert site.proxy.accepted == (3 if way == "obstore" else 2)
     site.proxy.requests.clear()
-    _check_refusal(site, error.value, "certificate verify failed")
+    _assert_error(site, error.value, "certificate verify failed")
     assert site.bucket.names() == []
     assert site.collect().summary.startswith("300 static files copied")
 
 
 def test_broken_handshake_is_tried_again(site: Site, way: str) -> None:
-    """It says nothing of the certificate, as a network or a server may be at fault."""
+    """A broken handshake is retried, because it does not show a wrong certificate.
+
+    The network or the server may be the reason.
+    """
     broken = iter([ssl.ALERT_DESCRIPTION_INTERNAL_ERROR])
     assert site.proxy.context is not None
     site.proxy.context.sni_callback = lambda *_: next(broken, None)

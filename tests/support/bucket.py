@@ -1,4 +1,4 @@
-"""The bucket as its owner sees it: straight at the server, by boto3."""
+"""The bucket as boto3 sees it, directly at the server and without the proxy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from tests.support.servers import Server
 
 @dataclass
 class BucketView:
-    """What is below `location` in a bucket."""
+    """The objects below `location` in the bucket of `server`.
+
+    Names are keys without the location.
+    """
 
     server: Server
     location: str
@@ -29,11 +32,11 @@ class BucketView:
         return f"{self.location}/{name}" if self.location else name
 
     def names(self) -> list[str]:
-        """The names of all objects, sorted."""
+        """Return the names of all objects, sorted."""
         return sorted(self.etags())
 
     def etags(self) -> dict[str, str]:
-        """The ETag of every object, by name."""
+        """Return the ETag of every object, by name."""
         prefix = self.key("")
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.name, Prefix=prefix
@@ -42,9 +45,10 @@ class BucketView:
         return {e["Key"].removeprefix(prefix): e["ETag"].strip('"') for e in entries}
 
     def get(self, name: str) -> Any:
-        """The whole answer to a GET of `name`, as S3 gives it."""
+        """Return boto3's response to a GET request for `name`."""
         answer = self.client.get_object(Bucket=self.name, Key=self.key(name))
-        # How boto3 streams behind TLS, which S3 does not keep; SeaweedFS does.
+        # boto3 streams behind TLS with the encoding "aws-chunked", which SeaweedFS
+        # stores with the object, but S3 does not.
         encodings = answer.pop("ContentEncoding", "").split(",")
         if kept := ",".join(each for each in encodings if each != "aws-chunked"):
             answer["ContentEncoding"] = kept
@@ -55,7 +59,7 @@ class BucketView:
         return content
 
     def files(self) -> dict[str, bytes]:
-        """Every object's content."""
+        """Return the contents of every object, by name."""
         return {name: self.read(name) for name in self.names()}
 
     def put(self, name: str, content: bytes, **parameters: Any) -> None:
@@ -83,6 +87,7 @@ class BucketView:
         self.client.delete_object(Bucket=self.name, Key=self.key(name))
 
     def clear(self) -> None:
+        """Delete all objects."""
         # XML cannot contain control characters, so these names are deleted singly.
         names = self.names()
         singly = [name for name in names if re.search(r"[\x00-\x1f]", name)]

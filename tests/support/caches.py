@@ -1,7 +1,6 @@
-"""
-The caches that sites have: what their settings say, and the servers behind them.
+"""Caches of sites, with their settings and servers.
 
-A test is skipped where there is no such server, or no client for it.
+A test is skipped if the server of its cache, or the client, is not installed.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ class Cache:
         return int(self.settings["CACHES"]["default"]["LOCATION"].rpartition(":")[2])
 
     def kill(self) -> None:
-        """End the server as a crash does."""
+        """Kill the server, to simulate a crash."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def restart(self) -> None:
-        """Start the server again, with nothing in it."""
+        """Start the server again, with an empty cache."""
         self.process = _started(self.arguments, self.port)
 
 
@@ -57,16 +56,18 @@ def _settings(backend: str, location: str, **settings: Any) -> dict[str, Any]:
 
 
 def local_memory(directory: Path) -> Cache:
+    """Return a cache in the memory of the process."""
     settings = _settings("locmem.LocMemCache", str(directory))
     return Cache(settings, outlives_process=False)
 
 
 def files(directory: Path) -> Cache:
+    """Return a cache in files below `directory`."""
     return Cache(_settings("filebased.FileBasedCache", str(directory / "cache")))
 
 
 def database(directory: Path) -> Cache:
-    """A cache in SQLite, whose table is still to be made by `createcachetable`."""
+    """Return a cache in SQLite; run `createcachetable` to make its table."""
     engine = "django.db.backends.sqlite3"
     databases = {"default": {"ENGINE": engine, "NAME": str(directory / "db.sqlite3")}}
     return Cache(_settings("db.DatabaseCache", "cache_table", DATABASES=databases))
@@ -74,7 +75,7 @@ def database(directory: Path) -> Cache:
 
 @contextmanager
 def redis(directory: Path) -> Iterator[Cache]:
-    """A Redis server that keeps nothing on its disk."""
+    """Run a Redis server that stores nothing on the disk."""
     pytest.importorskip("redis", reason="no redis here: pip install redis")
     arguments = [_binary("redis-server"), "--bind", "127.0.0.1", "--save", ""]
     arguments += ["--dir", str(directory)]
@@ -84,11 +85,12 @@ def redis(directory: Path) -> Iterator[Cache]:
 
 @contextmanager
 def memcached(largest: int = 1024 * 1024) -> Iterator[Cache]:
-    """A Memcached server that takes no entry larger than `largest` bytes."""
+    """Run a Memcached server that refuses entries larger than `largest` bytes."""
     pytest.importorskip("pymemcache", reason="no pymemcache here: pip install it")
     arguments = [_binary("memcached"), "-l", "127.0.0.1", "-U", "0", "-m", "128"]
     arguments += ["-I", str(largest), "-o", f"slab_chunk_max={largest // 2}"]
-    arguments += ["-u", "root"]  # heeded only where it is run by root
+    # Memcached requires this option if it is started by root, and ignores it otherwise.
+    arguments += ["-u", "root"]
     backend = "memcached.PyMemcacheCache"
     with _running(backend, "127.0.0.1:{}", arguments, "-p") as cache:
         yield cache
@@ -134,7 +136,7 @@ def _started(arguments: list[str], port: int) -> subprocess.Popen[bytes]:
 
 
 def cold(site: Site) -> dict[str, Any]:
-    """Return settings with a cache that is empty."""
+    """Return settings with an empty cache."""
     location = f"{site.root}-cold-{next(_numbers)}"
     backend = f"{BACKENDS}.locmem.LocMemCache"
     return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": location}}}

@@ -1,4 +1,4 @@
-"""A CA of one's own, which tests and benchmark make and trust."""
+"""A private certificate authority for tests and benchmark."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import trustme
 
 
 def make(directory: Path, host: str = "127.0.0.1") -> tuple[Path, Path]:
-    """Make a CA, and a certificate of its for `host`; return a file of each.
+    """Make a CA and a certificate for `host`; return the paths of their files.
 
-    The second one is the server's, with its key.
+    The second file contains the certificate and key of the server.
     """
     authority, own = directory / "ca.pem", directory / "server.pem"
     ca = trustme.CA()
@@ -21,7 +21,7 @@ def make(directory: Path, host: str = "127.0.0.1") -> tuple[Path, Path]:
 
 
 def server_context(own: Path) -> ssl.SSLContext:
-    """Return how a server speaks TLS whose certificate and key are in `own`."""
+    """Return the TLS context of a server with the certificate and key in `own`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own)
     return context

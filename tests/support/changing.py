@@ -1,4 +1,4 @@
-"""A file whose contents change while it is read."""
+"""A file that changes while it is read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from io import SEEK_END, SEEK_SET, RawIOBase
 
 
 class Changing(RawIOBase):
-    """A file that is in another of its states whenever `next_state` is asked."""
+    """A file that replaces its contents by those that `next_state` returns."""
 
     def __init__(self, next_state: Callable[[], bytes], *, each_read: bool) -> None:
-        """Ask each time that it is read, or only if it is read from its beginning."""
+        """Call `next_state` on each read, or only on a read from the beginning."""
         self._next_state = next_state
         self._each_read = each_read
         self._position = 0
@@ -30,7 +30,7 @@ class Changing(RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if size and (self._each_read or self._position == 0):
             self._state = self._next_state()
-        # Little by little, that there be something to happen in between.
+        # The file is returned in small pieces so that it can change between them.
         piece = max(5000, len(self._state) // 8)
         end = self._position + (min(size, piece) if size >= 0 else piece)
         chunk = self._state[self._position : end]

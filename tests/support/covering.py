@@ -1,4 +1,4 @@
-"""Combinations of parameters: as few as cover all pairs of values."""
+"""A selection of few combinations of parameters that contain all pairs of values."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Row = Sequence[Hashable]
 
 
 def covering(rows: Sequence[Row]) -> list[int]:
-    """Return the positions of `rows` that together have all that two values may do.
+    """Return the positions of a selection of `rows`.
 
-    With three parameters or more, these rows have each pair of values that is in
-    `rows`; with two parameters, each value.
+    With three parameters or more, each pair of values in `rows` is in a selected row.
+    With two parameters, each value is.
     """
     columns = {tuple(column) for column in zip(*rows, strict=True)}
     varying = [column for column in columns if len({*column}) > 1]
-    varying.sort(key=str)  # in an order that does not depend on hashes
+    varying.sort(key=str)  # The order of a set depends on hashes, which vary.
     strength = min(max(len(varying) - 1, 1), 2)
     places = list(combinations(range(len(varying)), strength))
     parts = [
@@ -25,7 +25,7 @@ def covering(rows: Sequence[Row]) -> list[int]:
         for number in range(len(rows))
     ]
     missing = set().union(*parts)
-    used: Counter[Hashable] = Counter()  # how often each value is in a chosen row
+    used: Counter[Hashable] = Counter()  # how many chosen rows contain each value
     chosen = []
     while missing:
         values = [[*enumerate(c[n] for c in varying)] for n in range(len(rows))]

@@ -1,4 +1,4 @@
-"""What may go wrong between a storage and S3, put to work in the proxy."""
+"""Faults between a storage and S3, which the proxy injects."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from botocore.credentials import RefreshableCredentials
 from tests.support.proxy import Handler, Proxy, Request
 from tests.support.servers import Server
 
-# Longer than any time limit that a test sets, and no longer than a test may hang.
+# In seconds. It is longer than any time limit that a test sets, and short enough for a
+# test that hangs.
 PATIENCE = 20
 
 Victim = Callable[[str], bool]
 
 
 class Fault:
-    """Harms requests, of each of its victims the first `times` (0: all of them).
+    """A fault of requests of one kind to the keys for which `victim` returns True.
 
-    What a subclass does to one is told by `harm`, which returns whether it did
-    anything; it may leave a request be.
+    It applies to the first `times` requests for each key, or to all of them if `times`
+    is 0. Subclasses implement `harm`, which returns True if it has answered the
+    request, or False to pass it on.
     """
 
     kind = "PUT"
@@ -40,10 +42,12 @@ class Fault:
         return self._hits(request) and self.harm(handler, body)
 
     def harm(self, handler: Handler, body: bytes) -> bool:
+        """Inject the fault into one request; return whether it has been answered."""
         raise NotImplementedError
 
     @contextmanager
     def in_force(self, proxy: Proxy) -> Iterator[None]:
+        """Inject the fault until the block ends."""
         proxy.fault = self
         try:
             yield
@@ -61,7 +65,7 @@ class Fault:
 
 
 class Refusal(Fault):
-    """An error in S3's words."""
+    """An error response in S3's format."""
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class Refusal(Fault):
 
 
 class Several(Fault):
-    """Faults that each have victims of their own."""
+    """A combination of faults, each for its own keys."""
 
     def __init__(self, *faults: Fault) -> None:
         super().__init__()
@@ -102,7 +106,7 @@ class Several(Fault):
 
 
 class ResetInBody(Fault):
-    """The connection goes while the body is being sent."""
+    """A connection that is reset while the client sends the body."""
 
     @contextmanager
     def in_force(self, proxy: Proxy) -> Iterator[None]:
@@ -119,7 +123,7 @@ class ResetInBody(Fault):
 
 
 class LostAnswer(Fault):
-    """The object is stored, but nobody hears of it."""
+    """A connection that is reset after the object was stored, before the response."""
 
     def harm(self, handler: Handler, body: bytes) -> bool:
         handler.pass_on_silently(body)
@@ -128,7 +132,10 @@ class LostAnswer(Fault):
 
 
 class Silence(Fault):
-    """The answer never comes; or, for those who have all day, it does."""
+    """A request that has no response until the client's time limit is over.
+
+    A client without a time limit receives it after `PATIENCE`.
+    """
 
     def __init__(self, victim: Victim = lambda key: True, times: int = 0) -> None:
         super().__init__(victim, times)
@@ -151,7 +158,7 @@ class Silence(Fault):
 
 
 class Damage(Fault):
-    """The server gets other bytes than were sent."""
+    """A change of the last byte of a body, before it reaches the server."""
 
     def harm(self, handler: Handler, body: bytes) -> bool:
         handler.pass_on(body[:-1] + bytes([body[-1] ^ 1]))
@@ -159,7 +166,11 @@ class Damage(Fault):
 
 
 class OtherRegion(Fault):
-    """The bucket is in a region that only an answer tells of, as S3 does."""
+    """A bucket in another region than the client assumes.
+
+    S3 names the right region in a header of the error response. This fault does so if
+    it `tells`.
+    """
 
     region = "eu-central-1"
 
@@ -184,11 +195,11 @@ class OtherRegion(Fault):
 
 
 class ExpiringToken(Fault):
-    """The token that credentials have at first is worth nothing after some PUTs.
+    """A session token that expires after some PUTs.
 
-    After `life` of them, or when one comes with `at` in its key. `credentials` are
-    botocore's, and ask here for fresh ones. The server knows nothing of tokens: what
-    passes is signed again without.
+    It expires after `life` PUTs, or at the first PUT with `at` in its key. The botocore
+    credentials of `credentials()` are refreshed here. The real server does not support
+    tokens, so valid requests are signed again without one.
     """
 
     first, second = "token-that-expires", "token-that-is-fresh"
@@ -226,12 +237,16 @@ class ExpiringToken(Fault):
         return True
 
     def credentials(self) -> RefreshableCredentials:
+        """Return credentials for a client, with the token that will expire."""
         return RefreshableCredentials.create_from_metadata(
             self._fresh(), refresh_using=self._fresh, method="test"
         )
 
     def _fresh(self) -> dict[str, str]:
-        """Credentials that botocore asks for anew each time, until they are new."""
+        """Return credentials that expire soon until they have the second token.
+
+        botocore refreshes credentials that expire soon before each request.
+        """
         renewed = self.expired and self._refreshable
         life = timedelta(hours=1) if renewed else timedelta(minutes=5)
         return {
@@ -243,7 +258,7 @@ class ExpiringToken(Fault):
 
 
 def sign_again(handler: Handler, server: Server, body: bytes) -> None:
-    """Sign what came to `handler` as it is by now, without a token."""
+    """Sign the request of `handler` in its present form, without a session token."""
     headers = {name.lower(): value for name, value in handler.headers.items()}
     dropped = ("x-amz-security-token", "authorization", "expect", "connection")
     kept = {name: value for name, value in headers.items() if name not in dropped}
@@ -256,9 +271,9 @@ def sign_again(handler: Handler, server: Server, body: bytes) -> None:
 
 
 class BrokenListing(Fault):
-    """The first page of a listing is a short one, and `harm` befalls all others.
+    """A listing with a short first page; `harm` answers the requests for other pages.
 
-    Or, from the page `broken` 1 on, all of them.
+    If `broken` is 1, `harm` answers the request for the first page too.
     """
 
     kind = "LIST"
@@ -285,7 +300,7 @@ class BrokenListing(Fault):
 
 
 def first_page(handler: Handler, body: bytes) -> None:
-    """Answer as a server with pages of three objects does."""
+    """Answer with the first three objects of the listing, and a continuation token."""
     status, content, headers = handler.ask(body)
     root = ElementTree.fromstring(content)
     namespace = root.tag.removesuffix("ListBucketResult")

@@ -1,4 +1,4 @@
-"""A TCP forwarder that can be closed: what a gateway that restarts does."""
+"""A TCP forwarder that can be closed, to simulate a gateway that restarts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 
 
 class Gate:
-    """Forwards connections to a port; its `mode` says how it is out of order.
+    """A forwarder of TCP connections to a port, which fails if its `mode` is not "".
 
-    "refused": nothing listens. "reset": connections are reset as soon as they are made.
-    "silent": they are made, and nothing is answered.
+    "refused": nothing listens on the port. "reset": connections are accepted and reset
+    immediately. "silent": connections are accepted, and requests have no response.
     """
 
     def __init__(self, target: int) -> None:
@@ -30,7 +30,8 @@ class Gate:
 
     @mode.setter
     def mode(self, mode: str) -> None:
-        was, self._mode = self._mode, mode
+        was = self._mode
+        self._mode = mode
         if mode == "refused":
             self._end_listening()
         elif was == "refused":
@@ -46,6 +47,7 @@ class Gate:
             _reset(each)
 
     def close(self) -> None:
+        """Stop listening, and reset all connections."""
         if self._mode != "refused":
             self._end_listening()
         self.cut()
@@ -59,7 +61,8 @@ class Gate:
 
     def _end_listening(self) -> None:
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # It wakes `accept`.
+            # A shutdown makes a waiting `accept` return; a mere `close` would not.
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -100,7 +103,7 @@ def _reset(connection: socket.socket) -> None:
 
 @contextmanager
 def gate(target: int) -> Iterator[Gate]:
-    """Stand before the port `target` as long as the block lasts."""
+    """Run a gate in front of the port `target` until the block ends."""
     running = Gate(target)
     try:
         yield running

@@ -1,4 +1,4 @@
-"""Deploys that are killed when all that they sent is there, or almost."""
+"""Deploys that are killed while a request has no answer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from tests.support.processes import LONG, managing, settled
 from tests.support.proxy import Handler, Request
 from tests.support.site import Site
 
-PROMPT = 2  # seconds from Ctrl-C to the end of the process: a promise
+# The documented time in seconds within which a process ends after Ctrl-C.
+PROMPT = 2
 
 
 def file_cache(path: Path) -> dict[str, Any]:
+    """Return settings with a cache in the folder `path`."""
     backend = "django.core.cache.backends.filebased.FileBasedCache"
     return {"CACHES": {"default": {"BACKEND": backend, "LOCATION": str(path)}}}
 
 
 @dataclass
 class Last:
-    """Lets all be done that is asked; the last of `count` PUTs or a DELETE is fatal."""
+    """A fault that passes all requests on, but leaves some of `kind` without an answer.
+
+    If it `answers`, this is the last of `count` requests of this kind, otherwise it is
+    all of them. The process is to be killed while it waits.
+    """
 
     answers: bool
     count: int
@@ -46,13 +52,14 @@ class Last:
         return self.count > 0
 
     def wait(self) -> None:
+        """Wait until the server has done all requests of this kind."""
         for _ in range(1 if self.answers else self.count):
             assert self.done.acquire(timeout=LONG)
 
 
 @dataclass
 class Hanging:
-    """Never answers requests of one kind, and does nothing for them."""
+    """A fault that neither passes on nor answers requests of one kind."""
 
     kind: str
 
@@ -67,11 +74,12 @@ class Hanging:
         return True
 
     def wait(self) -> None:
+        """Wait until there was such a request."""
         assert self.seen.wait(LONG)
 
 
 def hang(handler: Handler) -> None:
-    """Answer never; the client hangs up."""
+    """Wait without an answer until the client hangs up."""
     handler.connection.settimeout(LONG)
     handler.connection.recv(1)
     handler.close_connection = True
@@ -84,7 +92,11 @@ def kill_at_the_last(
     *arguments: str,
     worker: str = "",
 ) -> None:
-    """Send a deploy the signal; or what `worker`, a function of `workers`, does."""
+    """Kill a deploy by a signal when the requests of `fault` have been made.
+
+    Instead of collectstatic the process runs `worker`, if it is given. It is the name
+    of a function in `workers`.
+    """
     site.proxy.fault = fault
     command = ("collectstatic", "--noinput", *arguments)
     if worker:

@@ -1,4 +1,4 @@
-"""What the machines that draw random sequences have in common."""
+"""Helpers for the hypothesis state machines, which run random sequences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from tests.support.proxy import Fault, Handler, Request
 
 
 class SharedSession:
-    """A deploy is a process of its own, but for what boto3 takes longest to make."""
+    """A storage that shares its boto3 session with others.
+
+    Deploys share nothing else. The session is shared because boto3 needs much time to
+    make one.
+    """
 
     access_key: str
     secret_key: str
@@ -37,10 +41,10 @@ def run(
     *,
     is_long: bool = False,
 ) -> None:
-    """Draw so many sequences; one that fails comes with what reproduces it.
+    """Run `sequences` random sequences; print how to reproduce one that fails.
 
-    If a sequence `is_long`, a failing one is not made shorter, which would take
-    minutes, and each run draws the same sequences.
+    If sequences are long, hypothesis does not shorten one that fails, because this
+    would take minutes, and it runs the same sequences each time.
     """
     phases = [each for each in Phase if not (is_long and each is Phase.shrink)]
     run_state_machine_as_test(
@@ -58,31 +62,37 @@ def run(
 
 
 def one_of(attribute: Callable[[Any], Any]) -> st.SearchStrategy[str]:
-    """One of the names that the machine has at the moment."""
+    """Return a strategy for one of the names in the present state of the machine."""
     return st.runner().flatmap(
         lambda machine: st.sampled_from(sorted(attribute(machine)))
     )
 
 
 def arguments(clear: bool, post_process: bool = True) -> list[str]:
-    """What collectstatic is called with."""
-    return ["--clear"] * clear + ["--no-post-process"] * (not post_process)
+    """Return the arguments of collectstatic."""
+    given = []
+    if clear:
+        given.append("--clear")
+    if not post_process:
+        given.append("--no-post-process")
+    return given
 
 
 def named(output: str, pattern: str) -> set[str]:
-    """What `pattern` finds in the lines of `output`."""
+    """Return the matches of `pattern` in the lines of `output`."""
     return set(re.findall(pattern, output, re.MULTILINE))
 
 
-REASON = r"^  (.*?): "  # of a failure, in the error that ends a run
+REASON = r"^  (.*?): "  # the name of a failed file in the error message of a run
 
 
 def unhashed(name: str) -> str:
-    """Return `name` without the hash that a manifest storage puts in it."""
+    """Return `name` without the hash that a manifest storage adds."""
     return re.sub(r"\.[0-9a-f]{12}(?=\.|$)", "", name)
 
 
-# What can happen to an upload: (for good, carried out all the same, what is answered).
+# Faults of uploads: whether they are permanent, whether the object is stored
+# nevertheless, and the function that sends the response.
 
 
 def _deny(handler: Handler) -> None:
@@ -107,31 +117,35 @@ _KINDS: dict[str, tuple[bool, bool, Callable[[Handler], None]]] = {
 
 
 @dataclass(frozen=True)
-class Upset:
-    """What happens to uploads of `names`, hashed or not: for good, or once for each."""
+class UploadFault:
+    """A fault of the uploads of `names`, with or without hashes.
+
+    It is permanent, or applies to the first upload of each name only.
+    """
 
     kind: str
     names: frozenset[str]
 
     @property
-    def for_good(self) -> bool:
+    def permanent(self) -> bool:
         return _KINDS[self.kind][0]
 
     @property
     def arrives(self) -> bool:
-        """Whether the server carries out what it does not confirm."""
+        """Whether the object is stored although the upload is not confirmed."""
         return _KINDS[self.kind][1]
 
     def fault(self, location: str) -> Fault:
-        for_good, arrives, spoil = _KINDS[self.kind]
+        permanent, arrives, spoil = _KINDS[self.kind]
         met: set[str] = set()
 
         def fault(handler: Handler, request: Request, body: bytes) -> bool:
             name = request.key.removeprefix(f"{location}/")
             if request.kind != "PUT" or unhashed(name) not in self.names:
                 return False
-            # Parts are sent again by boto3, which takes its time.
-            if not for_good and (name in met or "partNumber" in request.query):
+            # A transient fault of a part is not injected, because boto3 would wait for
+            # some time before it sends the part again.
+            if not permanent and (name in met or "partNumber" in request.query):
                 return False
             met.add(name)
             if arrives:
@@ -142,8 +156,8 @@ class Upset:
         return fault
 
 
-def upsets(names: list[str]) -> st.SearchStrategy[Upset]:
+def upload_faults(names: list[str]) -> st.SearchStrategy[UploadFault]:
     some = st.frozensets(st.sampled_from(names), min_size=1)
     return st.builds(
-        Upset, st.sampled_from(list(_KINDS)), st.just(frozenset(names)) | some
+        UploadFault, st.sampled_from(list(_KINDS)), st.just(frozenset(names)) | some
     )

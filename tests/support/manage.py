@@ -1,4 +1,7 @@
-"""A small Django site for demo and benchmark; the environment says what differs."""
+"""The manage.py of a small Django site, which is configured by environment variables.
+
+It is used by the demo, the benchmark and the tests that need other processes.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ settings.configure(
 )
 django.setup()
 if django.VERSION < (5, 1):
-    # There configure(STORAGES=…) sets STATICFILES_STORAGE as well, which goes before it
-    # and has no OPTIONS; a settings module does not.
+    # In these versions configure(STORAGES=…) also sets STATICFILES_STORAGE, which takes
+    # precedence and has no OPTIONS. A settings module does not have this problem.
     from django.core.files.storage import storages
 
     storages.backends.update(settings.STORAGES)

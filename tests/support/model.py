@@ -1,4 +1,7 @@
-"""What a bucket must hold after each collectstatic, worked out with plain dicts."""
+"""A model of sources, bucket and cache, which predicts the result of collectstatic.
+
+It uses plain dicts instead of the package's code.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 GZIPPED = {"text/css", "text/javascript", "application/javascript"}
-MULTIPART_THRESHOLD = 100  # bytes, so that small files are sent in every way there is
+# In bytes; it is low so that small files are uploaded both in one piece and in parts.
+MULTIPART_THRESHOLD = 100
 
 
 @dataclass(frozen=True)
 class Headers:
+    """The headers of an object."""
+
     content_type: str
     content_encoding: str | None = None
     cache_control: str | None = None
@@ -20,7 +26,7 @@ class Headers:
 
 @dataclass(frozen=True)
 class Body:
-    """What an ETag can tell from another: the bytes, and whether they came in parts."""
+    """The properties of an object on which its ETag depends."""
 
     content: bytes  # decompressed
     gzipped: bool = False
@@ -29,13 +35,15 @@ class Body:
 
 @dataclass(frozen=True)
 class Object:
+    """An object in the bucket."""
+
     body: Body
     headers: Headers
 
 
 @dataclass(frozen=True)
 class Options:
-    """Those of the site that matter to the result."""
+    """The options of the site that influence the result."""
 
     gzip: bool = False
     multipart: bool = False
@@ -45,20 +53,21 @@ class Options:
 
 @dataclass
 class Model:
-    """The sources, the bucket, and what earlier runs have left in the cache."""
+    """The sources, the bucket, and the cache entries of earlier runs."""
 
     options: Options = field(default_factory=Options)
     sources: dict[str, bytes] = field(default_factory=dict)
     objects: dict[str, Object] = field(default_factory=dict)
-    # None of what may have arrived or not.
+    # An entry is None if the last upload may or may not have arrived.
     cache: dict[str, Object | None] = field(default_factory=dict)
-    # The documented limits: which objects' headers nobody can know of, and which
-    # objects are not looked at as the cache is trusted about them.
+    # Two documented limits. The headers of an object are unknown if another program
+    # wrote it, or the cache lost its entry. An object is unseen if another program
+    # changed it and the runs since then have trusted the cache instead of a listing.
     unknown_headers: set[str] = field(default_factory=set)
     unseen: set[str] = field(default_factory=set)
 
     def sent(self, name: str) -> Object:
-        """What saving the source `name` sends."""
+        """Return the object that an upload of the source `name` makes."""
         content, options = self.sources[name], self.options
         content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
         gzipped = options.gzip and content_type in GZIPPED
@@ -69,15 +78,18 @@ class Model:
         return Object(Body(content, gzipped, in_parts), headers)
 
     def uploads(self) -> set[str]:
-        """The names that a run has to upload."""
-        return {name for name in self.sources if self._held(name) is None}
+        """Return the names that a run has to upload."""
+        return {name for name in self.sources if self._assumed(name) is None}
 
     def leftovers(self) -> set[str]:
-        """The names that a run that clears has to delete."""
+        """Return the names that a run with `--clear` has to delete."""
         return self.objects.keys() - self.sources.keys()
 
-    def _held(self, name: str) -> Object | None:
-        """What the bucket is known to hold of the source `name`; None: upload it."""
+    def _assumed(self, name: str) -> Object | None:
+        """Return the object that the package assumes to exist for the source `name`.
+
+        Return None if the source has to be uploaded.
+        """
         sent, cached = self.sent(name), self.cache.get(name)
         if name in self.cache and cached is None:
             return None
@@ -87,22 +99,27 @@ class Model:
         if there is None:
             return None
         if cached is None or cached.body != there.body:
-            # In one piece or in parts: an ETag of either kind is recognised.
+            # The package recognises ETags of uploads in one piece and in parts, so that
+            # this difference alone does not lead to an upload.
             same = replace(there.body, in_parts=sent.body.in_parts) == sent.body
             return replace(sent, body=there.body) if same else None
         same_content = cached.body.content == sent.body.content
         return cached if same_content and cached.headers == sent.headers else None
 
     def promised(self, name: str) -> tuple[bool, bool]:
-        """Tell whether content and headers of the source `name` must be right."""
+        """Return whether contents and headers of `name` must equal the source's."""
         seen = name not in self.unseen
         return seen, seen and name not in self.unknown_headers
 
-    # What happens.
+    # Events. Each method updates the model after one.
 
     def collected(self, *, clear: bool, failed: Mapping[str, bool]) -> None:
-        """A run has ended; `failed`, for each name, whether it arrived all the same."""
-        known = {name: self._held(name) or self.sent(name) for name in self.sources}
+        """Update the model after a run.
+
+        `failed` contains the names of failed uploads, and for each name whether the
+        object was stored nevertheless.
+        """
+        known = {name: self._assumed(name) or self.sent(name) for name in self.sources}
         for name in self.sources:
             if self.options.preload or self.cache.get(name) is None:
                 self.unseen.discard(name)
@@ -119,14 +136,15 @@ class Model:
             self.deleted(leftovers)
 
     def deleted(self, names: set[str]) -> None:
-        """A run has deleted `names`, or tried to: what was known of them is doubtful.
+        """Update the model after a run has deleted `names`, or has tried to.
 
-        The answer may be wrong or lost, as that to an upload, and listings may lag.
+        Their cache entries become invalid, because the response to a delete may be
+        wrong or lost, as that to an upload, and because listings may be out of date.
         """
         self.cache |= dict.fromkeys(names & self.cache.keys())
 
     def changed_by_others(self, name: str, changed: Object | None) -> None:
-        """Another program has written or deleted `name`."""
+        """Update the model after another program has written or deleted `name`."""
         if changed is None:
             del self.objects[name]
         else:
@@ -135,6 +153,6 @@ class Model:
         self.unseen.add(name)
 
     def forgotten(self) -> None:
-        """The cache was emptied."""
+        """Update the model after the cache was cleared."""
         self.cache.clear()
         self.unknown_headers |= self.objects.keys()

@@ -1,4 +1,4 @@
-"""A bucket whose ETags do not depend on the contents of its objects."""
+"""A bucket with ETags that do not depend on the contents of its objects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ METADATA = "x-amz-meta-collectfast-fingerprint"
 
 
 class Opaque:
-    """Makes every ETag that passes the proxy another one, as encryption does.
+    """A fault of the proxy that replaces all ETags, as server-side encryption does.
 
-    SeaweedFS has no SSE-KMS unless it is configured. S3 makes a new ETag for each
-    upload under a new data key, and names the encryption in the answers.
+    S3 with SSE-KMS makes a new data key and thereby a new ETag for each upload, and
+    names the encryption in its responses. It is simulated because SeaweedFS supports
+    SSE-KMS only if it is configured.
     """
 
     def __init__(self, proxy: Proxy, encryption: str | None = "aws:kms") -> None:

@@ -1,4 +1,4 @@
-"""Processes of their own: to be interrupted, or to run side by side."""
+"""Child processes that run ``manage.py``, to be interrupted or to run in parallel."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from tests.support.site import Site
 
 ROOT = Path(__file__).parents[2]
 MANAGE = Path(__file__).with_name("manage.py")
-LONG = 60  # seconds, after which something hangs
+LONG = 60  # seconds after which a process is considered to hang
 
 
 def seeded() -> tuple[int, random.Random]:
-    """Chance that can be repeated: with the seed as TEST_SEED in the environment."""
+    """Return a random seed and its generator.
+
+    Set the environment variable TEST_SEED to repeat a test with the same seed.
+    """
     seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().getrandbits(32))
     return seed, random.Random(seed)
 
 
 def environment(site: Site) -> dict[str, str]:
-    """What makes `manage.py` the one of `site`."""
+    """Return the environment variables with which `manage.py` is that of `site`."""
     path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
@@ -47,15 +50,15 @@ def environment(site: Site) -> dict[str, str]:
 def managing(
     site: Site, *arguments: str, traced: bool = True
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run ``manage.py`` with `arguments`, at the latest to the end of the block.
+    """Run ``manage.py`` with `arguments`, and kill it at the end of the block.
 
-    Not `traced` is what is going to be interrupted: coverage, interrupted while it has
-    its own lock, waits for it for ever.
+    A process that a test interrupts must not be `traced` by coverage, because coverage
+    waits forever for its own lock if it is interrupted while it holds it.
     """
     measured = environment(site)
     untraced = {k: v for k, v in measured.items() if "COVERAGE_PROCESS" not in k}
-    # Whoever ignores SIGINT, as what a shell runs in the background does, has children
-    # that ignore it.
+    # If a shell runs the tests in the background, they ignore SIGINT, and their child
+    # processes would inherit this.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
@@ -80,7 +83,7 @@ def deploying(
 
 
 def deploy(site: Site, *arguments: str) -> tuple[int, str]:
-    """Run collectstatic to its end; return its exit status and what it complained."""
+    """Run collectstatic to its end; return its exit status and its error output."""
     with deploying(site, *arguments) as process:
         _, errors = process.communicate(timeout=LONG)
         return process.returncode, errors
@@ -88,9 +91,9 @@ def deploy(site: Site, *arguments: str) -> tuple[int, str]:
 
 @contextmanager
 def settled(proxy: Proxy) -> Iterator[None]:
-    """At the end, wait until the server has done all that was asked in the block.
+    """Wait at the end of the block until the server has done all of its requests.
 
-    What a dead process had sent is still under way for a moment.
+    The requests of a process that was killed are not finished immediately.
     """
     before = set(proxy.connections)
     yield
@@ -99,4 +102,5 @@ def settled(proxy: Proxy) -> Iterator[None]:
         assert time.monotonic() < deadline, "requests of a dead process never end"
         time.sleep(0.005)
         if next(rounds) % 50 == 0:
-            gc.collect()  # What threads held in cycles until they ended.
+            # Connections of threads that have ended may be in reference cycles.
+            gc.collect()

@@ -1,6 +1,6 @@
-"""A hand-written proxy that sees, counts and (for tests) spoils requests to S3.
+"""A proxy that records requests to S3 and, for tests, injects faults.
 
-Clients speak TLS with it, as they do with S3.
+Clients connect to it by TLS, as they do to S3.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tests.support import certificates
 
 @dataclass(frozen=True)
 class Request:
+    """A request that a client sent to the proxy."""
+
     method: str
     path: str
     query: dict[str, list[str]]
@@ -32,7 +34,7 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """What S3 calls it, near enough: LIST, HEAD, GET, PUT, DELETE, …"""
+        """The type of the request: LIST, DELETE MANY, or else the HTTP method."""
         if self.method == "GET" and "/" not in self.path.strip("/"):
             return "LIST"
         if self.method == "POST" and "delete" in self.query:
@@ -44,18 +46,18 @@ class Request:
         return self.path.removeprefix("/").partition("/")[2]
 
 
-# Called with the handler, to answer in place of the server or to spoil what it is told;
-# returns True if it has done so.
+# A function that may answer a request in place of the server, or change it before it
+# is passed on. It returns True if it has answered, and False to pass the request on.
 Fault = Callable[["Handler", Request, bytes], bool]
 Sign = Callable[[str, str, dict[str, str], bytes], dict[str, str]]
-# The same before the body is read.
+# The same, but called before the body of the request is read.
 EarlyFault = Callable[["Handler", Request], bool]
 
 
 def refuse(
     kind: str, part: str = "", message: str = "injected", code: str = "AccessDenied"
 ) -> Fault:
-    """Answer 403 to requests of `kind` whose key has `part` in it."""
+    """Return a fault that answers 403 to requests of `kind` with `part` in the key."""
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
         refused = request.kind == kind and part in request.key
@@ -69,9 +71,12 @@ def refuse(
 def meanwhile(
     kind: str, act: Callable[[], object], part: str = "", *, after: bool = False
 ) -> Fault:
-    """Let another program `act` just before requests of `kind` whose key ends so.
+    """Return a fault that calls `act` before each request of `kind`.
 
-    Or just after, but before they are answered, lest the client be quicker.
+    It simulates another program that works at the same time, and applies to keys that
+    end with `part`. If `after`, `act` is called when the server has answered the
+    request, but before the client receives the answer, so that the client cannot go on
+    first.
     """
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
@@ -87,6 +92,8 @@ def meanwhile(
 
 
 class Handler(BaseHTTPRequestHandler):
+    """The handler of one client's connection to the proxy."""
+
     protocol_version = "HTTP/1.1"
     server: Proxy
     disable_nagle_algorithm = True
@@ -94,11 +101,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        # Before the handshake: what its client sent after it is still to be done.
+        # The connection counts from before the handshake, because the client's requests
+        # may already be waiting behind it.
         self.server.connections.add(self.client_address)
         if isinstance(self.connection, ssl.SSLSocket):
             try:
-                self.connection.do_handshake()  # Here, where nobody else waits for it.
+                # The handshake is made in this thread so that the thread that accepts
+                # connections does not have to wait for it.
+                self.connection.do_handshake()
             except OSError:
                 self.rfile.close()
                 self.server.connections.discard(self.client_address)
@@ -123,15 +133,15 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
     def pass_on(self, body: bytes) -> None:
-        """Ask the server, and answer with what it says."""
+        """Send the request to the server, and its answer to the client."""
         self.answer(*self.ask(body))
 
     def pass_on_silently(self, body: bytes) -> None:
-        """Ask the server, and keep its answer."""
+        """Send the request to the server, and no answer to the client."""
         self.ask(body)
 
     def ask(self, body: bytes) -> tuple[int, bytes, list[tuple[str, str]]]:
-        """Ask the server, and return what it says."""
+        """Send the request to the server; return the status, body and headers."""
         self.upstream.putrequest(
             self.command, self.path, skip_host=True, skip_accept_encoding=True
         )
@@ -145,7 +155,11 @@ class Handler(BaseHTTPRequestHandler):
         return response.status, response.read(), response.getheaders()
 
     def _headers(self, body: bytes) -> dict[str, str]:
-        """What to send on: as it came, or signed for the server's own name."""
+        """Return the headers for the server.
+
+        The client signed the request for the proxy's host name. If the server has to
+        see its own, the request is signed again.
+        """
         headers = {name.lower(): value for name, value in self.headers.items()}
         signature = headers.get("authorization", "")
         if self.server.sign is None or not signature:
@@ -177,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def reset(self) -> None:
-        """End the connection as a machine does that is switched off."""
+        """Reset the TCP connection without an answer."""
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
@@ -191,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
         message: str = "injected",
         headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        """Answer with an error as S3 words it."""
+        """Answer with an error in S3's format."""
         text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
         body = f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode()
         self.answer(status, body, [("Content-Type", "application/xml"), *headers])
@@ -207,7 +221,8 @@ class Handler(BaseHTTPRequestHandler):
             return b"".join(iter(self._chunk, b""))
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
-        if len(body) < length:  # Passed on, it would have the server wait for the rest.
+        if len(body) < length:
+            # The request is not passed on, because the server would wait for the rest.
             raise ConnectionError("The client has gone.")
         return body
 
@@ -221,6 +236,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Proxy(ThreadingHTTPServer):
+    """A proxy that records requests, and injects the faults that a test sets."""
+
     daemon_threads = True
     request_queue_size = 256
 
@@ -232,15 +249,17 @@ class Proxy(ThreadingHTTPServer):
         authority: Path | None = None,
         trusted: str | None = None,
     ) -> None:
-        """Pass on to `upstream`; with a `context`, speak TLS by a CA, `authority`.
+        """Pass requests on to `upstream`.
 
-        The file `trusted` contains the CA of the server's certificate.
+        With a `context`, clients connect by TLS, and have to trust the CA in the file
+        `authority`. The file
+        `trusted` contains the CA of the server's certificate.
         """
         parts = urlsplit(upstream)
         self._upstream_context = ssl.create_default_context(cafile=trusted)
         self.context = context
-        self.authority = authority  # the file that whoever comes here has to trust
-        # Only there a server cares by which name it was called.
+        self.authority = authority
+        # Only a server behind TLS may insist on a signature for its own host name.
         self.sign = sign if parts.scheme == "https" else None
         self.upstream = f"{parts.scheme}://{parts.netloc}"
         super().__init__(("127.0.0.1", 0), Handler)
@@ -255,7 +274,7 @@ class Proxy(ThreadingHTTPServer):
 
     @property
     def trust(self) -> dict[str, str]:
-        """The option of a storage, or of boto3's, with which it comes here."""
+        """The option of a storage or boto3 client that makes it trust this proxy."""
         return {"verify": str(self.authority)} if self.authority else {}
 
     def get_request(self) -> tuple[Any, Any]:
@@ -269,7 +288,7 @@ class Proxy(ThreadingHTTPServer):
         return connection, address
 
     def connection(self) -> http.client.HTTPConnection:
-        """A connection to the server."""
+        """Return a new connection to the server."""
         parts = urlsplit(self.upstream)
         assert parts.hostname
         if parts.scheme == "https":
@@ -280,9 +299,9 @@ class Proxy(ThreadingHTTPServer):
         return http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
 
     def reset(self) -> None:
-        """Forget the requests seen, and inject no more faults."""
+        """Delete the recorded requests, and remove the faults."""
         with self._lock:
-            self.accepted = 0  # connections, whatever became of them
+            self.accepted = 0  # TCP connections, including failed handshakes
             self.requests: list[Request] = []
             self.fault: Fault | None = None
             self.early_fault: EarlyFault | None = None
@@ -292,17 +311,17 @@ class Proxy(ThreadingHTTPServer):
             self.requests.append(request)
 
     def count(self) -> Counter[str]:
-        """How many requests of each kind there were."""
+        """Return the number of requests of each kind."""
         with self._lock:
             return Counter(request.kind for request in self.requests)
 
     def keys(self, kind: str) -> list[str]:
-        """The keys of the requests of `kind`, sorted."""
+        """Return the keys of the requests of `kind`, sorted."""
         with self._lock:
             return sorted(r.key for r in self.requests if r.kind == kind)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that hang up: some tests make them."""
+        """Print no traceback if a client hangs up, because some tests make it do so."""
 
 
 @contextmanager
@@ -314,12 +333,13 @@ def proxy(
     host: str = "127.0.0.1",
     trusted: str | None = None,
 ) -> Iterator[Proxy]:
-    """Stand between clients and the server `upstream` as long as the block lasts.
+    """Run a proxy in front of the server `upstream` until the block ends.
 
-    Clients sign what they send for the proxy's name. For a server behind TLS, `sign`
-    signs it again: method, URL, headers, body to headers. The proxy's own certificate
-    says that it is `host`; without `tls` it has none. The file `trusted` contains the
-    CA of the server's certificate, if that is not a public one.
+    Clients sign their requests for the proxy's host name. If the server is behind TLS,
+    the function `sign` signs each request again. It takes method, URL, headers and
+    body, and returns headers. The proxy's certificate is made for `host`. Without `tls`
+    it has no certificate. The file `trusted` contains the CA of the server's
+    certificate, if that is not a public one.
     """
     with tempfile.TemporaryDirectory(prefix="certificates-") as directory:
         context = authority = None

@@ -1,7 +1,7 @@
-"""Servers that answer a little otherwise than S3 does: one switch a quirk.
+"""Deviations of S3-compatible servers from S3, one switch for each.
 
-Each was seen somewhere. They stand in the proxy, in front of a real server, and may be
-combined freely.
+Each deviation was seen in a real server or proxy. They are simulated in the proxy, in
+front of a real server, and can be combined freely.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.servers import Server
 Element = ElementTree.Element
 Headers = list[tuple[str, str]]
 
-# What an ETag may look like; each is told the one that the server gave, with quotes.
+# Forms of an ETag. Each function is passed the server's own ETag, with its quotes.
 ETAGS: dict[str, Callable[[str], str | None]] = {
     "none": lambda etag: None,
     "empty": lambda etag: "",
@@ -29,7 +29,7 @@ ETAGS: dict[str, Callable[[str], str | None]] = {
     "another": lambda etag: f'"{hashlib.md5(etag.encode()).hexdigest()}"',
     "another each time": lambda etag: f'"{uuid.uuid4().hex}"',
 }
-# Requests that are refused, and how: kind, status and code.
+# Requests that are refused, with kind, status and code.
 REFUSED = {
     "HEAD is not allowed": ("HEAD", 405, "MethodNotAllowed"),
     "HEAD is not implemented": ("HEAD", 501, "NotImplemented"),
@@ -38,7 +38,7 @@ REFUSED = {
     "no DeleteObjects": ("DELETE MANY", 501, "NotImplemented"),
     "DeleteObjects is refused": ("DELETE MANY", 400, "InvalidArgument"),
 }
-# How an answer is written.
+# Forms in which a response is sent.
 TRANSPORTS = {"HTTP/1.0", "chunked", "no length", "Connection: close"}
 LISTINGS = {
     "no KeyCount",
@@ -69,16 +69,17 @@ _PAGE = 5
 
 
 class Quirks:
-    """What `proxy` does to requests and answers, as the switches say.
+    """A fault of `proxy` that changes requests and responses as the switches say.
 
-    The manifest may always be asked for: django-storages itself fails without.
+    Requests for the manifest are never refused, because django-storages itself fails
+    without them.
     """
 
     def __init__(self, proxy: Proxy, server: Server, *switches: str) -> None:
         assert set(switches) <= set(ALL), switches
         self.switches = set(switches)
         self._server = server
-        self._listed: dict[str, str] = {}  # entries as they were last listed
+        self._listed: dict[str, str] = {}  # entries of the last listing, by key
         self._fresh: set[str] = set()  # keys written since the last listing
         self._hidden: set[str] = set()
         proxy.fault = self
@@ -90,7 +91,7 @@ class Quirks:
             self._answer(handler, status, error.encode(), [])
             return True
         if request.kind == "LIST":
-            self._rewrite_question(handler)
+            self._rewrite_query(handler)
         if request.method == "PUT" and request.key not in self._listed:
             self._fresh.add(request.key)
         status, content, headers = handler.ask(body)
@@ -134,7 +135,7 @@ class Quirks:
             return (400, "InvalidRequest") if is_missing else (403, "AccessDenied")
         return None
 
-    def _rewrite_question(self, handler: Handler) -> None:
+    def _rewrite_query(self, handler: Handler) -> None:
         path, _, query = handler.path.partition("?")
         pairs = dict(parse_qsl(query, keep_blank_values=True))
         before = dict(pairs)
@@ -179,9 +180,10 @@ class Quirks:
             "ListObjects only": ["KeyCount", "NextContinuationToken", "NextMarker"],
             "an empty listing is bare": [each.tag for each in root if is_empty],
         }
-        for name in (n for s in self.switches & without.keys() for n in without[s]):
-            for element in root.findall(name):
-                root.remove(element)
+        for switch in self.switches & without.keys():
+            for name in without[switch]:
+                for element in root.findall(name):
+                    root.remove(element)
 
     def _entries(
         self, request: Request, root: Element, entries: list[Element]
@@ -223,6 +225,6 @@ class Quirks:
             handler.close_connection = True
         if "Connection: close" in self.switches:
             written.append(("Connection", "close"))
-        lines = [f"{version} {status} Whatever", *(f"{n}: {v}" for n, v in written)]
+        lines = [f"{version} {status} Reason", *(f"{n}: {v}" for n, v in written)]
         head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
         handler.wfile.write(head + b"\r\n" + (b"" if is_bare else content))

@@ -1,4 +1,4 @@
-"""The README and the pages that it links, in parts that tests can run."""
+"""The README and the other pages, divided into parts that tests can run."""
 
 from __future__ import annotations
 

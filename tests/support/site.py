@@ -24,7 +24,7 @@ from tests.support.proxy import Proxy
 
 STATIC = "collectfast_storage.CollectfastS3StaticStorage"
 MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
-# Django's own that write the same, to a folder.
+# Django's own storages that write the same files to a folder.
 LOCAL = {
     STATIC: "django.contrib.staticfiles.storage.StaticFilesStorage",
     MANIFEST: "django.contrib.staticfiles.storage.ManifestStaticFilesStorage",
@@ -33,7 +33,7 @@ LOCAL = {
 
 @dataclass
 class Deploy:
-    """What one collectstatic said and asked."""
+    """The output and the requests of one collectstatic run."""
 
     output: str
     requests: Counter[str]
@@ -46,11 +46,10 @@ class Deploy:
 
 @dataclass
 class Site:
-    """
-    A site whose sources are below `root`, and that is deployed below `location`.
+    """A site with sources below `root` that is deployed to the location of `bucket`.
 
-    Each deploy is like a process of its own: it has storages, finders and cache clients
-    of its own, while what the cache keeps outlasts it.
+    Each deploy has its own storages, finders and cache clients, as if it were another
+    process. The contents of the cache are kept between deploys.
     """
 
     root: Path
@@ -97,7 +96,7 @@ class Site:
         return files
 
     def write_all(self, files: Mapping[str, bytes]) -> None:
-        """Write `files`: contents by name."""
+        """Write `files`, which maps names to contents."""
         for name, content in files.items():
             self.write(name, content)
 
@@ -109,12 +108,12 @@ class Site:
 
     @contextmanager
     def active(self, **settings: Any) -> Iterator[None]:
-        """Make this the Django site of the block."""
+        """Apply the settings of this site until the block ends."""
         backend = {"BACKEND": self.backend, "OPTIONS": self.storage_options}
         defaults: dict[str, Any] = {
             "STATICFILES_DIRS": [str(self.static)],
             "STATIC_ROOT": str(self.root / "collected"),
-            # A test of an outage that does not end need not wait for a minute.
+            # The default is too long for tests of an outage that does not end.
             "COLLECTFAST_RETRY_TIMEOUT": 2,
             "STORAGES": {
                 "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
@@ -130,8 +129,9 @@ class Site:
         active = defaults | self.settings | settings
         with override_settings(**active):
             if django.VERSION < (5, 1):
-                # There override_settings(STORAGES=…) sets STATICFILES_STORAGE as well,
-                # which goes before it and has no OPTIONS; a settings module does not.
+                # In these versions override_settings(STORAGES=…) also sets
+                # STATICFILES_STORAGE, which takes precedence and has no OPTIONS.
+                # A settings module does not have this problem.
                 storages.backends.update(active["STORAGES"])
             yield
 
@@ -150,11 +150,14 @@ class Site:
         return self.collect(*arguments, STORAGES=storages, **settings)
 
     def put(self) -> list[str]:
-        """The names that were uploaded."""
+        """Return the names that were uploaded."""
         return [self.name(key) for key in self.proxy.keys("PUT")]
 
     def put_by_obstore(self) -> list[str]:
-        """The names that were uploaded by others than boto3 and its like."""
+        """Return the names that were uploaded by obstore.
+
+        Its requests have another user agent than those of boto3 and botocore.
+        """
         return sorted(
             self.name(request.key)
             for request in self.proxy.requests
@@ -163,17 +166,18 @@ class Site:
         )
 
     def manifest(self) -> dict[str, str]:
-        """The hashed names that the bucket's manifest has."""
+        """Return the paths of the manifest in the bucket: hashed names by name."""
         manifest = json.loads(self.bucket.read("staticfiles.json"))
         return dict(manifest["paths"])
 
     def name(self, key: str) -> str:
-        """The name that `key` has here."""
+        """Return the name of the file with this `key` in the bucket."""
         return key.removeprefix(self.bucket.key(""))
 
     @contextmanager
     def storage(self) -> Iterator[Any]:
-        """Give the storage as a program would use it."""
+        """Return the storage as a program would use it, with the settings applied."""
         with self.active():
-            staticfiles_storage.exists  # noqa: B018 (builds it)
+            # Django makes the storage when an attribute of the lazy object is read.
+            assert staticfiles_storage.exists
             yield staticfiles_storage._wrapped

@@ -1,4 +1,4 @@
-"""A finder of a site's own, with sources that are on no disk."""
+"""A custom staticfiles finder with sources in memory instead of on a disk."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from django.contrib.staticfiles.finders import BaseFinder
 from django.core.files import File
 from django.core.files.storage import Storage
 
-# A content, or what opens the file.
+# The contents of a file, or a function that opens it.
 Source = bytes | Callable[[], Any]
 
 
 class Sources(Storage):
-    """What the files of a finder are opened in."""
+    """A storage in which the finder's files are opened."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self.sources = sources
@@ -26,14 +26,14 @@ class Sources(Storage):
         return File(BytesIO(source) if isinstance(source, bytes) else source(), name)
 
     def path(self, name: str) -> str:
-        return name  # For the log.
+        return name  # collectstatic prints it.
 
     def get_modified_time(self, name: str) -> datetime:
         return datetime(2020, 1, 1, tzinfo=UTC)
 
 
 class SourcesFinder(BaseFinder):
-    """Finds `sources`, in their order."""
+    """A finder of the files in `sources`, in their order."""
 
     sources: Mapping[str, Source]
 
@@ -50,7 +50,7 @@ class SourcesFinder(BaseFinder):
 
 
 def finder_of(sources: Mapping[str, Source]) -> str:
-    """Return what to have in STATICFILES_FINDERS to collect `sources`."""
+    """Make a finder of `sources`; return its name for STATICFILES_FINDERS."""
     name = f"Finder{id(sources)}"
     globals()[name] = type(name, (SourcesFinder,), {"sources": sources})
     return f"{__name__}.{name}"

@@ -1,4 +1,4 @@
-"""A site that traces its requests: all of them are boto3's own then."""
+"""A storage with an event handler, for which all requests are sent by boto3."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from collectfast_storage import CollectfastS3StaticStorage
 
 
 def _see(**_: Any) -> None:
-    """Let a request pass."""
+    """Do nothing with a request."""
 
 
 class TracedStorage(CollectfastS3StaticStorage):
+    """A storage with an event handler for its requests.
+
+    The package has to send such a storage's requests by boto3, because others would not
+    reach the handler.
+    """
+
     @property
     def connection(self) -> Any:
         connection = super().connection
@@ -21,7 +27,7 @@ class TracedStorage(CollectfastS3StaticStorage):
         return connection
 
 
-# Each with its own way to the bucket.
+# Storages that send their requests in different ways.
 BACKENDS = [
     pytest.param("collectfast_storage.CollectfastS3StaticStorage", id="fast"),
     pytest.param(f"{__name__}.TracedStorage", id="traced"),

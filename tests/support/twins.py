@@ -1,4 +1,4 @@
-"""Pairs of storages that must behave alike: this package's and django-storages' own."""
+"""Pairs of this package's and django-storages' storages, which must behave alike."""
 
 from __future__ import annotations
 
@@ -26,15 +26,19 @@ from collectfast_storage import (
 from tests.support.bucket import BucketView
 from tests.support.machine import SharedSession
 
-FINGERPRINT = "collectfast-fingerprint"  # The package's own entry in the metadata.
+FINGERPRINT = "collectfast-fingerprint"  # the package's own entry in the metadata
 OURS, THEIRS = "ours", "theirs"
 
 
-# The storages. The classes that are mixed in are a site's own, and work with both.
+# The storages. The classes that are mixed in stand for a site's own code, and work with
+# both packages.
 
 
 class Numbered:
-    """Replaces the random part of Django's alternative names by a number."""
+    """A storage that uses numbers in alternative names.
+
+    Django uses random characters, which would be different for both storages.
+    """
 
     alternatives: Iterator[int] = count(1)
 
@@ -45,7 +49,7 @@ class Numbered:
 
 
 class Keyed:
-    """Has parameters that depend on the key, and records the keys."""
+    """A storage with parameters that depend on the name; it records the names."""
 
     asked: set[str] = set()  # noqa: RUF012 (replaced by `perform`)
 
@@ -89,7 +93,7 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class QuietSeek(BytesIO):
-    """Returns nothing from `seek`, as some file-like objects do."""
+    """A file that returns None from `seek`, like some file-like objects."""
 
     def seek(self, offset: int, whence: int = 0) -> int:
         super().seek(offset, whence)
@@ -97,7 +101,7 @@ class QuietSeek(BytesIO):
 
 
 class Unseekable(BytesIO):
-    """Can be read once, as a response or a pipe."""
+    """A file that can be read only once, like a response or a pipe."""
 
     def seekable(self) -> bool:
         return False
@@ -131,7 +135,7 @@ class Content:
         return ContentFile(self.data)
 
 
-# Text in ASCII only: s3transfer takes the number of characters for that of bytes.
+# Text contains only ASCII, because s3transfer counts its characters as bytes.
 DATA: list[str | bytes] = [
     "",
     b"",
@@ -174,7 +178,7 @@ def outcome_of(act: Callable[[], Any]) -> Outcome:
 
 @dataclass(frozen=True)
 class Operation:
-    """A call that a program makes. Not every kind uses every field."""
+    """A call that a program makes. Each kind uses only some of the fields."""
 
     kind: str
     name: str
@@ -185,15 +189,17 @@ class Operation:
 
 def perform(storage: Any, operation: Operation) -> Outcome:
     """Perform `operation` with `storage`."""
-    storage.alternatives, storage.asked = count(1), set()
+    storage.alternatives = count(1)
+    storage.asked = set()
     return outcome_of(lambda: _KINDS[operation.kind](storage, operation))
 
 
 def _save(storage: Any, operation: Operation) -> Any:
     name, content = operation.name, operation.content.file(operation.name)
     saved = storage.save(name, content, max_length=operation.length)
-    # Methods of a site get the same arguments too. A run that is opened by this save
-    # reads other sources ahead, and asks for the parameters of each.
+    # A site's own methods have to be called with the same names too. Only those of this
+    # file are compared, because a run that starts in this save also reads other sources
+    # and requests their parameters.
     last = saved.rpartition("/")[2]
     return saved, sorted(each for each in storage.asked if each.endswith(last))
 
@@ -218,7 +224,7 @@ def _modified(storage: Any, operation: Operation) -> Any:
 
 
 def _url(storage: Any, operation: Operation) -> Any:
-    """The parts of a URL that do not depend on the time."""
+    """Return the parts of a URL that do not depend on the time."""
     parts = urlsplit(storage.url(operation.name))
     return parts.netloc, _without_side(parts.path), sorted(parse_qs(parts.query))
 
@@ -249,14 +255,14 @@ _KINDS: dict[str, Callable[[Any, Operation], Any]] = {
     "listdir": lambda storage, operation: storage.listdir(operation.name),
     "modified": _modified,
     "url": _url,
-    # Beside the storage, as some programs do.
+    # Some programs use boto3 with the storage's connection.
     "load": _load,
     "head": _head,
 }
 
 
 def _without_side(key: str) -> str:
-    """Return `key` without the part in which the twins differ."""
+    """Return `key` without the part that names one of the two storages."""
     return re.sub(f"/({OURS}|{THEIRS})/", "/", key, count=1)
 
 
@@ -265,6 +271,8 @@ def _without_side(key: str) -> str:
 
 @dataclass(frozen=True)
 class Object:
+    """The contents and headers of an object."""
+
     content: Any
     headers: tuple[Any, ...]
 
@@ -280,15 +288,16 @@ HEADERS = [
 
 @dataclass
 class Place:
-    """The objects of both twins, read with few requests."""
+    """The objects of both storages, read with few requests."""
 
     view: BucketView
     _known: dict[str, tuple[Any, Object]] = field(default_factory=dict)
 
     def objects(self, touched: Iterable[str] = ()) -> dict[str, dict[str, Object]]:
-        """Return each twin's objects by key, without its part of the key.
+        """Return the objects of each storage, by key without the storage's own part.
 
-        The keys that may have got other headers with equal contents are `touched`.
+        Objects with an unchanged ETag are not read again, unless their keys are in
+        `touched`, because the headers may have changed without the contents.
         """
         for key in touched:
             for side in (OURS, THEIRS):
@@ -304,7 +313,7 @@ class Place:
         return found
 
     def clear(self, prefix: str) -> None:
-        """Delete all objects whose keys begin with `prefix`."""
+        """Delete all objects with keys that begin with `prefix`."""
         for key in self.view.names():
             if key.startswith(prefix):
                 self.view.delete(key)

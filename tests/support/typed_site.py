@@ -1,8 +1,8 @@
-"""
-What a site's own code says of this package; `make types` reads it, nothing runs it.
+"""Uses of the package in a site's own code, which `make types` checks and nothing runs.
 
-mypy --strict checks each use, and `assert_type` what comes of it: a public name that
-turns into `Any`, or an argument that changes, is an error here.
+mypy --strict checks the arguments of each use, and `assert_type` checks the type of its
+result. Therefore a public name that becomes `Any`, or an argument that changes, is an
+error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Hashed(CollectfastS3ManifestStaticStorage):
     max_post_process_passes = 10
 
 
-# As django-storages carries no types, its classes are `Any`; the mixin's stay known.
+# The classes of django-storages are `Any`, because it has no type annotations. The
+# mixin's types are known nevertheless.
 class Theirs(S3Storage):  # type: ignore[misc]
     pass
 
@@ -121,7 +122,10 @@ def connect(client: S3Client) -> None:
 
 
 def wrong(storage: CollectfastS3Storage, report: Report) -> None:
-    """Each of these is an error; were one none, its `ignore` would be one."""
+    """Misuse the package; each line has to be an error.
+
+    If mypy found no error, it would report the line's `type: ignore` as unused.
+    """
     storage.batch(preload="no")  # type: ignore[arg-type]
     storage.batch(False)  # type: ignore[call-arg]
     storage.exists(1)  # type: ignore[arg-type]

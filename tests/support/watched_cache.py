@@ -18,16 +18,18 @@ class WatchedCache(BaseCache):
         super().__init__(params)
 
     def react(self) -> None:
-        """Do what this cache does in each operation."""
+        """React to an operation; subclasses fail or wait here."""
 
 
 class FailingCache(WatchedCache):
+    """A cache that cannot reach its server."""
+
     def react(self) -> None:
         raise ConnectionError("the cache server does not answer")
 
 
 class SlowCache(WatchedCache):
-    """A cache whose operations take a long time, as seen by a test."""
+    """A cache with operations that take so long that a test notices them."""
 
     def react(self) -> None:
         time.sleep(0.3)

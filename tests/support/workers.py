@@ -1,4 +1,4 @@
-"""What processes of the tests do with a storage, by ``manage.py shell -c``."""
+"""Functions that tests run in other processes, by ``manage.py shell -c``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.files.base import ContentFile
 
-PATIENCE = 20  # seconds, after which a child hangs
+PATIENCE = 20  # seconds after which a child process is considered to hang
 
 
 def save_all(target: Any = staticfiles_storage) -> None:
-    """Save every source, one by one, in the storage or in a batch of it."""
+    """Save every source, one after another, by the storage or by one of its batches."""
     root = Path(settings.STATICFILES_DIRS[0])
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -34,30 +35,30 @@ def save_all_in_a_batch() -> None:
         save_all(batch)
 
 
-# Parents and their children. Each prints how the children fared.
+# Processes that fork. Each function prints the outcomes of its child processes.
 
 
 def share() -> None:
-    """Parent and children use the storage at once, after the parent has used it."""
+    """Use the storage, fork, and use it in parent and children at the same time."""
     _work("before")
-    children = [_fork(lambda n=n: _work(f"child{n}")) for n in range(4)]
+    children = [_fork(partial(_work, f"child{number}")) for number in range(4)]
     _work("parent")
     _print_outcomes(children)
 
 
 def fork_while_busy() -> None:
-    """Fork in the midst of uploads, and let the children use what they inherit."""
+    """Fork while a batch uploads, and use the inherited storage in the children."""
     children = []
     with staticfiles_storage.batch() as batch:
         for number in range(200):
             _save(f"busy/{number}", batch)
             if number % 40 == 20:
-                children.append(_fork(lambda n=number: _work(f"child{n}")))
+                children.append(_fork(partial(_work, f"child{number}")))
     _print_outcomes(children)
 
 
 class Held(LocMemCache):
-    """A cache that writes nothing before the event `go_on`."""
+    """A cache that waits for the event `go_on` before it writes."""
 
     reached = threading.Event()
     go_on = threading.Event()
@@ -69,27 +70,34 @@ class Held(LocMemCache):
 
 
 def fork_while_invalidating() -> None:
-    """Fork while a thread writes to the cache, and let the child do the same."""
+    """Fork while a thread writes to the cache, and write to it in the child too."""
     thread = threading.Thread(target=_save, args=("thread",))
     thread.start()
     assert Held.reached.wait(PATIENCE)
-    child = _fork(lambda: (Held.go_on.set(), _work("child")))
+
+    def work() -> None:
+        Held.go_on.set()
+        _work("child")
+
+    child = _fork(work)
     Held.go_on.set()
     thread.join()
     _print_outcomes([child])
 
 
 def fork_in_batch(how: str) -> None:
-    """Fork with an upload under way and a delete noted; the child leaves as `how`.
+    """Fork in a batch with an unfinished upload and a delete.
 
-    The child may not use the batch, and uses the storage instead.
+    In the child the batch raises an error, and it uses the storage instead. Then it
+    "exits" by `os._exit`, "raises" SystemExit, or leaves the block normally.
     """
     _save("old")
     is_child = False
     children = []
     try:
         with staticfiles_storage.batch() as batch:
-            _save("first", batch)  # It is sent alone, because its ETag is examined.
+            # The first upload is sent alone, because its ETag is examined.
+            _save("first", batch)
             _save("parent", batch)
             batch.delete("old")
             children.append(os.fork())
@@ -121,7 +129,7 @@ def fork_in_batch(how: str) -> None:
 
 
 def serve(bind: str) -> None:
-    """Use the storage, and then be a gunicorn of several workers that inherit it."""
+    """Use the storage, and run gunicorn with several workers that inherit it."""
     from gunicorn.app.base import BaseApplication
 
     _work("preloaded")
@@ -140,7 +148,7 @@ def serve(bind: str) -> None:
                 "preload_app": True,
                 "control_socket_disable": True,
             }.items():
-                if key in self.cfg.settings:  # Not all versions know all of them.
+                if key in self.cfg.settings:  # Some versions do not have all of them.
                     self.cfg.set(key, value)
 
         def load(self) -> Any:
@@ -150,7 +158,7 @@ def serve(bind: str) -> None:
 
 
 def _work(name: str) -> None:
-    """Save and ask, and see to it that each answer is to this question."""
+    """Save and read files, and assert that each response belongs to its request."""
     for number in range(10):
         _check(f"{name}/plain{number}")
     with staticfiles_storage.batch() as batch:
@@ -178,7 +186,7 @@ def _check_content(name: str) -> None:
 
 
 def content_of(name: str) -> bytes:
-    """A content that no other name has, of a length that few have."""
+    """Return contents that no other name has, with a length that few others have."""
     return name.encode() * (1 + sum(name.encode()) % 50)
 
 

@@ -1,4 +1,4 @@
-"""What `manage.py check` says: id, message and remedy, word by word."""
+"""The messages of `manage.py check`, with the exact id, text and hint of each."""
 
 from __future__ import annotations
 
@@ -51,12 +51,13 @@ def _ids(storages: Any, **settings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST])
-def test_nothing_to_say(backend: str) -> None:
-    """Of the two lines that the README asks for."""
+def test_settings_of_the_readme_have_no_messages(backend: str) -> None:
+    """A storage with a bucket name and a location has no messages."""
     assert _check(_storages(backend)) == []
 
 
-def test_other_storages_are_none_of_its_business() -> None:
+def test_other_storages_are_not_checked() -> None:
+    """A storage of django-storages has no messages, even with invalid options."""
     plain = "storages.backends.s3.S3StaticStorage"
     with override_settings(COLLECTFAST_THREADS=-1):
         assert _check(_storages(plain, file_overwrite=False)) == []
@@ -64,6 +65,7 @@ def test_other_storages_are_none_of_its_business() -> None:
 
 
 def test_invalid_option() -> None:
+    """An option outside of its range is an error that names the option's setting."""
     assert _check(_storages(collectfast_threads=1001)) == [
         Error(
             "STORAGES['staticfiles']: The option collectfast_threads (setting "
@@ -75,6 +77,7 @@ def test_invalid_option() -> None:
 
 
 def test_cache_that_does_not_exist() -> None:
+    """An alias that is not in CACHES is an error that names the aliases in CACHES."""
     assert _check(_storages(), COLLECTFAST_CACHE="no-such") == [
         Error(
             "STORAGES['staticfiles']: The option collectfast_cache (setting "
@@ -90,6 +93,7 @@ class Behind(S3StaticStorage, CollectfastMixin):
 
 
 def test_mixin_behind_its_base() -> None:
+    """The mixin has to come first, because otherwise the S3 storage's methods run."""
     assert _check(_storages(f"{__name__}.Behind")) == [
         Error(
             "Behind lists CollectfastMixin after an S3 storage, so the mixin has no "
@@ -107,7 +111,8 @@ class Replaced(CollectfastS3StaticStorage):
 Replaced.post_process = lambda self, *args, **options: iter(())  # type: ignore[method-assign]
 
 
-def test_post_process_that_never_reaches_the_barrier() -> None:
+def test_post_process_that_is_replaced() -> None:
+    """A replaced post_process is an error, because it does not wait for uploads."""
     assert _check(_storages(f"{__name__}.Replaced")) == [
         Error(
             "Replaced.post_process was replaced after the class was created, so "
@@ -120,7 +125,7 @@ def test_post_process_that_never_reaches_the_barrier() -> None:
 
 @pytest.mark.parametrize("bucket", [None, ""])
 def test_no_bucket(bucket: str | None) -> None:
-    """Named by its setting, in the words of the storage itself."""
+    """A missing bucket name is a warning; it may be set in OPTIONS or as a setting."""
     storages = _storages(bucket_name=bucket)
     assert _check(storages) == [
         checks.Warning(
@@ -130,14 +135,13 @@ def test_no_bucket(bucket: str | None) -> None:
             id="collectfast_storage.W007",
         )
     ]
-    # It may be set in either place.
     del storages["staticfiles"]["OPTIONS"]["bucket_name"]
     assert _ids(storages) == ["W007"]
     assert _check(storages, AWS_STORAGE_BUCKET_NAME="b") == []
 
 
-def test_commands_without_a_bucket() -> None:
-    """Run all the same, as in an image that is built before there is one."""
+def test_commands_run_without_a_bucket() -> None:
+    """A missing bucket is no error, because images are built before there is one."""
     apps = ["django.contrib.staticfiles", "collectfast_storage"]
     storages = _storages(bucket_name=None)
     errors = io.StringIO()
@@ -150,7 +154,7 @@ def test_commands_without_a_bucket() -> None:
 def predecessor(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """An app of that name, with nothing in it but a command."""
+    """Make an app of this name, with a collectstatic command and nothing else."""
     app: str = request.param
     commands = tmp_path / app / "management" / "commands"
     commands.mkdir(parents=True)
@@ -163,7 +167,7 @@ def predecessor(
 
 
 def test_predecessor_in_installed_apps(predecessor: str) -> None:
-    """Its command goes before Django's."""
+    """The collectstatic of a predecessor in INSTALLED_APPS is a warning."""
     apps = [predecessor, "django.contrib.staticfiles"]
     assert _check(_storages(), INSTALLED_APPS=apps) == [
         checks.Warning(
@@ -175,14 +179,15 @@ def test_predecessor_in_installed_apps(predecessor: str) -> None:
     ]
 
 
-def test_predecessor_that_replaces_nothing(predecessor: str) -> None:
-    """After django.contrib.staticfiles, it is Django's command that runs."""
+def test_predecessor_after_staticfiles(predecessor: str) -> None:
+    """A predecessor after django.contrib.staticfiles does not replace its command."""
     apps = ["django.contrib.staticfiles", predecessor]
     assert _check(_storages(), INSTALLED_APPS=apps) == []
 
 
 @pytest.mark.parametrize("kind", ["locmem.LocMemCache", "dummy.DummyCache"])
-def test_trust_in_a_cache_of_one_process(kind: str) -> None:
+def test_preload_false_with_a_cache_of_one_process(kind: str) -> None:
+    """Without preload, a cache that does not outlast the process is a warning."""
     caches = {"default": {"BACKEND": f"django.core.cache.backends.{kind}"}}
     storages = _storages(collectfast_preload=False)
     assert _check(storages, CACHES=caches) == [
@@ -201,7 +206,7 @@ def test_trust_in_a_cache_of_one_process(kind: str) -> None:
 
 
 def _shared(backend: str = STATIC, **options: Any) -> dict[str, Any]:
-    """Media files in the bucket of the static ones, which have no location."""
+    """Return static files without a location, and media files in the same bucket."""
     storages = _storages(backend, location="", **options)
     storages["default"] = {
         "BACKEND": "storages.backends.s3.S3Storage",
@@ -211,6 +216,7 @@ def _shared(backend: str = STATIC, **options: Any) -> dict[str, Any]:
 
 
 def test_bucket_that_is_shared_without_a_location() -> None:
+    """Media files below the location of the static files are a warning."""
     storages = _shared()
     assert _check(storages) == [
         checks.Warning(
@@ -237,20 +243,23 @@ def test_bucket_that_is_shared_without_a_location() -> None:
     ],
 )
 def test_location_that_is_shared(static: str, media: str, is_below: bool) -> None:
-    """As by one AWS_LOCATION for both."""
+    """Locations are compared by folders, so "aws-media" is not below "aws"."""
     storages = _shared()
     storages["staticfiles"]["OPTIONS"]["location"] = static
     storages["default"]["OPTIONS"]["location"] = media
-    assert _ids(storages) == ["W003"] * is_below
+    assert _ids(storages) == (["W003"] if is_below else [])
 
 
 def test_buckets_of_one_name_at_two_endpoints() -> None:
-    """Are two buckets."""
+    """Two buckets with the same name at different endpoints are not shared."""
     assert _check(_shared(endpoint_url="https://s3.example.com")) == []
 
 
 def test_media_without_a_location() -> None:
-    """A deploy lists the place of the static files only."""
+    """Media files above the static ones are fine, because a deploy does not list them.
+
+    It lists only the location of the static files.
+    """
     storages = _storages()
     options = {"bucket_name": "b"}
     media = "collectfast_storage.CollectfastS3Storage"
@@ -263,6 +272,7 @@ class Signed(CollectfastMixin, S3ManifestStaticStorage):
 
 
 def test_signed_urls_in_css() -> None:
+    """A manifest storage with signed URLs is a warning, because these URLs expire."""
     assert issubclass(Signed, ManifestFilesMixin)
     assert _check(_storages(f"{__name__}.Signed")) == [
         checks.Warning(
@@ -276,12 +286,16 @@ def test_signed_urls_in_css() -> None:
 
 
 def test_signed_urls_of_a_domain() -> None:
-    """A custom domain's are not signed, unless by CloudFront, which is not known."""
+    """URLs of a custom domain are not a warning, because S3 does not sign them.
+
+    A storage may sign them for CloudFront, which the check cannot see.
+    """
     domain = {"custom_domain": "static.example.com", "querystring_auth": True}
     assert _check(_storages(MANIFEST, **domain)) == []
 
 
 def test_no_overwriting() -> None:
+    """A storage with file_overwrite=False is a warning that names the consequences."""
     assert _check(_storages(), AWS_S3_FILE_OVERWRITE=False) == [
         checks.Warning(
             "STORAGES['staticfiles'] has file_overwrite=False. If a program saves a "
@@ -304,8 +318,8 @@ class OwnBucket(CollectfastMixin, Theirs):
     pass
 
 
-def test_bucket_of_its_own() -> None:
-    """The class that has it is named, and may be a base of the one in STORAGES."""
+def test_class_that_defines_its_bucket() -> None:
+    """The warning names the class that defines `bucket`, which may be a base class."""
     backend = f"{__name__}.OwnBucket"
     assert overridden(OwnBucket, "bucket")
     assert _check(_storages(backend)) == [
@@ -320,15 +334,15 @@ def test_bucket_of_its_own() -> None:
     assert _check(_storages(backend, collectfast_enabled=False)) == []
 
 
-def test_bucket_of_its_own_needs_no_name() -> None:
-    """Nor is it known to be the one that `bucket_name` says."""
+def test_class_that_defines_its_bucket_needs_no_bucket_name() -> None:
+    """The option `bucket_name` is not checked if the class defines its own bucket."""
     backend = f"{__name__}.OwnBucket"
     assert _ids(_storages(backend, bucket_name=None)) == ["W006"]
     assert _ids(_shared(backend)) == ["W006"]
 
 
-def test_nothing_is_in_force() -> None:
-    """Where a site turned it off, nothing is said of what it would do."""
+def test_disabled_storage_has_no_warnings() -> None:
+    """With collectfast_enabled=False, warnings about the package's work are omitted."""
     off = {"collectfast_enabled": False}
     for storages in (
         _storages(f"{__name__}.Replaced", **off),
@@ -338,7 +352,7 @@ def test_nothing_is_in_force() -> None:
         assert _check(storages) == []
 
 
-# What cannot be known without building a storage.
+# Options whose values are unknown until a storage is made.
 
 
 class EnabledByProperty(CollectfastS3ManifestStaticStorage):
@@ -372,7 +386,7 @@ class OverwritingByProperty(CollectfastS3ManifestStaticStorage):
     ],
 )
 def test_option_as_a_property(name: str, option: str, value: Any, message: str) -> None:
-    """Only a storage that was built could tell its value: nothing is said of it."""
+    """An option that is a property is not checked, because its value is unknown."""
     storages = _shared(MANIFEST)
     storages["staticfiles"]["OPTIONS"] = {
         "bucket_name": "b",
@@ -395,8 +409,8 @@ class Settable(CollectfastS3StaticStorage):
         self._location = value
 
 
-def test_option_that_a_property_takes() -> None:
-    """What it makes of it is its own."""
+def test_option_with_a_property_setter() -> None:
+    """An option is not checked if a property of the class may change its value."""
     assert _check(_shared(f"{__name__}.Settable")) == []
 
 
@@ -405,7 +419,7 @@ class ThreeThreads(CollectfastS3StaticStorage):
 
 
 def test_option_of_a_class() -> None:
-    """Goes before the setting, and behind OPTIONS; as the storage has it."""
+    """A class attribute overrides the setting, and OPTIONS override the attribute."""
     backend = f"{__name__}.ThreeThreads"
     assert _ids(_storages(backend), COLLECTFAST_THREADS=3) == ["E001"]
     assert _check(_storages(backend, collectfast_threads=3)) == []
@@ -430,7 +444,7 @@ class NotADictionary(CollectfastS3StaticStorage):
 
 @pytest.mark.parametrize("name", ["NeedsItself", "Tenants", "NotADictionary"])
 def test_defaults_that_need_a_storage(name: str) -> None:
-    """They are not known, and nothing is said of any option."""
+    """No option is checked if the defaults cannot be read without a storage."""
     storages = _storages(f"{__name__}.{name}")
     del storages["staticfiles"]["OPTIONS"]["bucket_name"]
     with override_settings(COLLECTFAST_THREADS=-1, AWS_S3_FILE_OVERWRITE=False):
@@ -464,14 +478,15 @@ class OwnURLs(CollectfastS3ManifestStaticStorage):
         return f"/{name}"
 
 
-def test_class_that_does_it_in_a_way_of_its_own() -> None:
+def test_overridden_methods_suppress_warnings() -> None:
+    """A warning is omitted if the class overrides the methods that it is about."""
     assert _check(_shared(f"{__name__}.OwnPlace")) == []
     assert _check(_shared(f"{__name__}.OwnConnection")) == []
     assert _check(_storages(f"{__name__}.OwnNames")) == []
     assert _check(_storages(f"{__name__}.OwnURLs")) == []
 
 
-# What cannot be used, which Django says where it is.
+# Settings that cannot be used. Django reports them when it uses them.
 
 
 def factory(**options: Any) -> CollectfastS3StaticStorage:
@@ -500,16 +515,18 @@ not_a_path: Any = object()
         1,
     ],
 )
-def test_entries_of_odd_kinds(entry: Any) -> None:
-    """Say nothing, and keep nothing from being said of the others."""
+def test_entries_that_are_not_storages(entry: Any) -> None:
+    """An invalid entry of STORAGES has no messages, and the other entries do."""
     storages = {"odd": entry} | _storages(collectfast_threads=-1)
     assert _ids(storages, AWS_STORAGE_BUCKET_NAME="b") == ["E001"]
 
 
-# Django 4.2 has a look at it by itself.
-@pytest.mark.skipif(django.VERSION < (5, 1), reason="No such settings can be made.")
+@pytest.mark.skipif(
+    django.VERSION < (5, 1), reason="Django reads STORAGES when it is overridden."
+)
 @pytest.mark.parametrize("storages", [None, [], "storages"])
-def test_storages_of_odd_kinds(storages: Any) -> None:
+def test_storages_that_are_not_a_dictionary(storages: Any) -> None:
+    """The check raises no exception if STORAGES is not a dictionary."""
     assert _check(storages) == []
 
 
@@ -520,7 +537,10 @@ def test_storages_of_odd_kinds(storages: Any) -> None:
 def test_backend_that_cannot_be_imported(
     error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As its library is not installed, or does not like the settings."""
+    """A backend that raises an error on import has no messages.
+
+    Its library may not be installed, or may refuse the settings.
+    """
     module = f"storage_with_{error.rpartition('.')[2].lower()}"
     text = f"import builtins, django.core.exceptions\nraise {error}('not here')\n"
     (tmp_path / f"{module}.py").write_text(text)
@@ -532,6 +552,8 @@ def test_backend_that_cannot_be_imported(
 
 
 class Unspeakable:
+    """An object that can neither be printed nor be used as a condition."""
+
     def __repr__(self) -> str:
         raise RuntimeError("no words")
 
@@ -539,12 +561,12 @@ class Unspeakable:
 
 
 @pytest.mark.parametrize("odd", [["default"], {}, {"default"}, Unspeakable()])
-def test_options_of_odd_kinds(odd: Any) -> None:
-    """Whatever is said of them, it is said in messages."""
+def test_options_of_unexpected_types(odd: Any) -> None:
+    """An option of any type leads to a message or to none, never to an exception."""
     said = [] if isinstance(odd, Unspeakable) else ["E001"]
     for option in ("collectfast_threads", "collectfast_enabled"):
         assert _ids(_storages(**{option: odd})) == said
-    # Not an alias of one, whether or not it can be looked up.
+    # The value is not an alias of a cache, and some of the values are not hashable.
     options = {"collectfast_cache": odd, "collectfast_preload": False}
     assert _ids(_storages(**options)) == said
     for option in ("location", "endpoint_url", "custom_domain"):
@@ -552,8 +574,8 @@ def test_options_of_odd_kinds(odd: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "collectstatic"])
-def test_commands_that_run_them(command: str) -> None:
-    """`manage.py check`, and collectstatic before it does anything."""
+def test_commands_run_the_checks(command: str) -> None:
+    """`manage.py check` and collectstatic fail with the errors of the checks."""
     apps = ["django.contrib.staticfiles", "collectfast_storage"]
     arguments = ["--noinput"] if command == "collectstatic" else []
     options = {"skip_checks": False} if command == "collectstatic" else {}

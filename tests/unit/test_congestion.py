@@ -1,4 +1,4 @@
-"""The pace of requests, in made-up time: no server and no clock has a part in it."""
+"""The rate and number of parallel requests, in simulated time without a server."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from math import inf
 
 import pytest
 
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 
-# It is the same with every version of what it is used with.
+# The simulation does not depend on the versions of Python, Django and boto3, so runs
+# that compare these can leave it out as slow.
 pytestmark = pytest.mark.slow
 
 KB, MB = 1000, 1_000_000
-Server = Callable[[float], bool]  # whether it takes a request that arrives then
+# A function that returns whether the server accepts a request that arrives at a time.
+Server = Callable[[float], bool]
 
 
 def bucket_of_tokens(rate: float, burst: float) -> Server:
-    """Let through what there are tokens for; `rate` of them come each second."""
+    """Return a server that accepts a request for each token of a token bucket.
+
+    The bucket gets `rate` tokens per second, and holds at most `burst` of them.
+    """
     tokens, last = burst, 0.0
 
     def takes(now: float) -> bool:
@@ -37,13 +42,16 @@ def bucket_of_tokens(rate: float, burst: float) -> Server:
 
 
 def seconds_of_a_clock(rate: float) -> Server:
-    """Let through so many in each second of the clock."""
-    second, taken = -1, 0
+    """Return a server that accepts at most `rate` requests per second of its clock."""
+    second = -1
+    taken: float = 0
 
     def takes(now: float) -> bool:
         nonlocal second, taken
+        # The clock of the server is 0.37 seconds fast.
         if int(now + 0.37) != second:
-            second, taken = int(now + 0.37), 0
+            second = int(now + 0.37)
+            taken = 0
         taken += taken < rate
         return taken < rate
 
@@ -51,7 +59,7 @@ def seconds_of_a_clock(rate: float) -> Server:
 
 
 def last_second(rate: float) -> Server:
-    """Let through so many in any second."""
+    """Return a server that accepts at most `rate` requests in any second."""
     taken: deque[float] = deque()
 
     def takes(now: float) -> bool:
@@ -66,7 +74,7 @@ def last_second(rate: float) -> Server:
 
 
 class Line:
-    """A client, what it sends over, and a server, for as long as it takes."""
+    """A simulation of a client, a network connection and a server."""
 
     def __init__(
         self, takes: Server, round_trip: float = 0.02, bandwidth: float = inf
@@ -76,9 +84,17 @@ class Line:
         self.longest = 0.0
 
     def send(self, files: int, size: int = 9 * KB, cpu: float = 0.001) -> float:
-        """Send `files` of a `size`, each of which takes `cpu`; return the seconds."""
-        pace, now, left, arrived, under_way = Pace(64, 60), 0.0, files, 0, 0
-        numbers, jitter = count(), random.Random(1)
+        """Upload files of `size` bytes, and return the time that all of them need.
+
+        Each one needs `cpu` seconds of processor time in the client.
+        """
+        pace = Congestion(64, 60)
+        now = 0.0
+        left = files
+        arrived = under_way = 0
+        numbers = count()
+        jitter = random.Random(1)
+        # The times from which the processor and the connection are free.
         cpu_free = line_free = 0.0
         events: list[tuple[float, int, str, float]] = []
         while arrived < files:
@@ -89,22 +105,23 @@ class Line:
                         heapq.heappush(events, (now + delay, next(numbers), "", 0.0))
                     break
                 pace.started(now)
-                left, under_way = left - 1, under_way + 1
+                left -= 1
+                under_way += 1
                 self.requests += 1
                 self.most = max(self.most, under_way)
                 cpu_free = max(cpu_free, now) + cpu
                 line_free = max(line_free, cpu_free) + size / self.bandwidth
                 there = line_free + self.round_trip / 2 * jitter.uniform(0.9, 1.3)
                 heapq.heappush(events, (there, next(numbers), "there", now))
-            now, _, what, began = heapq.heappop(events)
-            if what == "there":
+            now, _, event, began = heapq.heappop(events)
+            if event == "there":
                 answer = "taken" if self.takes(now) else "refused"
                 back = now + self.round_trip / 2
                 heapq.heappush(events, (back, next(numbers), answer, began))
-            elif what:
+            elif event:
                 under_way -= 1
                 self.longest = max(self.longest, now - began)
-                if what == "taken":
+                if event == "taken":
                     arrived += 1
                     pace.answered(now, began, size)
                 else:
@@ -122,10 +139,13 @@ class Line:
     ],
 )
 @pytest.mark.parametrize(("rate", "files"), [(300, 2500), (50, 600)])
-def test_limit_of_a_server_is_kept_and_used(
+def test_rate_limit_of_a_server_is_used(
     kind: str, rate: int, files: int, round_trip: float
 ) -> None:
-    """In 1.3 times the time that the limit asks for, with a tenth more requests."""
+    """Uploads need at most 1.3 times the shortest time that a rate limit allows.
+
+    They need at most a tenth more requests than there are files.
+    """
     servers = {
         "tokens": bucket_of_tokens(rate, rate),
         "clock": seconds_of_a_clock(rate),
@@ -138,16 +158,22 @@ def test_limit_of_a_server_is_kept_and_used(
 
 @pytest.mark.parametrize("burst", [1.5, 10])
 @pytest.mark.parametrize("rate", [50, 300])
-def test_limit_that_takes_no_burst_is_not_stormed(rate: int, burst: float) -> None:
-    """It is slower then, but not one request in twenty is too many."""
+def test_few_requests_are_refused_if_bursts_are(rate: int, burst: float) -> None:
+    """If a server refuses bursts, at most one request in twenty is refused.
+
+    Uploads need at most four times the shortest time then.
+    """
     line = Line(bucket_of_tokens(rate, burst))
     assert line.send(1000) <= 4 * 1000 / rate
     assert line.requests <= 1050
 
 
 @pytest.mark.parametrize("size", [20 * KB, 1 * MB, 8 * MB])
-def test_slow_line_is_filled_and_nothing_waits_long_on_it(size: int) -> None:
-    """600 kB/s: each request is over long before a minute."""
+def test_slow_connection_is_used_and_no_request_takes_long(size: int) -> None:
+    """Over 600 kB/s, all bandwidth is used, and requests take less than 20 seconds.
+
+    A time-out of a minute is therefore no problem.
+    """
     line = Line(lambda now: True, bandwidth=600 * KB)
     files = 80 * MB // size
     assert line.send(files, size) <= 1.02 * 80 * MB / (600 * KB)
@@ -155,32 +181,43 @@ def test_slow_line_is_filled_and_nothing_waits_long_on_it(size: int) -> None:
     assert line.requests == files
 
 
-def test_far_server_gets_as_many_at_once_as_it_may() -> None:
-    """100 ms away, and nothing else in the way: 64 at once, in a fifth more time."""
+def test_distant_server_receives_64_parallel_requests() -> None:
+    """With a round trip of 100 ms, 64 requests run in parallel.
+
+    Uploads need at most a fifth more time than the shortest one.
+    """
     line = Line(lambda now: True, round_trip=0.1)
     assert line.send(2500, cpu=0.0003) <= 1.2 * 2500 / 64 * 0.1
     assert line.most == 64
 
 
-def test_client_that_is_busy_sends_no_more_at_once_than_helps() -> None:
-    """Then the others would only wait in its own queue."""
+def test_busy_client_sends_few_parallel_requests() -> None:
+    """If the client's processor is the limit, at most 20 requests run in parallel.
+
+    More of them would only wait in the client.
+    """
     line = Line(lambda now: True, round_trip=0.01)
     assert line.send(2500, cpu=0.0025) <= 1.05 * 2500 * 0.0025
     assert line.most <= 20
 
 
-def test_server_says_when_to_come_back() -> None:
-    """Nothing starts before, whatever else was measured."""
-    pace = Pace(64, 60)
+def test_retry_after_delays_the_next_request() -> None:
+    """After a response with Retry-After, the next request waits until that time."""
+    pace = Congestion(64, 60)
     pace.started(0.0)
     pace.throttled(0.1, 0.0, after=7.0)
     assert pace.delay(0.2, 1, 0, 0) == pytest.approx(6.9)
     assert pace.delay(7.1, 1, 0, 0) == 0.0
 
 
-def test_first_after_a_refusal_is_alone_and_waits_longer_each_time() -> None:
-    """Until it gets through."""
-    pace, now, waits = Pace(64, 60), 0.0, []
+def test_single_request_follows_a_refusal_after_growing_pauses() -> None:
+    """After a refusal one request is sent at a time, until one succeeds.
+
+    The pauses grow up to five seconds.
+    """
+    pace = Congestion(64, 60)
+    now = 0.0
+    waits = []
     for _ in range(8):
         pace.started(now)
         pace.throttled(now, now)
@@ -193,9 +230,12 @@ def test_first_after_a_refusal_is_alone_and_waits_longer_each_time() -> None:
     assert pace.delay(now + 1, 1, 1, 1) == 0.0
 
 
-def test_what_is_not_answered_halves_what_is_under_way_once() -> None:
-    """Those that were sent before tell nothing new."""
-    pace = Pace(4, 60)
+def test_timeouts_halve_the_parallel_requests_once() -> None:
+    """Time-outs of requests that were sent together halve the limit only once.
+
+    A later time-out halves it again.
+    """
+    pace = Congestion(4, 60)
     assert pace.delay(0.0, 1, 3, 3) == 0.0
     for _ in range(3):
         pace.failed(60.0, 0.0, timed_out=True)

@@ -1,4 +1,4 @@
-"""The verdict on one file, as a table."""
+"""The decision whether to upload one file, for all combinations of knowledge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from boto3.s3.transfer import TransferConfig
 
 from collectfast_storage.decision import (
     DOUBTFUL,
-    UNASKED,
+    UNCHECKED,
     Remembered,
     Remote,
     Verdict,
@@ -41,35 +41,39 @@ def _in_parts() -> str:
     return etag
 
 
-# What a server may answer, and whether it proves the content of a file that is not
-# encrypted with KMS.
+# ETags in responses of servers, and whether the ETag proves the contents of a file that
+# is not encrypted with KMS.
 ETAGS = {
     "the MD5": (f'"{MD5}"', True),
     "the MD5 without quotes": (MD5, True),
     "the MD5, weak": (f'W/"{MD5}"', True),
     "the MD5 in upper case": (f'"{MD5.upper()}"', True),
-    "that of parts": (f'"{_in_parts()}"', True),
-    "that of parts, weak and in upper case": (f'W/"{_in_parts().upper()}"', True),
-    "the MD5 of another content": (f'"{OTHER_MD5}"', False),
-    "that of other parts": (f'"{OTHER_MD5}-2"', False),
+    "multipart": (f'"{_in_parts()}"', True),
+    "multipart, weak and in upper case": (f'W/"{_in_parts().upper()}"', True),
+    "the MD5 of other contents": (f'"{OTHER_MD5}"', False),
+    "multipart of other contents": (f'"{OTHER_MD5}-2"', False),
     "opaque": ('"opaque"', False),
     "empty": ("", False),
     "empty quotes": ('""', False),
     "absent": (None, False),
 }
-METADATA = ["not asked for", "none", "same", "other headers", "other content"]
+# The fingerprint in the object's metadata, which only a HEAD request reveals.
+METADATA = ["no HEAD request", "none", "same", "other headers", "other content"]
+# The entry of the upload cache.
 MEMORY = [
-    "nothing",
+    "no entry",
     "same",
     "other headers",
     "other content",
     "same, other ETag",
     "other content, other ETag",
-    "under way",
+    "doubtful",
 ]
 
 
 class Case(NamedTuple):
+    """A combination of a server's response and an entry of the upload cache."""
+
     etag: str
     metadata: str
     memory: str
@@ -82,7 +86,7 @@ class Case(NamedTuple):
     @property
     def remote(self) -> Remote:
         etag = normal_etag(ETAGS[self.etag][0])
-        if self.metadata == "not asked for":
+        if self.metadata == "no HEAD request":
             return Remote(etag)
         if self.metadata == "none":
             return Remote(etag, "")
@@ -90,31 +94,33 @@ class Case(NamedTuple):
 
     @property
     def remembered(self) -> Remembered | None:
-        if self.memory in ("nothing", "under way"):
-            return None if self.memory == "nothing" else DOUBTFUL
-        what, _, other = self.memory.partition(", ")
+        if self.memory == "no entry":
+            return None
+        if self.memory == "doubtful":
+            return DOUBTFUL
+        state, _, other = self.memory.partition(", ")
         etag = "earlier" if other else self.remote.etag
-        return Remembered(self._fingerprint(what), etag)
+        return Remembered(self._fingerprint(state), etag)
 
-    def _fingerprint(self, what: str) -> Fingerprint:
+    def _fingerprint(self, state: str) -> Fingerprint:
         same = self.sent.fingerprint
         return {
             "same": same,
             "other headers": same._replace(headers="other"),
             "other content": same._replace(md5=OTHER_MD5),
-        }[what]
+        }[state]
 
     @property
     def expected(self) -> Verdict:
-        """The rules, in words."""
+        """The verdict according to the documented rules."""
         by_fingerprint = {
             "same": Verdict.UNCHANGED,
             "other headers": Verdict.HEADERS,
             "other content": Verdict.CONTENT,
             "none": Verdict.CONTENT,
-            "not asked for": Verdict.NEEDS_HEAD,
+            "no HEAD request": Verdict.NEEDS_HEAD,
         }
-        if self.memory == "under way":
+        if self.memory == "doubtful":
             return Verdict.UNCERTAIN
         if self.memory in by_fingerprint and self.remote.etag:
             return by_fingerprint[self.memory]
@@ -123,20 +129,22 @@ class Case(NamedTuple):
         return by_fingerprint[self.metadata]
 
 
-CASES = [Case(*each) for each in product(ETAGS, METADATA, MEMORY, [False, True])]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: " / ".join(map(str, case)))
-def test_of_what_is_listed(case: Case) -> None:
-    """With `collectfast_preload`: what the bucket holds, and what is remembered."""
-    assert decide(case.sent, case.remote, case.remembered) is case.expected
+@pytest.mark.parametrize("memory", MEMORY)
+def test_object_in_the_listing(memory: str) -> None:
+    """With `collectfast_preload`, the response and the cache entry decide together."""
+    wrong = {}
+    for etag, metadata, is_encrypted in product(ETAGS, METADATA, [False, True]):
+        case = Case(etag, metadata, memory, is_encrypted)
+        verdict = decide(case.sent, case.remote, case.remembered)
+        if verdict is not case.expected:
+            wrong[case] = f"{verdict.name}, and not {case.expected.name}"
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("is_encrypted", [False, True])
-def test_of_what_is_absent_goes_up_whatever_is_remembered(
-    memory: str, is_encrypted: bool
-) -> None:
+def test_file_without_an_object_is_uploaded(memory: str, is_encrypted: bool) -> None:
+    """A file is uploaded if the bucket has no such object, whatever the cache entry."""
     case = Case("the MD5", "none", memory, is_encrypted)
     assert decide(case.sent, None, case.remembered) is Verdict.ABSENT
 
@@ -144,32 +152,33 @@ def test_of_what_is_absent_goes_up_whatever_is_remembered(
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [
-        ("nothing", Verdict.NEEDS_HEAD),
+        ("no entry", Verdict.NEEDS_HEAD),
         ("same", Verdict.UNCHANGED),
         ("same, other ETag", Verdict.UNCHANGED),
         ("other headers", Verdict.HEADERS),
         ("other content", Verdict.CONTENT),
-        ("under way", Verdict.UNCERTAIN),
+        ("doubtful", Verdict.UNCERTAIN),
     ],
 )
 @pytest.mark.parametrize("is_encrypted", [False, True])
-def test_without_preload_memory_decides_alone(
+def test_without_preload_the_cache_entry_decides_alone(
     memory: str, expected: Verdict, is_encrypted: bool
 ) -> None:
-    """And what it does not know is asked for."""
+    """Without a listing the cache entry decides; without an entry, a HEAD request."""
     case = Case("the MD5", "none", memory, is_encrypted)
-    assert decide(case.sent, UNASKED, case.remembered) is expected
+    assert decide(case.sent, UNCHECKED, case.remembered) is expected
 
 
-@pytest.mark.parametrize("remote", [None, UNASKED, Remote(MD5), Remote(MD5, "")])
+@pytest.mark.parametrize("remote", [None, UNCHECKED, Remote(MD5), Remote(MD5, "")])
 @pytest.mark.parametrize("memory", MEMORY)
-def test_everything_goes_up_that_is_forced(remote: Remote | None, memory: str) -> None:
-    """With `collectfast_ignore_etag`, whatever is known."""
+def test_ignore_etag_uploads_every_file(remote: Remote | None, memory: str) -> None:
+    """With `collectfast_ignore_etag`, every file is uploaded without a comparison."""
     case = Case("the MD5", "none", memory, False)
-    verdict = decide(case.sent, remote, case.remembered, forced=True)
+    verdict = decide(case.sent, remote, case.remembered, ignore_etag=True)
     assert verdict is Verdict.FORCED
 
 
-def test_every_verdict_but_the_question_is_a_reason_to_read() -> None:
-    """`--verbosity 2` prints it."""
-    assert len({verdict.value for verdict in Verdict}) == len(Verdict)
+def test_verdicts_have_distinct_reasons() -> None:
+    """Each verdict has its own reason, because `--verbosity 2` prints the reasons."""
+    # Two members with one value would be aliases of one member.
+    assert len(Verdict) == len(Verdict.__members__)

@@ -1,4 +1,4 @@
-"""Options: valid ones are taken from either place, others are refused in words."""
+"""Options from STORAGES, settings, classes and the environment, and their errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collectfast_storage.options import Options
 
 
 def test_defaults() -> None:
+    """A storage without options and settings has the documented defaults."""
     options = Options.of(CollectfastS3Storage(bucket_name="b"))
     assert options == Options(
         enabled=True,
@@ -25,22 +26,22 @@ def test_defaults() -> None:
     )
 
 
-def test_option_goes_before_setting() -> None:
-    """`OPTIONS` in STORAGES is about one storage, a setting about all."""
+def test_options_override_settings() -> None:
+    """`OPTIONS` override settings, because a setting applies to all storages."""
     with override_settings(COLLECTFAST_THREADS=4, COLLECTFAST_PRELOAD=False):
         options = Options.of(CollectfastS3Storage(collectfast_threads=8))
     assert (options.threads, options.preload) == (8, False)
 
 
-def test_settings_are_read_when_a_storage_is_built() -> None:
-    """Not at import: two storages built under two settings differ."""
+def test_settings_are_read_when_a_storage_is_made() -> None:
+    """Settings are read for each new storage, and not once at import."""
     for threads in (4, 5):
         with override_settings(COLLECTFAST_THREADS=threads):
             assert Options.of(CollectfastS3Storage()).threads == threads
 
 
-def test_class_attribute_is_an_option_too() -> None:
-    """As with django-storages' own options."""
+def test_class_attribute_is_an_option() -> None:
+    """A class attribute sets an option, as it does for django-storages' options."""
 
     class Mine(CollectfastS3Storage):
         collectfast_threads = 3
@@ -64,9 +65,8 @@ def test_class_attribute_is_an_option_too() -> None:
         ("cache", None, "an alias in CACHES: 'default'"),
     ],
 )
-def test_invalid_option_names_itself_its_value_and_the_remedy(
-    option: str, value: Any, message: str
-) -> None:
+def test_error_of_an_invalid_option(option: str, value: Any, message: str) -> None:
+    """The error names the option, its setting, its value and the valid values."""
     with pytest.raises(ImproperlyConfigured) as caught:
         CollectfastS3Storage(**{f"collectfast_{option}": value})
     assert str(caught.value) == (
@@ -76,7 +76,7 @@ def test_invalid_option_names_itself_its_value_and_the_remedy(
 
 
 def test_unknown_option_is_refused() -> None:
-    """By django-storages, in its words."""
+    """django-storages raises an error for an unknown option."""
     with pytest.raises(ImproperlyConfigured, match="collectfast_thread"):
         CollectfastS3Storage(collectfast_thread=8)
 
@@ -95,6 +95,7 @@ def test_unknown_option_is_refused() -> None:
 def test_environment_variable(
     monkeypatch: pytest.MonkeyPatch, value: str, expected: bool
 ) -> None:
+    """COLLECTFAST_IGNORE_ETAG in the environment sets the option."""
     monkeypatch.setenv("COLLECTFAST_IGNORE_ETAG", value)
     assert Options.of(CollectfastS3Storage()).ignore_etag is expected
 
@@ -102,6 +103,7 @@ def test_environment_variable(
 def test_environment_variable_that_is_neither_yes_nor_no(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """An environment variable with an invalid value raises an error that names it."""
     monkeypatch.setenv("COLLECTFAST_IGNORE_ETAG", "maybe")
     with pytest.raises(
         ImproperlyConfigured, match="COLLECTFAST_IGNORE_ETAG is 'maybe'"

@@ -1,4 +1,4 @@
-"""Outages in simulated time: how requests are sent, sent again, and given up."""
+"""Retries during outages, in simulated time without a server or a clock."""
 
 from __future__ import annotations
 
@@ -12,27 +12,36 @@ from math import inf
 
 import pytest
 
-from collectfast_storage.congestion import Attempts, Next, Pace, Patience
+from collectfast_storage.congestion import (
+    Attempts,
+    Congestion,
+    RetryDecision,
+    RetryPolicy,
+)
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT = 60.0  # of retries, and of an answer
-SIZE = 9000
+TIMEOUT = 60.0  # seconds, both for all retries and for one response
+SIZE = 9000  # bytes of each file
 
-# The answer of a server at a time: "", or what is wrong.
+# A function that returns the server's state at a time: "" or the kind of its failure.
 State = Callable[[float], str]
-# How long it takes until a request fails, in seconds; else one round trip.
+# Seconds until a request fails. Other kinds of failures take one round trip.
 TIME_TO_FAIL = {"hangs": TIMEOUT, "no connection": 10.0}
 
 
 @dataclass
 class Request:
+    """A request that is repeated until it succeeds or is given up."""
+
     alone: Attempts = field(default_factory=Attempts)
     pause: float = 0.1
 
 
 @dataclass
 class Result:
+    """The result of a simulated deploy, with the times of requests and successes."""
+
     arrived: int = 0
     set_aside: int = 0
     has_ended: bool = False
@@ -42,7 +51,7 @@ class Result:
 
 
 def outage(kind: str, begin: float, length: float) -> State:
-    """Be out of order once."""
+    """Return the state of a server that fails once, for `length` seconds."""
     return lambda now: kind if begin <= now < begin + length else ""
 
 
@@ -54,15 +63,18 @@ def deploy(  # noqa: C901 (one loop of events)
     after: float = 0.0,
     most: int = 64,
 ) -> Result:
-    """Send `files` as `RetryingSender` does, `most` of them at once."""
-    pace, patience = Pace(most, 60), Patience(TIMEOUT)
-    result, numbers, now = Result(), count(), 0.0
+    """Send `files` as `RetryingSender` does, at most `most` of them in parallel."""
+    pace = Congestion(most, 60)
+    patience = RetryPolicy(TIMEOUT)
+    result = Result()
+    numbers = count()
+    now = 0.0
     waiting = deque(Request() for _ in range(files))
     events: list[tuple[float, int, str, float, Request | None]] = []
     under_way = 0
 
-    def at(time: float, what: str, began: float, request: Request | None) -> None:
-        heapq.heappush(events, (time, next(numbers), what, began, request))
+    def at(time: float, event: str, began: float, request: Request | None) -> None:
+        heapq.heappush(events, (time, next(numbers), event, began, request))
 
     while (waiting or events) and not result.has_ended:
         while waiting:
@@ -78,14 +90,14 @@ def deploy(  # noqa: C901 (one loop of events)
             took = TIME_TO_FAIL.get(wrong, round_trip)
             at(now + took, wrong or "success", now, waiting.popleft())
             now += 0.0005  # of processor time
-        now, _, what, began, request = heapq.heappop(events)
+        now, _, event, began, request = heapq.heappop(events)
         if request is None:
             continue
-        if what == "again":
+        if event == "again":
             waiting.append(request)
             continue
         under_way -= 1
-        if what == "success":
+        if event == "success":
             was_probing = pace.is_probing
             pace.answered(now, began, SIZE)
             ends_outage = was_probing and not pace.is_probing
@@ -93,22 +105,22 @@ def deploy(  # noqa: C901 (one loop of events)
             result.arrived += 1
             result.successes.append(now)
             continue
-        if what == "503":
+        if event == "503":
             pace.throttled(now, began, after)
         else:
-            pace.failed(now, began, timed_out=what in TIME_TO_FAIL, after=after)
+            pace.failed(now, began, timed_out=event in TIME_TO_FAIL, after=after)
         is_alone = not pace.is_probing
         if is_alone:
             request.alone.add(now)
         else:
             request.alone.forget()
         following = patience.failed(now, began, request.alone, after)
-        result.has_ended = following is Next.END
-        result.set_aside += following is Next.SET_ASIDE
-        if following is Next.RETRY and is_alone:
+        result.has_ended = following is RetryDecision.STOP
+        result.set_aside += following is RetryDecision.RAISE
+        if following is RetryDecision.RETRY and is_alone:
             at(now + request.pause, "again", now, request)
             request.pause = min(request.pause * 2, 5.0)
-        elif following is Next.RETRY:
+        elif following is RetryDecision.RETRY:
             waiting.append(request)
     result.seconds = now
     return result
@@ -124,7 +136,11 @@ LENGTHS = [0.2, 1, 3, 5, 10, 20, 35, 50]
 def test_outage_delays_a_deploy_and_does_not_end_it(
     kind: str, length: float, begin: float, files: int
 ) -> None:
-    """All files arrive at most eight seconds after the outage."""
+    """All files arrive at most eight seconds later than without the outage.
+
+    The length of the outage is not counted, and neither is the time until a request
+    fails.
+    """
     undisturbed = deploy(lambda _: "", files=files).seconds
     assert begin < undisturbed
     result = deploy(outage(kind, begin, length), files=files)
@@ -136,24 +152,23 @@ def test_outage_delays_a_deploy_and_does_not_end_it(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [0.2, 3, 10])
 def test_short_outage_at_the_start(kind: str, length: float) -> None:
+    """All files arrive if the server fails for up to ten seconds at first."""
     result = deploy(outage(kind, 0.0, length))
     assert (result.arrived, result.has_ended) == (300, False)
 
 
 @pytest.mark.parametrize("kind", ["refused", "503"])
 def test_few_requests_are_sent_in_an_outage(kind: str) -> None:
-    """At most sixty in a minute."""
+    """During an outage, at most one request per second is sent on average."""
     result = deploy(outage(kind, 0.3, 50), files=900)
-    # Those that were under way when it began were sent before.
+    # Requests that were sent shortly before the outage are not counted.
     assert sum(0.32 <= each < 50.3 for each in result.starts) <= 50
 
 
 @pytest.mark.parametrize("kind", ["refused", "503"])
 @pytest.mark.parametrize("length", [3, 20, 50])
-def test_as_many_requests_as_before_two_seconds_after_the_first_success(
-    kind: str, length: float
-) -> None:
-    """The window is as large as before the outage."""
+def test_request_rate_recovers_in_two_seconds(kind: str, length: float) -> None:
+    """Two seconds after the first success, 80 % of the earlier rate is reached."""
     result = deploy(outage(kind, 1.0, length), files=20_000)
     before = sum(0.8 <= each < 1.0 for each in result.successes)
     first = min(each for each in result.successes if each >= 1.0 + length)
@@ -164,12 +179,12 @@ def test_as_many_requests_as_before_two_seconds_after_the_first_success(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_outage_that_is_too_long_ends_the_deploy(kind: str) -> None:
-    """After the time-out, a few files are set aside; then another one fails as well."""
+    """After the time-out one to four files are given up, and then the whole deploy."""
     result = deploy(outage(kind, 0.3, inf), files=900)
     assert result.has_ended
     assert 1 <= result.set_aside <= 4
     assert result.seconds >= 0.3 + TIMEOUT
-    # The first that failed and the last one took so long.
+    # The first and the last request that fail also need this time.
     lost = 2 * TIME_TO_FAIL.get(kind, 0.0)
     longest = TIMEOUT + 31 if kind in ("refused", "503") else 2 * TIMEOUT + 5
     assert result.seconds <= 0.3 + longest + lost
@@ -178,7 +193,8 @@ def test_outage_that_is_too_long_ends_the_deploy(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "longest"), [("refused", 25), ("503", 25), ("no connection", 45)]
 )
-def test_hopeless_start_is_given_up_soon(kind: str, longest: float) -> None:
+def test_outage_from_the_start_ends_the_deploy_early(kind: str, longest: float) -> None:
+    """If no request ever succeeds, the deploy ends before the time-out of retries."""
     result = deploy(outage(kind, 0.0, inf))
     assert result.has_ended
     assert result.arrived == 0
@@ -186,14 +202,15 @@ def test_hopeless_start_is_given_up_soon(kind: str, longest: float) -> None:
 
 
 def test_retry_after_counts_once() -> None:
-    """A server that always asks to come back later is given up."""
+    """A server that sends Retry-After in each response is given up nevertheless."""
     result = deploy(outage("503", 0.3, inf), files=900, after=5.0)
     assert result.has_ended
     assert 65 <= result.seconds <= 100
 
 
 @pytest.mark.parametrize("after", [1.0, 30.0, 60.0])
-def test_nobody_comes_back_before_the_server_says(after: float) -> None:
+def test_no_request_is_sent_before_the_time_in_retry_after(after: float) -> None:
+    """After a response with Retry-After, no request is sent before that time."""
     result = deploy(outage("503", 0.3, 20), files=900, after=after)
     assert (result.arrived, result.has_ended) == (900, False)
     begin = 0.33
@@ -201,7 +218,7 @@ def test_nobody_comes_back_before_the_server_says(after: float) -> None:
 
 
 def _periods(source: random.Random) -> Iterator[tuple[float, float, str]]:
-    """Yield times of trouble, with more than the time of two probes between them."""
+    """Yield periods of outages, with time for more than two probes between them."""
     now = source.uniform(0.6, 5)
     for _ in range(source.randrange(1, 5)):
         end = now + source.choice([0.2, 1, 5, source.uniform(0.1, 45)])
@@ -210,7 +227,7 @@ def _periods(source: random.Random) -> Iterator[tuple[float, float, str]]:
 
 
 def test_random_outages() -> None:
-    """However outages follow each other, all files arrive."""
+    """All files arrive after any sequence of one to four outages."""
     source = random.Random(1)
     for _ in range(10_000):
         periods = list(_periods(source))

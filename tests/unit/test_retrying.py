@@ -1,4 +1,4 @@
-"""Transient errors: which are, and how their requests are sent again."""
+"""Transient errors, and retries of the requests that they affect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import ProtocolError
 
-from collectfast_storage.congestion import Attempts, Next, Pace, Patience
+from collectfast_storage.congestion import (
+    Attempts,
+    Congestion,
+    RetryDecision,
+    RetryPolicy,
+)
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3.errors import (
@@ -37,7 +42,7 @@ URL = "https://example.com"
 
 
 def _sender(timeout: float = 60, threads: int = 8) -> RetryingSender:
-    return RetryingSender("bucket", Pace(threads, 60), timeout, Progress())
+    return RetryingSender("bucket", Congestion(threads, 60), timeout, Progress())
 
 
 def _answer(status: int, code: str = "", **headers: str) -> ClientError:
@@ -79,7 +84,8 @@ def _answer(status: int, code: str = "", **headers: str) -> ClientError:
         (RetriesExceededError(_answer(403)), None),
         (HTTPClientError(error=OSError("broken pipe")), Transient()),
         (HTTPClientError(error=ValueError("Invalid header value")), None),
-        # s3transfer tells the other parts of a file so while they are sent.
+        # If a part of a file fails, s3transfer raises its error in the other parts
+        # while they are sent, and botocore wraps it.
         (HTTPClientError(error=_answer(403)), None),
         (ClientError({"Error": {"Code": "AccessDenied"}}, "PutObject"), None),
         (ClientError({}, "PutObject"), None),
@@ -87,7 +93,8 @@ def _answer(status: int, code: str = "", **headers: str) -> ClientError:
         (OSError("The disk is full"), None),
     ],
 )
-def test_what_passes(error: Exception, transient: Transient | None) -> None:
+def test_transient_errors(error: Exception, transient: Transient | None) -> None:
+    """An error is transient or not by its type, status, code and reason."""
     assert transient_of(error) == transient
 
 
@@ -95,7 +102,7 @@ def test_what_passes(error: Exception, transient: Transient | None) -> None:
     ("text", "seconds"),
     [
         ("2", 2),
-        ("3600", 60),  # Nobody waits for an hour.
+        ("3600", 60),  # The longest wait is a minute.
         ("-5", 0),
         (formatdate(time.time() + 86_400, usegmt=True), 60),
         (formatdate(time.time() - 86_400, usegmt=True), 0),
@@ -103,15 +110,16 @@ def test_what_passes(error: Exception, transient: Transient | None) -> None:
         ("soon", 0),
         ("", 0),
     ],
-    ids=["soon", "hour", "past", "tomorrow", "yesterday", "never", "words", "empty"],
+    ids=["soon", "hour", "past", "tomorrow", "yesterday", "year", "words", "empty"],
 )
-def test_when_to_come_back(text: str, seconds: float) -> None:
-    """In seconds or as a date; nonsense is as good as nothing."""
+def test_retry_after(text: str, seconds: float) -> None:
+    """Retry-After is a number of seconds or a date; invalid values are ignored."""
     transient = transient_of(_answer(503, retry_after=text))
     assert transient == Transient(throttled=True, retry_after=seconds)
 
 
-def test_date_to_come_back_at() -> None:
+def test_date_in_retry_after() -> None:
+    """A date in Retry-After is converted to the number of seconds until then."""
     date = formatdate(time.time() + 30, usegmt=True)
     transient = transient_of(_answer(503, retry_after=date))
     assert transient is not None
@@ -119,23 +127,29 @@ def test_date_to_come_back_at() -> None:
 
 
 @pytest.mark.parametrize("gives_up", [False, True])
-def test_end_while_requests_wait(gives_up: bool) -> None:
-    """No request waits for the minute that the server asks for."""
-    told, calls = threading.Event(), []
+def test_stop_ends_waiting_requests(gives_up: bool) -> None:
+    """When the sender stops, requests do not wait for the minute in Retry-After.
+
+    They raise the error of the sender, or are cancelled.
+    """
+    is_called = threading.Event()
+    calls = []
 
     def refused() -> None:
         calls.append(None)
-        told.set()
+        is_called.set()
         raise _answer(503, retry_after="60")
 
-    executor, sender, error = BoundedExecutor(8), _sender(), OSError("It is over")
+    executor = BoundedExecutor(8)
+    sender = _sender()
+    error = OSError("It is over")
     futures = [executor.submit(sender.send, refused, 1) for _ in range(20)]
-    assert told.wait(10)
+    assert is_called.wait(10)
     sender.stop(error if gives_up else None)
     kind = OSError if gives_up else CancelledError
     assert all(isinstance(each.exception(10), kind) for each in futures)
     began = time.monotonic()
-    executor.shutdown()  # It waits for its threads.
+    executor.shutdown()  # This waits for the threads.
     assert time.monotonic() - began < 10
     assert len(calls) <= 8
 
@@ -144,8 +158,8 @@ def _closed() -> None:
     raise ConnectionClosedError(endpoint_url=URL)
 
 
-def test_request_that_always_fails_is_set_aside_after_the_others() -> None:
-    """One that fails is one that failed."""
+def test_request_that_always_fails_does_not_affect_others() -> None:
+    """If a single request always fails, it is given up and all others succeed."""
     sender = _sender(timeout=0.5)
     with BoundedExecutor(4) as executor:
         never = executor.submit(sender.send, _closed)
@@ -155,8 +169,11 @@ def test_request_that_always_fails_is_set_aside_after_the_others() -> None:
         assert executor.submit(sender.send, lambda: 1).result(10) == 1
 
 
-def test_all_requests_end_after_a_few_were_set_aside() -> None:
-    """The error says how long it was tried."""
+def test_all_requests_end_after_a_few_were_given_up() -> None:
+    """After four failed requests, all others fail; the error names the time of retries.
+
+    New requests fail then, too.
+    """
     sender = _sender(timeout=1)
     sender.send(int)
     for _ in range(4):
@@ -168,9 +185,10 @@ def test_all_requests_end_after_a_few_were_set_aside() -> None:
         sender.send(int)
 
 
-def test_without_a_timeout_nothing_is_sent_again() -> None:
-    """It is left to botocore then."""
-    sender, calls = _sender(timeout=0), []
+def test_without_a_timeout_no_request_is_repeated() -> None:
+    """If the time-out is 0, a request is sent once, because botocore retries it."""
+    sender = _sender(timeout=0)
+    calls = []
 
     def fail() -> None:
         calls.append(None)
@@ -186,7 +204,8 @@ def test_without_a_timeout_nothing_is_sent_again() -> None:
 )
 def test_first_failure_after_a_pause_is_not_given_up(error: Exception) -> None:
     """A transient error is retried, however long ago the last request was."""
-    sender, left = _sender(timeout=0.2), [error]
+    sender = _sender(timeout=0.2)
+    left = [error]
     sender.send(int)
     time.sleep(0.3)
 
@@ -198,8 +217,8 @@ def test_first_failure_after_a_pause_is_not_given_up(error: Exception) -> None:
     assert left == []
 
 
-def test_stream_ends_when_the_run_does() -> None:
-    """A stream that is being read is told of the end."""
+def test_check_raises_the_error_of_a_stopped_sender() -> None:
+    """A stream that is being read calls `check`, which raises an error after a stop."""
     sender = _sender()
     sender.check()
     sender.stop(OSError("It is over"))
@@ -222,26 +241,32 @@ def test_stream_ends_when_the_run_does() -> None:
         (HTTPClientError(error=OSError("strange")), "HTTPClientError"),
     ],
 )
-def test_reason_in_a_few_words(error: Exception, text: str) -> None:
-    """The URL is not searched for them, and control characters are escaped."""
+def test_short_reason(error: Exception, text: str) -> None:
+    """Words in the URL do not change the reason, and control characters are escaped."""
     assert short_reason(error) == text
 
 
 def test_request_that_times_out_while_others_succeed_is_sent_five_times() -> None:
-    """A time-out may be as long as the time of retries."""
-    patience, alone, now = Patience(60), Attempts(), 0.0
+    """A request that times out is sent five times while other requests succeed.
+
+    Its time-out may be as long as the time of all retries, which would allow no retry.
+    """
+    patience = RetryPolicy(60)
+    alone = Attempts()
+    now = 0.0
     outcomes = []
     for _ in range(5):
-        began, now = now, now + 60
+        began = now
+        now += 60
         patience.succeeded(now, ends_outage=False)
         alone.add(now)
         outcomes.append(patience.failed(now, began, alone))
-    assert outcomes == [Next.RETRY] * 4 + [Next.SET_ASIDE]
+    assert outcomes == [RetryDecision.RETRY] * 4 + [RetryDecision.RAISE]
 
 
-def test_time_in_which_nothing_was_sent_does_not_count() -> None:
-    """A program may wait for hours in a batch."""
-    patience, now = Patience(60), 0.0
-    patience.succeeded(now, ends_outage=False)
+def test_time_without_requests_does_not_count() -> None:
+    """Time without requests is no outage, because a program may wait in a batch."""
+    patience = RetryPolicy(60)
+    patience.succeeded(0.0, ends_outage=False)
     outcomes = [patience.failed(t, t, Attempts()) for t in (1.0, 62.0, 9000.0)]
-    assert outcomes == [Next.RETRY, Next.SET_ASIDE, Next.RETRY]
+    assert outcomes == [RetryDecision.RETRY, RetryDecision.RAISE, RetryDecision.RETRY]

@@ -1,4 +1,4 @@
-"""The cache of uploads, in real Django caches."""
+"""The upload cache, in real Django caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOCAL_MEMORY = "django.core.cache.backends.locmem.LocMemCache"
 
 
 class Broken(LocMemCache):
-    """A cache whose server does not answer."""
+    """A cache that fails when several entries are read or written."""
 
     def get_many(self, *args: Any, **kwargs: Any) -> Any:
         raise ConnectionError("nobody there")
@@ -32,16 +32,16 @@ class Broken(LocMemCache):
     set_many = get_many
 
 
-class Asked(LocMemCache):
-    """A cache whose server does not answer, and that counts the attempts."""
+class Unreachable(LocMemCache):
+    """A cache that cannot reach its server, and counts the attempts."""
 
-    times = 0
+    attempts = 0
 
-    def away(self, *args: Any, **kwargs: Any) -> Any:
-        Asked.times += 1
+    def fail(self, *args: Any, **kwargs: Any) -> Any:
+        Unreachable.attempts += 1
         raise TimeoutError("nobody there")
 
-    get = get_many = set = set_many = delete = delete_many = away
+    get = get_many = set = set_many = delete = delete_many = fail
 
 
 class ReadOnly(LocMemCache):
@@ -61,14 +61,14 @@ class HalfWay(LocMemCache):
 
 
 class Refusing(LocMemCache):
-    """A cache that takes no large entry, as Memcached does."""
+    """A cache that refuses all entries, as Memcached refuses large ones."""
 
     def set_many(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         return list(data)
 
 
 class RefusingHalf(LocMemCache):
-    """A cache that takes every second entry only."""
+    """A cache that refuses every second entry."""
 
     def set_many(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         refused = sorted(data)[::2]
@@ -115,7 +115,7 @@ def _caches(backend: str | type, location: str | None = None) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def location() -> Iterator[str]:
-    """Give each test a cache, which any other backend finds at this location."""
+    """Make a cache for each test, and return its location for use by other backends."""
     location = uuid4().hex
     with override_settings(CACHES=_caches(LOCAL_MEMORY, location)):
         yield location
@@ -142,7 +142,7 @@ def _started(*, trusted: bool = False) -> UploadCache:
 
 
 def _after_upload(number: int, name: str = "a", *, trusted: bool = False) -> None:
-    """Let a run upload `name` from its begin to its end."""
+    """Do as a run does that uploads `name`, from its beginning to its end."""
     run = _run(trusted=trusted)
     run.mark({name: _fingerprint(number)})
     run.remember(name, _remembered(number))
@@ -153,7 +153,7 @@ def _after_upload(number: int, name: str = "a", *, trusted: bool = False) -> Non
 
 
 def test_entry_is_written_by_flush() -> None:
-    """Other runs find an entry after `flush` only, and only at the same place."""
+    """Other runs find an entry after `flush`, if they use the same bucket."""
     run = _run()
     run.remember("a", _remembered(1))
     assert run.get("a") == _remembered(1)
@@ -165,7 +165,7 @@ def test_entry_is_written_by_flush() -> None:
 
 @pytest.mark.parametrize("name", ["a", "é/ü.css", "a\nb", "\udcff.css", "x" * 5000])
 def test_any_name_has_its_own_entry(name: str) -> None:
-    """Entries of names that no other encoding could represent are kept too."""
+    """Each name has its own entry, even if it is long or not valid Unicode."""
     run = _run()
     run.remember(name, _remembered(1))
     run.remember(f"{name}x", _remembered(2))
@@ -175,7 +175,7 @@ def test_any_name_has_its_own_entry(name: str) -> None:
 
 
 def test_entry_without_an_etag_is_kept() -> None:
-    """A server that reports no ETag leaves an entry that has none."""
+    """An entry without an ETag is stored, because some servers return no ETag."""
     run = _run()
     run.remember("a", Remembered(_fingerprint(1), ""))
     run.flush()
@@ -183,7 +183,10 @@ def test_entry_without_an_etag_is_kept() -> None:
 
 
 def test_two_runs_keep_the_entries_of_each_other() -> None:
-    """A shard is read again before it is written, so no entry of others is lost."""
+    """Two runs that write the same shards keep each other's entries.
+
+    A shard is read again before it is written.
+    """
     one, two = _started(), _started()
     for number in range(100):
         (one if number % 2 else two).remember(str(number), _remembered(number))
@@ -201,7 +204,7 @@ def test_two_runs_keep_the_entries_of_each_other() -> None:
 )
 @pytest.mark.parametrize("trusted", [True, False])
 def test_garbage_is_ignored_and_overwritten(garbage: object, trusted: bool) -> None:
-    """An entry that this package did not write is as good as no entry."""
+    """An entry that this package did not write is ignored, and can be overwritten."""
     _after_upload(1)
     for name in list(caches["default"]._cache):  # type: ignore[attr-defined]
         key = name.split(":", 2)[2]
@@ -219,7 +222,7 @@ def test_entries_are_bounded_and_the_newest_are_kept() -> None:
     for number in range(count):
         run.remember(str(number), _full(number))
     run.flush()
-    # Memcached takes 1 MB an entry.
+    # Memcached refuses entries of more than 1 MB.
     cache: Any = caches["default"]
     assert max(map(len, cache._cache.values())) < 1_000_000
     fresh = _run()
@@ -245,7 +248,7 @@ def _full(number: int) -> Remembered:
 
 
 def test_flush_writes_each_entry_once() -> None:
-    """A second `flush` does not overwrite newer entries of other runs."""
+    """A second `flush` writes nothing, so that newer entries of others are kept."""
     one = _run()
     one.remember("a", _remembered(1))
     one.flush()
@@ -254,26 +257,26 @@ def test_flush_writes_each_entry_once() -> None:
     assert _run().get("a") == _remembered(2)
 
 
-@pytest.mark.parametrize("settings", [_caches(LOCAL_MEMORY), _caches(Asked), {}])
-def test_without_an_alias_entries_are_held_only(
+@pytest.mark.parametrize("settings", [_caches(LOCAL_MEMORY), _caches(Unreachable), {}])
+def test_without_an_alias_no_cache_is_used(
     settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The alias `None` holds entries of one run, and uses no cache of the site."""
-    Asked.times = 0
+    """With the alias `None`, entries last for one run and no cache is used."""
+    Unreachable.attempts = 0
     with override_settings(CACHES=settings):
-        held = UploadCache(None, None, "endpoint bucket", trusted=True)
-        assert held.get("a") is None
-        held.mark({"a": _fingerprint(1)})
-        assert held.get("a") is DOUBTFUL
-        held.remember("a", _remembered(1))
-        held.flush()
-        assert held.get("a") == _remembered(1)
-        held.invalidate("a")
+        run = UploadCache(None, None, "endpoint bucket", trusted=True)
+        assert run.get("a") is None
+        run.mark({"a": _fingerprint(1)})
+        assert run.get("a") is DOUBTFUL
+        run.remember("a", _remembered(1))
+        run.flush()
+        assert run.get("a") == _remembered(1)
+        run.invalidate("a")
         other = UploadCache(None, None, "endpoint bucket", trusted=True)
         assert other.get("a") is None
-        if settings and Asked.__name__ not in settings["default"]["BACKEND"]:
+        if settings and Unreachable.__name__ not in settings["default"]["BACKEND"]:
             assert caches["default"]._cache == {}  # type: ignore[attr-defined]
-    assert Asked.times == 0
+    assert Unreachable.attempts == 0
     assert caplog.messages == []
 
 
@@ -285,7 +288,10 @@ def test_without_an_alias_entries_are_held_only(
 def test_mark_makes_an_entry_doubtful_until_flush(
     fingerprint: Fingerprint | None, trusted: bool
 ) -> None:
-    """From the mark to `flush`, no run relies on the entry; others are not affected."""
+    """From the mark to `flush`, no run relies on a marked entry.
+
+    Other entries are not affected.
+    """
     _after_upload(1)
     _after_upload(1, "b")
     run = _run(trusted=trusted)
@@ -321,14 +327,17 @@ def test_killed_run_leaves_its_marks() -> None:
 
 
 def _orders() -> list[tuple[int, ...]]:
-    """Return all orders in which two runs, 0 and 1, make a mark and then a flush."""
+    """Return all orders in which two runs, 0 and 1, can mark an entry and flush it."""
     return sorted(set(permutations([0, 0, 1, 1])))
 
 
 def _upload_in_order(
     order: tuple[int, ...], numbers: tuple[int, int], *, trusted: bool
 ) -> None:
-    """Let two runs mark and flush in the `order`, after each has read all entries."""
+    """Mark and flush an entry by two runs in this order.
+
+    Both of them have read all entries before.
+    """
     runs = [_started(trusted=trusted) for _ in numbers]
     marked: set[int] = set()
     for turn in order:
@@ -347,9 +356,9 @@ def _upload_in_order(
 def test_replicas_that_upload_the_same_leave_an_entry(
     order: tuple[int, ...], there: bool, trusted: bool
 ) -> None:
-    """Two runs with one mark and result leave an entry, whatever their order.
+    """Two runs that upload the same file leave a valid entry, whatever their order.
 
-    It has the ETag of the run that ended last. Opaque ETags differ.
+    It has the ETag of the run that ended last, since opaque ETags may differ.
     """
     if there:
         _after_upload(1)
@@ -367,7 +376,10 @@ OVERLAPPING = [order for order in _orders() if order[0] != order[1]]
 def test_overlapping_runs_with_different_uploads_leave_a_doubtful_entry(
     order: tuple[int, ...], there: bool, trusted: bool
 ) -> None:
-    """It is not known which of two overlapping uploads arrived last."""
+    """Overlapping uploads of different contents leave a doubtful entry.
+
+    It is not known which of them arrived last.
+    """
     if there:
         _after_upload(1)
     _upload_in_order(order, (2, 3), trusted=trusted)
@@ -378,7 +390,10 @@ def test_overlapping_runs_with_different_uploads_leave_a_doubtful_entry(
 def test_run_that_starts_after_the_mark_of_another_leaves_a_doubtful_entry(
     order: tuple[int, ...],
 ) -> None:
-    """A run that has read the mark of another run is not sure of its own upload."""
+    """The entry is doubtful if a run starts after another run has marked it.
+
+    It is not known which of their uploads arrived last.
+    """
     first = _started()
     first.mark({"a": _fingerprint(1)})
     second = _started()
@@ -395,7 +410,10 @@ def test_run_that_starts_after_the_mark_of_another_leaves_a_doubtful_entry(
 def test_delete_and_upload_of_two_runs_leave_a_doubtful_entry(
     order: tuple[int, int],
 ) -> None:
-    """It is not known whether the delete or the upload was last."""
+    """A delete and an upload by two runs leave a doubtful entry.
+
+    It is not known which of them was last.
+    """
     _after_upload(1)
     runs = [_started(), _started()]
     runs[0].mark({"a": None})
@@ -412,7 +430,10 @@ def test_delete_and_upload_of_two_runs_leave_a_doubtful_entry(
 def test_entries_without_marks_are_compared_too(
     order: tuple[int, int], same: bool
 ) -> None:
-    """New files need no mark; two runs that upload different ones leave a doubt."""
+    """Two runs that upload different versions of a new file leave a doubtful entry.
+
+    Entries of new files have no marks, so that the entries are compared.
+    """
     runs = [_started(), _started()]
     for turn, run in enumerate(runs):
         run.remember("a", _remembered(1 if same else turn))
@@ -422,7 +443,7 @@ def test_entries_without_marks_are_compared_too(
 
 
 def test_doubtful_entry_is_certain_again_after_the_next_upload() -> None:
-    """A run that starts after two that disagreed makes the entry certain."""
+    """The next upload that does not overlap with others makes the entry valid again."""
     _upload_in_order((0, 1, 0, 1), (2, 3), trusted=False)
     assert _run().get("a") is DOUBTFUL
     _after_upload(3)
@@ -440,10 +461,10 @@ def test_failed_flush_leaves_marks_and_no_wrong_entry(
     trusted: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After a `flush` whose `set_many` raises, no entry is what it was before it.
+    """If `set_many` fails in `flush`, no entry keeps its earlier value.
 
     Marked entries are doubtful or new, and the entry of a new file is new or missing.
-    Where the cache is trusted they are all removed.
+    If the cache is trusted, all of them are removed.
     """
     names = [str(n) for n in range(50)]
     for name in names:
@@ -459,10 +480,10 @@ def test_failed_flush_leaves_marks_and_no_wrong_entry(
     found = [after.get(name) for name in names]
     is_half = backend is HalfWay
     expected = {DOUBTFUL, _remembered(2)} if is_half else {DOUBTFUL}
-    # Where the cache is trusted, entries that may be wrong are removed.
+    # If the cache is trusted, entries that may be wrong are removed.
     assert {*found} == ({None} if trusted else expected)
     assert after.get("new") in (None, _remembered(2))
-    # This run does not use the cache again, although the cache is back.
+    # This run does not use the cache again, although the cache works again.
     run.flush()
     assert [_run(trusted=trusted).get(name) for name in names] == found
 
@@ -472,9 +493,9 @@ def test_failed_flush_leaves_marks_and_no_wrong_entry(
 def test_refused_keys_are_deleted(
     location: str, backend: type, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A shard that the cache refuses must not leave the older shard in its place.
+    """If the cache refuses a shard, the older shard is deleted.
 
-    Entries that were lost with it are doubtful, because headers may have changed.
+    The entries in it are doubtful then, because headers may have changed.
     """
     names = [str(n) for n in range(50)]
     for name in names:
@@ -498,9 +519,9 @@ def test_refused_keys_are_deleted(
 
 
 def test_missing_entries_are_doubtful_until_a_complete_run(location: str) -> None:
-    """After refused keys, a missing entry is not taken for that of a new file.
+    """After the cache has refused a shard, missing entries in it are doubtful.
 
-    Only a run whose files have all arrived makes missing entries normal again.
+    They are normal again after a run that has uploaded all of its files.
     """
     _after_upload(1)
     run = _run()
@@ -519,8 +540,11 @@ def test_missing_entries_are_doubtful_until_a_complete_run(location: str) -> Non
     assert _run().get("missing") is None
 
 
-def test_refused_new_entries_cast_no_doubt(location: str) -> None:
-    """If a cache refuses the first entries of a shard, no earlier entry is lost."""
+def test_missing_entries_are_normal_if_a_new_shard_is_refused(location: str) -> None:
+    """If the cache refuses a new shard, its entries are missing and not doubtful.
+
+    No earlier entry is lost then.
+    """
     run = _run()
     run.remember("a", _remembered(1))
     with override_settings(CACHES=_caches(Refusing, location)):
@@ -530,7 +554,7 @@ def test_refused_new_entries_cast_no_doubt(location: str) -> None:
 
 @pytest.mark.parametrize("backend", [ReadOnly, HalfWay])
 def test_flush_succeeds_after_a_mark_that_failed(location: str, backend: type) -> None:
-    """A cache that fails for a moment is written at the end of the run."""
+    """Entries are written by `flush` even if the cache failed when they were marked."""
     names = [str(n) for n in range(50)]
     for name in names:
         _after_upload(1, name)
@@ -560,7 +584,10 @@ def test_invalidated_entry_is_removed() -> None:
 def test_entry_invalidated_during_a_trusted_run_is_not_written_back(
     moment: str, there: bool
 ) -> None:
-    """A program's write after the first read of a run invalidates the run's entry."""
+    """An entry that a program invalidates is missing after the run, too.
+
+    The program may do so at any time after the run's first read.
+    """
     if there:
         _after_upload(1, trusted=True)
     run = _started(trusted=True)
@@ -577,7 +604,7 @@ def test_entry_invalidated_during_a_trusted_run_is_not_written_back(
     run.flush()
     at("flushed")
     assert _run(trusted=True).get("a") is None
-    # The run may flush once more at its end.
+    # The run can flush again at its end.
     run.remember("a", _remembered(3))
     run.flush()
     assert _run(trusted=True).get("a") is None
@@ -587,7 +614,10 @@ def test_entry_invalidated_during_a_trusted_run_is_not_written_back(
 def test_entry_invalidated_while_a_trusted_run_writes_is_removed(
     location: str, moment: str
 ) -> None:
-    """The run looks for invalidations after it has written, not only before."""
+    """An entry that is invalidated while a run writes it is removed.
+
+    The run therefore reads invalidations again after it has written.
+    """
     _after_upload(1, trusted=True)
     run = _started(trusted=True)
     run.remember("a", _remembered(2))
@@ -599,15 +629,15 @@ def test_entry_invalidated_while_a_trusted_run_writes_is_removed(
     assert _run(trusted=True).get("a") is None
 
 
-def test_entries_invalidated_before_a_run_are_written_as_ever() -> None:
-    """An invalidation concerns the runs that are under way, and no later run."""
+def test_entry_invalidated_before_a_run_is_written() -> None:
+    """An invalidation affects the runs at this time, and no later run."""
     _run(trusted=True).invalidate("a")
     _after_upload(1, trusted=True)
     assert _run(trusted=True).get("a") == _remembered(1)
 
 
-def test_invalidation_leaves_other_places_alone() -> None:
-    """A program's write at one place does not remove the entries of another."""
+def test_invalidation_does_not_affect_other_buckets() -> None:
+    """An invalidation in one bucket does not remove the entries of another bucket."""
     other = UploadCache("default", None, "endpoint other", trusted=True)
     other.remember("a", _remembered(1))
     other.flush()
@@ -620,10 +650,10 @@ def test_invalidation_leaves_other_places_alone() -> None:
 
 
 @pytest.mark.parametrize("backend", [Broken, Refusing])
-def test_failing_cache_is_a_warning_and_not_a_failed_deploy(
+def test_failing_cache_is_a_warning(
     site: Site, backend: type, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The files arrive, and the log says which cache failed and why."""
+    """If the cache fails, the files are uploaded and a warning names the cache."""
     files = site.write_many(5)
     with caplog.at_level(logging.WARNING, "collectfast_storage"):
         deploy = site.collect(CACHES=_caches(backend))
@@ -654,7 +684,7 @@ def test_cache_is_read_and_written_in_bulk_with_its_timeout(
 
 
 def test_cache_of_another_alias(site: Site, tmp_path: Path) -> None:
-    """`COLLECTFAST_CACHE` names the alias, and the cache `default` is not used."""
+    """If `COLLECTFAST_CACHE` names an alias, the cache `default` is not used."""
     site.write_many(3)
     file_cache = {
         "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
@@ -669,8 +699,8 @@ def test_cache_of_another_alias(site: Site, tmp_path: Path) -> None:
     assert site.collect(**settings).requests == {}
 
 
-def test_warning_says_which_cache_and_why(caplog: pytest.LogCaptureFixture) -> None:
-    """A cache that fails several times is one warning."""
+def test_warning_names_cache_and_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """A cache that fails several times results in one warning, with the reason."""
     with override_settings(CACHES=_caches(Broken)):
         run = _run()
         assert [run.get(name) for name in "abc"] == [None] * 3
@@ -689,37 +719,38 @@ def test_warning_says_which_cache_and_why(caplog: pytest.LogCaptureFixture) -> N
 def test_deploy_uses_a_failing_cache_once(
     site: Site, preload: bool, clear: bool
 ) -> None:
-    """A cache that fails may fail slowly, so a deploy does not use it again."""
+    """A deploy uses a failing cache once, because each attempt may take long."""
     site.options["collectfast_preload"] = preload
     site.write_many(20)
-    Asked.times = 0
-    site.collect(*(["--clear"] if clear else []), CACHES=_caches(Asked))
-    assert Asked.times == 1
+    Unreachable.attempts = 0
+    site.collect(*(["--clear"] if clear else []), CACHES=_caches(Unreachable))
+    assert Unreachable.attempts == 1
 
 
 @pytest.mark.parametrize("preload", [True, False])
-@pytest.mark.parametrize("what", ["save", "delete", "open", "batch"])
+@pytest.mark.parametrize("operation", ["save", "delete", "open", "batch"])
 def test_program_uses_a_failing_cache_once_per_invalidation(
-    site: Site, preload: bool, what: str
+    site: Site, preload: bool, operation: str
 ) -> None:
-    """Only with `preload=False`, programs invalidate, before and after a write.
+    """A program's write uses the cache once for each invalidation, even if it fails.
 
-    A file that is written through `open` invalidates when it is opened, too.
+    With `preload=False` a write invalidates the entry before and after it. Writing
+    through `open` also does so when the file is opened. Otherwise no cache is used.
     """
     site.options["collectfast_preload"] = preload
-    site.settings = {"CACHES": _caches(Asked)}
-    Asked.times = 0
+    site.settings = {"CACHES": _caches(Unreachable)}
+    Unreachable.attempts = 0
     with site.storage() as storage:
-        if what == "delete":
+        if operation == "delete":
             storage.delete("a")
-        elif what == "save":
+        elif operation == "save":
             storage.save("a", ContentFile(b"a"))
-        elif what == "open":
+        elif operation == "open":
             with storage.open("a", "wb") as file:
                 file.write(b"a")
         else:
             with storage.batch() as batch:
                 batch.save("a", ContentFile(b"a"))
-    assert site.bucket.names() == ([] if what == "delete" else ["a"])
-    expected = 3 if what == "open" else 2
-    assert Asked.times == (0 if preload else expected)
+    assert site.bucket.names() == ([] if operation == "delete" else ["a"])
+    expected = 3 if operation == "open" else 2
+    assert Unreachable.attempts == (0 if preload else expected)

@@ -1,4 +1,4 @@
-"""Where uploads run: within bounds, and with one interface."""
+"""The executors of uploads: limits, failures, cancellation and no threads."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ from tests.support.site import Site
 
 
 def test_bytes_in_flight_are_bounded() -> None:
-    """What has no room waits; what is larger than the bound goes alone."""
-    lock, under_way, most = threading.Lock(), [0], [0]
+    """Calls wait for bytes of others; one that is larger than the limit runs alone."""
+    lock = threading.Lock()
+    in_flight = most = 0
 
     def hold(size: int) -> None:
+        nonlocal in_flight, most
         with lock:
-            under_way[0] += size
-            most[0] = max(most[0], under_way[0])
+            in_flight += size
+            most = max(most, in_flight)
         time.sleep(0.005)
         with lock:
-            under_way[0] -= size
+            in_flight -= size
 
     with BoundedExecutor(16, most_bytes=100) as bounded:
         futures = [bounded.submit_sized(s, hold, s) for s in [30] * 20 + [100] * 3]
         futures.append(bounded.submit_sized(1000, hold, 100))
     assert [future.result() for future in futures] == [None] * 24
-    assert most[0] <= 100
+    assert most <= 100
 
 
-def test_room_is_given_back_by_what_fails() -> None:
-    """Else the run would stand still."""
+def test_failed_calls_release_their_bytes() -> None:
+    """A call that fails releases its bytes, so that the next call can run."""
     with BoundedExecutor(2, most_bytes=10) as bounded:
         for _ in range(10):
             failed = bounded.submit_sized(10, lambda: 1 / 0)
         assert isinstance(failed.exception(), ZeroDivisionError)
 
 
-def test_without_threads_it_is_done_at_once_in_the_callers() -> None:
-    """`collectfast_threads=0` is for sites that must not have any."""
+def test_without_threads_calls_run_in_the_thread_of_the_caller() -> None:
+    """With `collectfast_threads=0`, calls run immediately and no thread is started."""
     serial = BoundedExecutor(0)
     assert serial.submit_sized(1, threading.get_ident).result() == threading.get_ident()
     assert isinstance(serial.submit(lambda: 1 / 0).exception(), ZeroDivisionError)
@@ -54,35 +56,43 @@ def test_without_threads_it_is_done_at_once_in_the_callers() -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
-def test_no_more_requests_at_once_than_asked_for(site: Site, threads: int) -> None:
-    """`collectfast_threads` is a promise to the server; 0 is one after another."""
+def test_parallel_requests_are_limited(site: Site, threads: int) -> None:
+    """At most `collectfast_threads` requests run in parallel, and one if it is 0."""
     site.options["collectfast_threads"] = threads
     files = site.write_many(30)
-    lock, under_way, most = threading.Lock(), [0], [0]
+    lock = threading.Lock()
+    under_way = most = 0
 
     def count(handler: Handler, request: Request, body: bytes) -> bool:
+        nonlocal under_way, most
         if request.kind != "PUT":
             return False
         with lock:
-            under_way[0] += 1
-            most[0] = max(most[0], under_way[0])
+            under_way += 1
+            most = max(most, under_way)
         time.sleep(0.01)
-        # Before it is answered: then the client may send the next one.
+        # The request is counted as finished before the response, because the client may
+        # send the next request as soon as it has received it.
         with lock:
-            under_way[0] -= 1
+            under_way -= 1
         handler.pass_on(body)
         return True
 
     site.proxy.fault = count
     site.collect()
     assert site.bucket.files() == files
-    assert most[0] <= max(threads, 1)
+    assert most <= max(threads, 1)
     assert site.collect().requests == {"LIST": 1}
 
 
-def test_what_is_cancelled_before_its_turn_does_not_run() -> None:
-    """By whoever submitted it, or by an end that does not wait."""
-    begun, release, ran = threading.Event(), threading.Event(), []
+def test_cancelled_calls_do_not_run() -> None:
+    """A call that is cancelled before it starts does not run.
+
+    It is cancelled by its future, or by a shutdown that does not wait.
+    """
+    begun = threading.Event()
+    release = threading.Event()
+    ran: list[object] = []
 
     def hold() -> None:
         begun.set()
@@ -91,7 +101,8 @@ def test_what_is_cancelled_before_its_turn_does_not_run() -> None:
     bounded = BoundedExecutor(1)
     held = bounded.submit(hold)
     begun.wait(10)
-    one, other = (bounded.submit(ran.append, name) for name in ("one", "other"))
+    one = bounded.submit(ran.append, "one")
+    other = bounded.submit(ran.append, "other")
     assert one.cancel()
     release.set()
     other.result(10)
@@ -104,7 +115,7 @@ def test_what_is_cancelled_before_its_turn_does_not_run() -> None:
     bounded.shutdown(wait=False, cancel_futures=True)
     release.set()
     held.result(10)
-    for _ in range(2):  # It may be told so more than once.
+    for _ in range(2):  # `shutdown` can be called again.
         bounded.shutdown(cancel_futures=True)
     assert all(each.cancelled() for each in waiting)
     assert ran == ["other"]
@@ -114,7 +125,7 @@ def test_what_is_cancelled_before_its_turn_does_not_run() -> None:
 def test_call_of_a_transfer_runs_once(
     monkeypatch: pytest.MonkeyPatch, can_start: bool
 ) -> None:
-    """In a thread if one can be started, or else in that of its caller."""
+    """Each call of a transfer runs once, in a thread if one can be started."""
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -123,8 +134,9 @@ def test_call_of_a_transfer_runs_once(
         monkeypatch.setattr(threading.Thread, "start", refuse)
     ran: list[int] = []
     with TransferExecutor(2) as executor:
-        done = executor.submit(ran.append, threading.get_ident())
+        done = executor.submit(lambda: ran.append(threading.get_ident()))
         failed = executor.submit(int, "no number")
         assert done.result(10) is None
         assert isinstance(failed.exception(10), ValueError)
     assert len(ran) == 1
+    assert (ran[0] == threading.get_ident()) is not can_start
