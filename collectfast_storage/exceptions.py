@@ -37,6 +37,10 @@ _ADVICE = {
         "(If a private CA issued the certificate, set the option verify or the "
         "environment variable AWS_CA_BUNDLE to the path of its CA file.)"
     ),
+    r"MissingContentLength|XAmzContentSHA256Mismatch|stored.\d+.bytes": (
+        "(The server may not support trailing checksums: set the option client_config "
+        "as in the README.)"
+    ),
     "Parameter valid(?!(?s:.*)bucket name)": "(Check the option object_parameters.)",
     # botocore follows endless redirects until Python's recursion limit.
     r"\((|[1-4]\d\d)\) when calling|recursion": (

@@ -20,6 +20,7 @@ from collectfast_storage import CollectfastS3StaticStorage
 from collectfast_storage.exceptions import BucketError, DeleteError, FilesError
 from tests.support.proxy import Fault, Handler, Request
 from tests.support.site import STATIC, Site
+from tests.support.transfers import IN_PARTS, MIB
 
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 BACKENDS = [STATIC, MANIFEST_STORAGE]
@@ -238,6 +239,37 @@ def test_web_page_is_not_a_successful_deletion(two_files: Site, kind: str) -> No
     two_files.proxy.fault = _either(page, no_many)
     with pytest.raises(DeleteError, match=r"left\.css: The response is a web page"):
         two_files.collect("--clear")
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_answer_that_is_declared_as_html_is_no_page_if_it_has_a_request_id(
+    deployed: Site, many: bool
+) -> None:
+    """OpenStack Swift declares its responses to uploads and deletes like this."""
+
+    def fault(handler: Handler, request: Request, body: bytes) -> bool:
+        if request.kind == "DELETE MANY" and not many:
+            handler.error(501, "NotImplemented")
+        elif request.method in ("PUT", "POST", "DELETE"):
+            status, content, headers = handler.ask(body)
+            status = 200 if request.method == "DELETE" else status
+            kept = [(k, v) for k, v in headers if k.lower() != "content-type"]
+            named = [(k, v) for k, v in kept if k.lower() != "x-amz-request-id"]
+            named += [*HTML, ("x-amz-request-id", "tx1")]
+            handler.answer(status, content, named)
+        else:
+            return False
+        return True
+
+    deployed.bucket.put("left.css", b"x")
+    deployed.write("b.css", "b")
+    deployed.options["transfer_config"] = IN_PARTS
+    deployed.write("large.bin", b"x" * 6 * MIB)
+    deployed.proxy.fault = fault
+    deployed.collect("--clear")
+    assert "left.css" not in deployed.bucket.names()
+    assert deployed.bucket.read("b.css") == b"b"
+    assert deployed.collect("--clear").put == []
 
 
 @pytest.mark.parametrize("kind", ["HEAD", "GET"])

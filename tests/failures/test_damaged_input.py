@@ -538,7 +538,9 @@ def test_redirect_of_an_upload_by_obstore_is_not_followed(
     address = "127.0.0.1" if host == "localhost" else host
     with (
         _other_host(address) as (port, requests),
-        proxy(server.endpoint, sign=server.signed, tls=False) as plain,
+        proxy(
+            server.endpoint, sign=server.signed, tls=False, trusted=server.authority
+        ) as plain,
     ):
         site.proxy = plain
         site.options["security_token"] = "session-token"

@@ -403,7 +403,8 @@ def test_site_behind_a_proxy_uses_boto3(
 
     The endpoint has no TLS, because the test's proxy could not read requests with TLS.
     """
-    with proxy(server.endpoint, sign=server.signed, tls=False) as plain:
+    trusted, sign = server.authority, server.signed
+    with proxy(server.endpoint, sign=sign, tls=False, trusted=trusted) as plain:
         site.proxy = plain
         PROXIED[name](site, monkeypatch)
         _assert_boto3_uploads(site, "a proxy is configured", monkeypatch, caplog)
