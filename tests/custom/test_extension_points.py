@@ -36,7 +36,7 @@ from tests.support.proxy import Fault, Handler, Request, meanwhile
 from tests.support.site import STATIC, Site
 from tests.support.sources import Sources, SourcesFinder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 MANIFEST = "staticfiles.json"

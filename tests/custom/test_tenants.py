@@ -29,6 +29,8 @@ from collectfast_storage import (
 from tests.support.bucket import BucketView
 from tests.support.site import LOCAL, MANIFEST, STATIC, Site
 
+pytestmark = pytest.mark.covering
+
 LIMIT = 30  # seconds after which a thread is considered to hang
 
 
