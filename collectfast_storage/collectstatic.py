@@ -213,9 +213,10 @@ class Collectstatic(RunContext):
         """Return the source of `name`, if `delete_file` compares it with the bucket."""
         is_comparing = False
         for frame in self._inner_frames():
-            function, variables = frame.f_code.co_name, {*frame.f_locals}
+            function = frame.f_code.co_name
             is_comparing |= function == "delete_file"
-            if is_comparing and function in _COPYING and {*_ARGUMENTS} <= variables:
+            is_copying = is_comparing and function in _COPYING
+            if is_copying and {*_ARGUMENTS} <= {*frame.f_locals}:
                 storage, path, prefixed = (frame.f_locals[key] for key in _ARGUMENTS)
                 return (storage, path) if self.name_of(prefixed) == name else None
         return None
