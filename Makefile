@@ -44,12 +44,15 @@ coverage: $(VENV)/test
 # Runs the same tests with other servers than SeaweedFS.
 lookalikes: lookalike-moto lookalike-rclone lookalike-ministack lookalike-ceph lookalike-swift
 
+# Other tests do not depend on the server.
+SERVER_TESTS = $(addprefix tests/,collectstatic custom failures programs s3)
+
 # Ceph and memcached are packages of the system, and Swift is not a wheel for every platform.
 lookalike-%: $(VENV)-lookalikes/test
 	@missing=$$($(VENV)-lookalikes/bin/python -m tests.support.servers $*) || { \
 		echo "Skipping $*: the following commands are not installed: $$missing"; exit 0; }; \
 	COLLECTFAST_TEST_SERVER=$* $(VENV)-lookalikes/bin/python -m pytest -q \
-		-p no:cacheprovider $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
+		-p no:cacheprovider $(SIDE_BY_SIDE) -m "not slow" $(SERVER_TESTS) $(ARGS)
 
 # Runs the tests with the oldest supported version of each dependency.
 lowest: $(VENV)/matrix

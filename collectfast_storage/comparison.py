@@ -218,10 +218,10 @@ class Comparison:
         if heads_help and not self._heads_are_useless:
             self._heads_left = inf
             undecided = self._with_verdict(undecided, Verdict.NEEDS_HEAD)
+            self.listing.request_heads(undecided)
+        if heads_help and not (self._heads_are_useless or self._encrypted_are_md5):
             hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
-            uncached = sorted(name for name in hashed if not self._cache.get(name))
-            uncached *= not self._encrypted_are_md5
-            self.listing.request_heads([*undecided, *uncached])
+            self.listing.request_heads(n for n in hashed if not self._cache.get(n))
 
     def _judge_etags(
         self, sample: list[str], listed: list[Remote | None], files: int
