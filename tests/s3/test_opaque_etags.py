@@ -235,6 +235,7 @@ def test_md5_of_an_object_that_is_not_encrypted_proves_nothing_of_others(
     assert site.collect(**cold(site)).put == sorted(files)
 
 
+@pytest.mark.needs("trailing checksums")
 def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:
     """A program's first save of a name cannot detect that the bucket encrypts.
 
@@ -258,6 +259,7 @@ def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:
         assert counts == expected
 
 
+@pytest.mark.needs("trailing checksums")
 def test_save_of_a_file_that_was_collected(site: Site, opaque: Opaque) -> None:
     """A collected file has a fingerprint, so a program's save sends a HEAD only.
 
