@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ class Project:
         start: tuple[str, ...] = STARTPROJECT,
     ) -> None:
         self.root, self.bucket, self.proxy = root, bucket, proxy
+        root.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "DJANGO_SETTINGS_MODULE": "shop.settings",
@@ -72,6 +74,13 @@ class Project:
         )
         assert done.returncode == status, done.stdout
         return done.stdout
+
+    def manifest(self) -> dict[str, str]:
+        """Return the hashed names in the manifest of the bucket."""
+        paths: dict[str, str] = json.loads(self.bucket.read("staticfiles.json"))[
+            "paths"
+        ]
+        return paths
 
     def shell(self, script: str) -> list[str]:
         """Return the command that runs `script` of a page, with this Python."""
