@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from tests.support.processes import ROOT
 from tests.support.proxy import Proxy
 from tests.support.readme import settings_with
 
+GZIP = b"\x1f\x8b"  # the beginning of a compressed file
 # Django's own command; wagtail has one that takes the same arguments.
 STARTPROJECT = ("django", "startproject")
 
@@ -27,23 +29,26 @@ class Project:
         proxy: Proxy,
         *,
         start: tuple[str, ...] = STARTPROJECT,
+        settings: str = "shop.settings",
+        edited: str = "shop/settings.py",
     ) -> None:
+        """Make it by the command `start`; `edited` is the file that `configure` writes.
+
+        `settings` is the module of the settings, if `edited` is only a part of them.
+        """
         self.root, self.bucket, self.proxy = root, bucket, proxy
         root.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
-            "DJANGO_SETTINGS_MODULE": "shop.settings",
+            "DJANGO_SETTINGS_MODULE": settings,
             "AWS_ACCESS_KEY_ID": bucket.server.access_key,
             "AWS_SECRET_ACCESS_KEY": bucket.server.secret_key,
             "AWS_ENDPOINT_URL_S3": proxy.endpoint,
             "AWS_CA_BUNDLE": proxy.trust["verify"],
         }
         self.run("-m", *start, "shop", ".", DJANGO_SETTINGS_MODULE="")
-        self.settings = root / "shop" / "settings.py"
-        if not self.settings.exists():  # wagtail makes a package of several modules.
-            self.settings.write_text("from .settings_of_template.dev import *\n")
-            (root / "shop" / "settings").rename(root / "shop" / "settings_of_template")
-        self.made = self.settings.read_text()
+        self.settings = root / edited
+        self.made = self.settings.read_text() if self.settings.exists() else ""
         self.write("shop.css", "body { background: url(bag.svg) }")
         self.write("bag.svg", "<svg/>")
 
@@ -75,11 +80,12 @@ class Project:
         assert done.returncode == status, done.stdout
         return done.stdout
 
-    def manifest(self) -> dict[str, str]:
+    def manifest(self, bucket: BucketView | None = None) -> dict[str, str]:
         """Return the hashed names in the manifest of the bucket."""
-        paths: dict[str, str] = json.loads(self.bucket.read("staticfiles.json"))[
-            "paths"
-        ]
+        content = (bucket or self.bucket).read("staticfiles.json")
+        if content.startswith(GZIP):
+            content = gzip.decompress(content)
+        paths: dict[str, str] = json.loads(content)["paths"]
         return paths
 
     def shell(self, script: str) -> list[str]:
