@@ -2,68 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.bucket import BucketView
-from tests.support.processes import ROOT
+from tests.support.project import Project
 from tests.support.proxy import Proxy
-from tests.support.readme import settings_with, snippets
+from tests.support.readme import snippets
 
 pytestmark = pytest.mark.slow
-
-
-class Project:
-    """A project that `django-admin startproject` makes, with two static files."""
-
-    def __init__(self, root: Path, bucket: BucketView, proxy: Proxy) -> None:
-        self.root, self.bucket, self.proxy = root, bucket, proxy
-        self.environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "DJANGO_SETTINGS_MODULE": "shop.settings",
-            "AWS_ACCESS_KEY_ID": bucket.server.access_key,
-            "AWS_SECRET_ACCESS_KEY": bucket.server.secret_key,
-            "AWS_ENDPOINT_URL_S3": proxy.endpoint,
-            "AWS_CA_BUNDLE": proxy.trust["verify"],
-        }
-        self.run("-m", "django", "startproject", "shop", ".", settings=None)
-        self.settings = root / "shop" / "settings.py"
-        self.made = self.settings.read_text()
-        static = root / "assets"
-        static.mkdir()
-        (static / "shop.css").write_text("body { background: url(bag.svg) }")
-        (static / "bag.svg").write_text("<svg/>")
-
-    def run(self, *arguments: str, settings: str | None = "shop.settings") -> str:
-        """Run Python with `arguments`, and return the output and the errors."""
-        environment = {**self.environment}
-        if settings is None:
-            del environment["DJANGO_SETTINGS_MODULE"]
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def configure(self, *snippets: str) -> None:
-        """Append `snippets` of the README to the settings that Django made."""
-        ours = [settings_with(snippet, self.bucket) for snippet in snippets]
-        lines = [self.made, 'STATICFILES_DIRS = [BASE_DIR / "assets"]', *ours]
-        self.settings.write_text("\n".join(lines))
-
-    def collectstatic(self, *arguments: str) -> str:
-        """Run collectstatic, and return the output and the errors."""
-        self.proxy.requests.clear()
-        return self.run("manage.py", "collectstatic", "--noinput", *arguments)
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_each_snippet_is_tested() -> None:
         assert snippets(language)
     for snippet in snippets("python"):
         assert sum(f"\n{kind}" in f"\n{snippet}" for kind in kinds) == 1, snippet
-    languages = re.findall(r"^```(.+)$", readme.TEXT, re.MULTILINE)
+    languages = re.findall(r"^```(.+)$", readme.REST, re.MULTILINE)
     assert {*languages} == used
 
 

@@ -12,11 +12,26 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")])
 TEXT = "\n".join([README, *(page.read_text() for page in PAGES)])
 
+# Pages whose snippets are run by a test module of their own: test_testing_page.py and
+# test_deploying_page.py.
+APART = ("testing.md", "deploying.md")
+REST = "\n".join([README, *(p.read_text() for p in PAGES if p.name not in APART)])
 
-def snippets(language: str, start: str = "") -> list[str]:
-    """Return the fenced snippets of `language` with a line that begins with `start`."""
-    found = re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+def snippets(language: str, start: str = "", page: str = "") -> list[str]:
+    """Return the fenced snippets of `language` with a line that begins with `start`.
+
+    They are those of `page`, or those of the README and of all pages not in `APART`.
+    """
+    text = (ROOT / "docs" / page).read_text() if page else REST
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [each for each in found if f"\n{start}" in f"\n{each}"]
+
+
+def snippet(language: str, start: str, page: str) -> str:
+    """Return the only snippet of `page` with a line that begins with `start`."""
+    [found] = snippets(language, start, page)
+    return found
 
 
 def section(title: str) -> str:
