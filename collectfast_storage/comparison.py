@@ -96,7 +96,7 @@ class Comparison:
             remote = self.listing[name]
             verdict = self._decide(payload, remote, cached)
             if verdict is Verdict.UNCHANGED:  # HEAD requests help for others too.
-                self._heads_left = inf
+                self._send_heads_for_hashed_names()
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
                 self._bucket.note_etag(opaque=True)  # The fingerprint was right.
         if verdict is Verdict.UNCHANGED and remote and remote is not UNCHECKED:
@@ -199,10 +199,15 @@ class Comparison:
             )
             logger.warning(text, self._bucket.name, len(undecided))
         if everything or found or self._bucket.has_opaque_etags:
+            self._send_heads_for_hashed_names(undecided)
+
+    def _send_heads_for_hashed_names(self, others: Iterable[str] = ()) -> None:
+        """Send HEAD requests, in parallel, because ETags do not identify contents."""
+        if self._heads_left < inf:
             self._heads_left = inf
             hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
             uncached = sorted(name for name in hashed if not self._cache.get(name))
-            self.listing.request_heads([*undecided, *uncached])
+            self.listing.request_heads([*others, *uncached])
 
     def _with_verdict(self, names: Iterable[str], verdict: Verdict) -> list[str]:
         """Return those of `names`, sources that were read, which get this `verdict`."""
