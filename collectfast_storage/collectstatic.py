@@ -513,8 +513,11 @@ def recorded_releases(content: bytes | None) -> list[list[str]] | None:
         releases = json.loads(gzip.decompress(content) if is_compressed else content)
     except (EOFError, OSError, ValueError, zlib.error):
         return None
-    is_list = isinstance(releases, list) and all(isinstance(r, list) for r in releases)
-    return releases if is_list else None
+    lists = [releases, *releases] if isinstance(releases, list) else [None]
+    if not all(isinstance(each, list) for each in lists):
+        return None
+    is_names = all(isinstance(name, str) for names in releases for name in names)
+    return releases if is_names else None
 
 
 def _moved_to_front(release: list[str], releases: list[list[str]]) -> list[list[str]]:

@@ -37,7 +37,9 @@ _ADVICE = {
         "(If a private CA issued the certificate, set the option verify or the "
         "environment variable AWS_CA_BUNDLE to the path of its CA file.)"
     ),
-    "Parameter valid(?!(?s:.*)bucket name)": "(Check the option object_parameters.)",
+    "Parameter valid(?!(?s:.*)bucket name)": (
+        "(Check the options object_parameters and collectfast_hashed_parameters.)"
+    ),
     # botocore follows endless redirects until Python's recursion limit.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
         "(The response gives no reason. Check credentials, region_name, endpoint_url, "
