@@ -1,7 +1,7 @@
 """Django's collectstatic: the calling command, its sources, barriers, and `--clear`.
 
-Django does not tell a storage which code calls it. A collectstatic is recognised by a
-frame of `Command.collect` on the stack; one activation of it is one run.
+Django does not pass the command to a storage. Therefore a collectstatic is recognised
+by a frame of `Command.collect` on the stack. One activation of it is one run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = logging.getLogger("collectfast_storage")
 MODULE = "django.contrib.staticfiles.management.commands.collectstatic"
 # The arguments of the command's methods that copy a file.
 _ARGUMENTS = ("source_storage", "path", "prefixed_path")
-# And of Django's methods that open a source, its storage, path and file.
+# The variables of Django's methods that open a source: its storage, path and file.
 _OPENING = {
     "copy_file": ("source_storage", "path", "source_file"),
     "_post_process": ("storage", "path", "original_file"),
@@ -78,8 +78,8 @@ def is_collect(frame: FrameType) -> bool:
 
 
 def collecting_frames() -> Iterator[FrameType]:
-    """Yield the frames of the `collect` that calls, and of those that call it."""
-    if MODULE in sys.modules:  # In a server, there is no stack to walk.
+    """Yield the frames of each `collect` on the stack, from the innermost one on."""
+    if MODULE in sys.modules:  # A server need not walk the stack.
         yield from filter(is_collect, callers())
 
 
@@ -88,13 +88,13 @@ def _is_of_staticfiles(frame: FrameType) -> bool:
 
 
 def collects_into(frame: FrameType, storage: object) -> bool:
-    """Return whether the `collect` in `frame` copies files into `storage` just now."""
+    """Return whether the `collect` in `frame` currently copies into `storage`."""
     target = frame.f_locals["self"].storage
     return getattr(target, "_wrapped", target) is storage  # It may be lazy.
 
 
 class _IndexedList(list[str]):
-    """A list that finds a name without a search, which Django makes for each name."""
+    """A list that searches an index, because Django searches it for each name."""
 
     # Whether the command is run again, although the run that replaced its list has not
     # ended, and how to end it.
@@ -122,7 +122,7 @@ class _IndexedList(list[str]):
 class _PostProcessOption(int):
     """The command's option `post_process`, which calls `act` when `collect` reads it.
 
-    `collect` reads it once, when it has copied all files.
+    `collect` reads the option once, after it has copied all files.
     """
 
     frame: FrameType
@@ -147,9 +147,9 @@ class Collectstatic(RunContext):
         command: Command = frame.f_locals["self"]
         self._storage, self._command, self._frame = storage, command, frame
         self.dry_run = command.dry_run
-        # Only the storage that Django begins to clear, if files go to several storages.
-        asked = [each.f_code.co_name for each in self._inner_frames()]
-        self.clears = command.clear and "clear_dir" in asked
+        # If files go to several storages, only the one that Django begins to clear.
+        functions = [each.f_code.co_name for each in self._inner_frames()]
+        self.clears = command.clear and "clear_dir" in functions
         if self.clears:
             reason = next(reasons_not_to_clear(storage, self._prefix), None)
             if reason is not None:
@@ -195,8 +195,8 @@ class Collectstatic(RunContext):
     def _listed(self) -> dict[str, tuple[Storage, str]]:
         """Return the sources of Django's own finders.
 
-        A finder of a site's own may build its files, and list them only once: `collect`
-        is the one that lists it.
+        A site's own finder may build its files, and may list them only once, so only
+        `collect` lists it.
         """
         found: dict[str, tuple[Storage, str]] = {}
         for finder in get_finders():
@@ -210,7 +210,7 @@ class Collectstatic(RunContext):
 
     @property
     def wanted(self) -> list[str]:  # type: ignore[override]
-        """The names of the sources, and those that post-processing will ask for."""
+        """The names of the sources, and of the files that post-processing looks up."""
         names = {each for each in self.sources if not self.is_left_out(each)}
         names.update(self._published.values())
         if self._releases.are_recorded:
@@ -228,18 +228,19 @@ class Collectstatic(RunContext):
         return names
 
     def source_being_compared(self, name: str) -> tuple[Storage, str] | None:
-        """Return the source of `name`, if `delete_file` calls to compare the two."""
-        is_asked = False
+        """Return the source of `name`, if `delete_file` compares it with the bucket."""
+        is_comparing = False
         for frame in self._inner_frames():
-            called = frame.f_code.co_name
-            is_asked |= called == "delete_file"
-            if is_asked and called in _COPYING and {*_ARGUMENTS} <= {*frame.f_locals}:
+            function = frame.f_code.co_name
+            is_comparing |= function == "delete_file"
+            is_copying = is_comparing and function in _COPYING
+            if is_copying and {*_ARGUMENTS} <= {*frame.f_locals}:
                 storage, path, prefixed = (frame.f_locals[key] for key in _ARGUMENTS)
                 return (storage, path) if self.name_of(prefixed) == name else None
         return None
 
     def is_hashing(self) -> bool:
-        """Return whether Django's `hashed_name` calls."""
+        """Return whether Django's `hashed_name` is on the stack."""
         return any(
             frame.f_code.co_name == "hashed_name" and _is_of_staticfiles(frame)
             for frame in self._inner_frames()
@@ -256,17 +257,17 @@ class Collectstatic(RunContext):
         return None
 
     def _inner_frames(self) -> Iterator[FrameType]:
-        """Yield the frames that `collect` has called, from the innermost one on."""
+        """Yield the frames below that of `collect`, from the innermost one on."""
         return takewhile(lambda each: each is not self._frame, callers())
 
     def collect_sources(self) -> None:
-        """Take over the files that `collect` has found."""
+        """Replace the sources by the files that `collect` has found."""
         found: Paths = self._frame.f_locals["found_files"]
         names = ((self.name_of(name), source) for name, source in found.items())
         self.sources = {name: source for name, source in names if name is not None}
 
     def is_target(self) -> bool:
-        """Return whether the command copies files into this storage just now."""
+        """Return whether the command currently copies files into this storage."""
         return collects_into(self._frame, self._storage)
 
     def is_left_out(self, name: str) -> bool:
@@ -301,7 +302,10 @@ class Collectstatic(RunContext):
     def at_barrier(
         self, act: Callable[[bool], object], end: Callable[[], object]
     ) -> None:
-        """Call `act` when all files have been copied; `end`, if that never happens."""
+        """Call `act` when all files have been copied, or `end` if that never happens.
+
+        `end` is called when the command runs again, and this run has not ended.
+        """
         option = getattr(self._command, "post_process", False)
         if (
             not isinstance(option, _PostProcessOption)
@@ -323,19 +327,19 @@ class Collectstatic(RunContext):
             for name in report.deleted:
                 level = 1 if self.dry_run else 2
                 self._command.log(f"{verb} '{printable(name)}'", level=level)
-            # Django 6.0 counts them in its summary; older ones do not.
+            # Only Django 6.0 and later count deleted files in the summary.
             getattr(self._command, "deleted_files", []).extend(report.deleted)
         if not self.dry_run:
             collected.send(type(self._storage), storage=self._storage, report=report)
 
     def closed(self, lost: Set[str]) -> None:
-        """Give the command its option and its lists back.
+        """Restore the command's option and lists.
 
-        The files that were `lost` do not count as copied.
+        Files that are `lost` do not count as copied.
         """
         command = self._command
         if not self.is_complete and isinstance(self._storage, ManifestFilesMixin):
-            # Post-processing has replaced them, but not published others.
+            # Post-processing has replaced the names, but it has not published others.
             self._storage.hashed_files = self._hashed_files
         option = getattr(command, "post_process", False)
         if isinstance(option, _PostProcessOption) and option.frame is self._frame:
@@ -349,7 +353,7 @@ class Collectstatic(RunContext):
                 setattr(command, name, own)
 
 
-# What --clear may delete.
+# The files that `--clear` may delete.
 
 
 class LiveRelease(NamedTuple):

@@ -14,6 +14,7 @@ from collectfast_storage.context import RunContext
 from collectfast_storage.decision import (
     DOUBTFUL,
     UNCHECKED,
+    UNKNOWN,
     Remembered,
     Remote,
     Verdict,
@@ -36,6 +37,15 @@ logger = logging.getLogger("collectfast_storage")
 # are sent for this number of these objects. If one shows an opaque ETag, HEAD requests
 # are sent for all objects whose ETags do not match.
 _SAMPLE = 8
+_CONTRADICTORY = (
+    "The ETags in bucket %r do not identify contents; uploading %d files again."
+)
+_SILENT = (
+    "Objects in bucket %r have neither ETags nor the fingerprints of earlier uploads; "
+    "uploading %d files again. If each deploy logs this warning, set "
+    "collectfast_preload=False and a persistent cache, or start a JuiceFS gateway with "
+    "--keep-etag."
+)
 
 
 class Comparison:
@@ -59,6 +69,8 @@ class Comparison:
         self._is_prepared = False
         self._read_sources: dict[str, Payload] = {}  # sources that were read and hashed
         self._heads_left = float(_SAMPLE)
+        self._heads_are_useless = False  # They return neither ETags nor metadata.
+        self._encrypted_are_md5 = False  # ETags of encrypted objects, as on Ceph.
         self._last_large: dict[str, Payload] = {}  # the last source, if it is large
         self._for_headers = 0  # files that are uploaded because of their headers
 
@@ -95,7 +107,8 @@ class Comparison:
             self.listing.request_heads([name])
             remote = self.listing[name]
             verdict = self._decide(payload, remote, cached)
-            if verdict is Verdict.UNCHANGED:  # HEAD requests help for others too.
+            if verdict is Verdict.UNCHANGED and self._heads_left < inf:
+                self._heads_left = inf  # HEAD requests help for others too.
                 self._send_heads_for_hashed_names()
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
                 self._bucket.note_etag(opaque=True)  # The fingerprint was right.
@@ -162,7 +175,14 @@ class Comparison:
         bucket, ignore = self._bucket, self._context.ignores_etag
         # A server may give both kinds of ETags. Then an MD5 proves nothing.
         md5s = bucket.has_md5_etags and not bucket.has_opaque_etags
-        return decide(payload, remote, cached, ignore_etag=ignore, etags_are_md5=md5s)
+        return decide(
+            payload,
+            remote,
+            cached,
+            ignore_etag=ignore,
+            etags_are_md5=md5s,
+            encrypted_are_md5=self._encrypted_are_md5,
+        )
 
     def _is_worth_a_head(self, payload: Payload) -> bool:
         """Return whether a HEAD request is likely to find a fingerprint."""
@@ -171,6 +191,8 @@ class Comparison:
         self._heads_left -= 1
         if is_first and context.collects and context.lists:
             self._send_heads_ahead(everything=payload.has_opaque_etag)
+        if self._heads_are_useless:
+            return False
         is_opaque = payload.has_opaque_etag or self._bucket.has_opaque_etags
         return bool(is_opaque) or self._heads_left >= 0
 
@@ -190,24 +212,34 @@ class Comparison:
         found = self._with_verdict(sample, Verdict.UNCHANGED)
         if found:
             self._bucket.note_etag(opaque=True)  # The fingerprint was right.
-        is_much = len(undecided) >= _SAMPLE and not found
-        if is_much and all(map(self._contradicts, sample, listed)):
-            self._bucket.note_etag(opaque=True)
-            text = (
-                "The ETags in bucket %r do not identify contents; uploading %d files "
-                "again."
-            )
-            logger.warning(text, self._bucket.name, len(undecided))
-        if everything or found or self._bucket.has_opaque_etags:
-            self._send_heads_for_hashed_names(undecided)
-
-    def _send_heads_for_hashed_names(self, others: Iterable[str] = ()) -> None:
-        """Send HEAD requests, in parallel, because ETags do not identify contents."""
-        if self._heads_left < inf:
+            self._encrypted_are_md5 = self._have_encrypted_md5s(sample, found)
+        elif sample:
+            self._judge_etags(sample, listed, len(undecided))
+        heads_help = everything or found or self._bucket.has_opaque_etags
+        if heads_help and not self._heads_are_useless:
             self._heads_left = inf
-            hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
-            uncached = sorted(name for name in hashed if not self._cache.get(name))
-            self.listing.request_heads([*others, *uncached])
+            undecided = self._with_verdict(undecided, Verdict.NEEDS_HEAD)
+            self.listing.request_heads(undecided)
+        if heads_help and not (self._heads_are_useless or self._encrypted_are_md5):
+            self._send_heads_for_hashed_names()
+
+    def _send_heads_for_hashed_names(self) -> None:
+        """Send HEAD requests, in parallel, for published names that are not cached."""
+        hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
+        self.listing.request_heads(n for n in hashed if not self._cache.get(n))
+
+    def _judge_etags(
+        self, sample: list[str], listed: list[Remote | None], files: int
+    ) -> None:
+        """Log a warning if neither ETags nor HEAD requests identify contents."""
+        text = ""
+        if all(map(self._is_silent, sample, listed)):
+            self._heads_are_useless, text = True, _SILENT
+        elif files >= _SAMPLE and all(map(self._contradicts, sample, listed)):
+            text = _CONTRADICTORY
+        if text:
+            self._bucket.note_etag(opaque=True)
+            logger.warning(text, self._bucket.name, files)
 
     def _with_verdict(self, names: Iterable[str], verdict: Verdict) -> list[str]:
         """Return those of `names`, sources that were read, which get this `verdict`."""
@@ -221,6 +253,24 @@ class Comparison:
         sent, remote = self._read_sources[name], self.listing[name]
         etag = remote.etag if remote and not sent.has_opaque_etag else ""
         return looks_like_md5(etag) and sent.has_etag(etag)
+
+    def _have_encrypted_md5s(self, sample: list[str], unchanged: list[str]) -> bool:
+        """Return whether the objects of a `sample` are all encrypted, with MD5 ETags.
+
+        The ETags are compared with the contents that are `unchanged`.
+        """
+        remotes = [remote for name in sample if (remote := self.listing[name])]
+        etags = [(self._read_sources[n], self.listing[n]) for n in unchanged]
+        return all(remote.is_encrypted for remote in remotes) and all(
+            remote and sent.has_etag(remote.etag) for sent, remote in etags
+        )
+
+    def _is_silent(self, name: str, listed: Remote | None) -> bool:
+        """Return whether LIST and HEAD returned neither ETag nor fingerprint."""
+        remote = self.listing[name]
+        if remote is None or remote is UNKNOWN or listed is None:
+            return False
+        return not (listed.etag or remote.etag or remote.fingerprint)
 
     def _contradicts(self, name: str, listed: Remote | None) -> bool:
         """Return whether ETags differ from HEAD to LIST, or from these to the cache."""

@@ -1,10 +1,10 @@
-"""How many requests may be under way, when the next may start, and when to give up.
+"""The congestion of one bucket, and the policy of retries; pure functions of time.
 
-Pure: the caller tells the time, in seconds of any clock. `Pace` finds two values while
+The caller passes the time, in seconds of any clock. `Congestion` finds two values while
 requests are sent, each as TCP does. The window, in requests and in bytes, begins small,
 grows with quick answers, and is halved when a request takes too long or is lost:
-https://www.rfc-editor.org/rfc/rfc5681. The rate is unlimited until a server throttles;
-then it is cut, comes back to where that was as CUBIC does, and tries for more:
+https://www.rfc-editor.org/rfc/rfc5681. The rate is unlimited until a server throttles.
+Then it is cut, returns to its value before the cut as in CUBIC, and grows beyond it:
 https://www.rfc-editor.org/rfc/rfc9438, as in botocore's adaptive mode:
 https://docs.aws.amazon.com/boto3/latest/guide/retries.html#adaptive-retry-mode
 
@@ -19,17 +19,17 @@ from math import inf
 
 MOST_BYTES = 64 * 1024 * 1024
 _FIRST_WINDOW, _FIRST_BYTES = 10, 1024 * 1024
-# Of less than that, the time tells how crowded the way is, and not how large it was.
+# Below this size, the time of a request depends on congestion, and not on the size.
 _SMALL = 64 * 1024
-# What is left of a rate after a cut; and after so many seconds it is the old one again.
+# The part of the rate that is left after a cut, and the seconds until it is restored.
 _CUT, _RETURN = 0.8, 1.5
-# Seconds without requests before a probe; doubled up to the last while probes fail.
+# Seconds without requests before a probe, doubled up to the last while probes fail.
 _PAUSE, _LONG_PAUSE, _LONGEST_PAUSE = 0.1, 1.6, 5.0
 # The number of failures in a row that are an outage.
 _OUTAGE = 4
 # After the time-out, requests that fail are given up one by one, up to this number and
 # for this number of seconds. Then all are given up.
-_MOST_SET_ASIDE, _LONGEST_SETTING_ASIDE = 4, 60.0
+_MOST_GIVEN_UP, _LONGEST_GIVING_UP = 4, 60.0
 # The least number of times that a request is sent while others succeed.
 _LEAST_ATTEMPTS = 5
 # No request waits longer for its turn in an outage, in seconds.
@@ -38,41 +38,44 @@ _LONGEST_TURN = 60.0
 _FIRST_TIMEOUT = 15.0
 
 
-class Pace:
-    """Says when a request may start, from the outcomes of those before.
+class Congestion:
+    """The time at which a request may start, from the outcomes of earlier requests.
 
-    The `size` of a request is in bytes. It is `None` for a request that has no part in
-    the congestion window, as its time says nothing of others: a part of a large file.
+    The `size` of a request is in bytes. It is `None` for a request that does not count
+    in the window, because its time depends on other data: a part of a large file.
     """
 
     def __init__(self, most: int, timeout: float, most_bytes: int = MOST_BYTES) -> None:
-        """Allow up to `most` requests at once, each answered in `timeout` seconds."""
+        """Allow `most` requests in parallel, each answered within `timeout` seconds."""
         self._most, self._most_bytes = max(most, 1), most_bytes
         self._slow = timeout / 8
         self._window = float(min(self._most, _FIRST_WINDOW))
-        self._room = float(min(most_bytes, _FIRST_BYTES))
+        self._window_bytes = float(min(most_bytes, _FIRST_BYTES))
         self._quickest = inf  # seconds that a small request took
         self._shrunk_at = -inf
-        self._peak, self._cut_at = inf, -inf  # requests a second at the last cut
+        self._rate_at_cut, self._cut_at = inf, -inf  # requests per second
         self._pause, self.is_probing = _PAUSE, False
         self._probe = -inf  # when the probe under way began
         self._first = inf  # when the first request started
-        self._next = -inf  # when the next may
-        self._answers: deque[float] = deque()  # of the last second
-        self._in_a_row = 0  # failures since the last success
+        self._next = -inf  # when the next request may start
+        self._answers: deque[float] = deque()  # of the second before the last answer
+        self._failures = 0  # in a row, since the last success
 
     def delay(
         self, now: float, size: int | None, requests: int, size_of_all: int
     ) -> float:
-        """Return in how many seconds to send; `inf`: when one under way has ended."""
-        if self.is_probing and self._probe > -inf:
-            return inf
-        crowded = requests and size is not None and not self.is_probing
-        if crowded and requests >= int(self._window):
-            return inf
-        if crowded and size_of_all + (size or 0) > self._room:
-            return inf
-        return max(self._next - now, 0.0)
+        """Return the seconds until a request may start.
+
+        `requests` are under way, with `size_of_all` bytes. The delay is `inf` if one of
+        them must end first.
+        """
+        if self.is_probing:
+            is_full = self._probe > -inf
+        else:
+            total = size_of_all + (size or 0)
+            fits = requests < int(self._window) and total <= self._window_bytes
+            is_full = requests > 0 and size is not None and not fits
+        return inf if is_full else max(self._next - now, 0.0)
 
     def started(self, now: float) -> None:
         """Note that a request starts."""
@@ -89,12 +92,13 @@ class Pace:
     def answered(self, now: float, began: float, size: int | None) -> None:
         """Note that the request of `size` bytes that `began` then was answered."""
         self.ended(began)
-        self._in_a_row = 0
+        self._failures = 0
         self._answers.append(now)
-        self._forget(now)
+        while self._answers[0] < now - 1:
+            self._answers.popleft()
         if began >= self._cut_at:
-            if self._pause >= _LONG_PAUSE:  # Not a limit, but an outage.
-                self._peak = inf
+            if self._pause >= _LONG_PAUSE:  # It was an outage, and not a limit.
+                self._rate_at_cut = inf
             self._pause, self.is_probing, self._probe = _PAUSE, False, -inf
         if size is None:
             return
@@ -104,18 +108,21 @@ class Pace:
         if took > self._slow:
             self._shrink(now, began)
         elif took < self._slow / 2:
-            self._room = min(self._room + size, self._most_bytes)
+            self._window_bytes = min(self._window_bytes + size, self._most_bytes)
             if size > _SMALL or took < 2 * self._quickest:
                 self._window = min(self._window + 0.5, self._most)
 
     def throttled(self, now: float, began: float, after: float = 0.0) -> None:
-        """Note that one was refused as too many, or until `after` so many seconds."""
+        """Note that the server refused a request because there are too many.
+
+        It may have asked to wait until `after` that number of seconds.
+        """
         self.ended(began)
         if began >= self._cut_at:
-            self._forget(now)
+            answers = sum(each >= now - 1 for each in self._answers)
             seconds = min(max(now - self._first, 0.25), 1.0)
-            # Where nothing got through, nothing is known of the rate.
-            self._peak = min(self._rate(now), len(self._answers) / seconds or inf)
+            # Without any answer, nothing is known about the rate.
+            self._rate_at_cut = min(self._rate(now), answers / seconds or inf)
         self._probe_later(now, began, after)
 
     def failed(
@@ -123,17 +130,18 @@ class Pace:
     ) -> None:
         """Note that the request that `began` then failed, perhaps after a time-out.
 
-        It is an outage when several have failed, and none has succeeded meanwhile.
+        It is an outage when several have failed since the last success.
         """
         self.ended(began)
-        self._in_a_row += 1
-        if self._in_a_row >= _OUTAGE or after:
+        self._failures += 1
+        if self._failures >= _OUTAGE or after:
             self._probe_later(now, began, after)
         elif timed_out:
             self._shrink(now, began)
 
     def _probe_later(self, now: float, began: float, after: float) -> None:
-        if began >= self._cut_at:  # A request that began before tells nothing new.
+        # Requests that began before the last cut do not show whether it was enough.
+        if began >= self._cut_at:
             if self.is_probing:
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             self._cut_at, self.is_probing = now, True
@@ -141,29 +149,24 @@ class Pace:
         self._next = max(self._next, now + after)
 
     def _shrink(self, now: float, began: float) -> None:
-        """Have less under way, as the request took too long, or was not answered."""
+        """Halve the window, because a request took too long or was not answered."""
         if began >= self._shrunk_at:
             self._shrunk_at = now
             self._window = max(self._window / 2, 1.0)
-            self._room = max(self._room / 2, 1.0)
+            self._window_bytes = max(self._window_bytes / 2, 1.0)
 
     def _rate(self, now: float) -> float:
-        if self._peak == inf:
-            return inf
+        """Return the requests per second, which are `inf` until a server throttles."""
         away = (now - self._cut_at - _RETURN) / _RETURN
-        return self._peak * (1 + (1 - _CUT) * away**3)
-
-    def _forget(self, now: float) -> None:
-        while self._answers and self._answers[0] < now - 1:
-            self._answers.popleft()
+        return self._rate_at_cut * (1 + (1 - _CUT) * away**3)
 
 
-class Next(Enum):
-    """What follows a request that failed, and may succeed later."""
+class RetryDecision(Enum):
+    """The consequence of a request that failed, and may succeed later."""
 
     RETRY = auto()
-    SET_ASIDE = auto()  # Give up this request, and go on with others.
-    END = auto()  # Give up all requests.
+    RAISE = auto()  # Give up this request, and go on with others.
+    STOP = auto()  # Give up all requests.
 
 
 class Attempts:
@@ -173,25 +176,25 @@ class Attempts:
         self.since, self.number = inf, 0
 
     def add(self, now: float) -> None:
-        """Add one that failed."""
+        """Add an attempt that failed."""
         self.since, self.number = min(self.since, now), self.number + 1
 
     def forget(self) -> None:
-        """Count from the beginning: in an outage, others fail as well."""
+        """Count from the beginning, because in an outage all requests fail."""
         self.since, self.number = inf, 0
 
 
-class Patience:
-    """Says when to give up: when no request has succeeded for some time."""
+class RetryPolicy:
+    """Decides when to give up, by the time since a request has succeeded."""
 
     def __init__(self, timeout: float) -> None:
-        """Give up after `timeout` seconds without success; before the first, sooner."""
+        """Give up after `timeout` seconds without success, or sooner at the start."""
         self._timeout = timeout
         self._has_succeeded = False
-        self._set_aside = 0  # requests since the last success
-        self._since = inf  # the first failure after the last success
-        self._failed_at = -inf  # the last failure
-        self._extra = 0.0  # seconds more, because a server has asked for that time
+        self._given_up = 0  # requests since the last success
+        self._since = inf  # when the first failure after the last success was
+        self._failed_at = -inf  # when the last failure was
+        self._extra = 0.0  # seconds that a server has asked to wait
         self._resumed_at = -inf  # when the last outage ended
 
     @property
@@ -201,36 +204,36 @@ class Patience:
         return (self._timeout if self._has_succeeded else first) + self._extra
 
     def waited(self, now: float) -> float:
-        """Return for how many seconds requests have failed, and none has succeeded."""
+        """Return the seconds since the first failure after the last success."""
         return max(now - self._since, 0.0)
 
     def succeeded(self, now: float, *, ends_outage: bool) -> None:
         """Note that a request was answered."""
         if ends_outage:
             self._resumed_at = now
-        self._has_succeeded, self._set_aside = True, 0
+        self._has_succeeded, self._given_up = True, 0
         self._since, self._extra = inf, 0.0
 
     def failed(
         self, now: float, began: float, alone: Attempts, after: float = 0.0
-    ) -> Next:
-        """Return what follows a request that `began` then, and failed.
+    ) -> RetryDecision:
+        """Return the consequence of the failure of a request that `began` then.
 
-        Its attempts that failed `alone`, while others succeeded, are counted. The
-        server asks to wait for `after` seconds, which extends the time-out once.
+        `alone` has its attempts that failed while others succeeded. If the server asks
+        to wait for `after` seconds, this extends the time-out once.
         """
         if began - self._failed_at > self._timeout + _LONGEST_TURN:
-            self._since = now  # Nothing was sent meanwhile.
+            self._since = now  # No request was sent for a long time.
         self._since, self._failed_at = min(self._since, now), now
         self._extra = self._extra or after
         waited = self.waited(now)
         if waited >= self.timeout:
-            # It may be the only one that fails, or one of a few.
-            self._set_aside += 1
-            is_end = not self._has_succeeded or self._set_aside > _MOST_SET_ASIDE
-            is_long = waited >= self.timeout + _LONGEST_SETTING_ASIDE
-            return Next.END if is_end or is_long else Next.SET_ASIDE
+            # Perhaps only this request fails, or a few.
+            self._given_up += 1
+            is_end = not self._has_succeeded or self._given_up > _MOST_GIVEN_UP
+            is_long = waited >= self.timeout + _LONGEST_GIVING_UP
+            return RetryDecision.STOP if is_end or is_long else RetryDecision.RAISE
         since = max(alone.since, self._resumed_at)
         is_alone = now - since >= self._timeout + self._extra
         is_tried = alone.number >= _LEAST_ATTEMPTS
-        return Next.SET_ASIDE if is_alone and is_tried else Next.RETRY
+        return RetryDecision.RAISE if is_alone and is_tried else RetryDecision.RETRY

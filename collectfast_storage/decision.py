@@ -59,13 +59,15 @@ def decide(
     *,
     ignore_etag: bool = False,
     etags_are_md5: bool = False,
+    encrypted_are_md5: bool = False,
 ) -> Verdict:
     """Return the verdict on the upload `sent`.
 
     `remote` is the object in the bucket, or `None`, `UNCHECKED` or `UNKNOWN`. `cached`
     is the cache entry, or `None` or `DOUBTFUL`. With `ignore_etag` each file is
     uploaded. `etags_are_md5` means that the ETag of an unencrypted object has been an
-    MD5. After `Verdict.NEEDS_HEAD`, call this with a `remote` from a HEAD request.
+    MD5, and `encrypted_are_md5` that those of encrypted objects have been, as on Ceph.
+    After `Verdict.NEEDS_HEAD`, call this with a `remote` from a HEAD request.
     """
     if ignore_etag:
         return Verdict.FORCED
@@ -77,7 +79,8 @@ def decide(
     if cached and (remote is UNCHECKED or remote.etag == cached.etag != ""):
         return compare(cached.fingerprint, sent.fingerprint)
     # A missing ETag proves nothing.
-    if remote.etag and not sent.has_opaque_etag and sent.has_etag(remote.etag):
+    may_be_md5 = encrypted_are_md5 or not sent.has_opaque_etag
+    if remote.etag and may_be_md5 and sent.has_etag(remote.etag):
         return Verdict.UNCHANGED
     if remote.fingerprint is None:
         return Verdict.NEEDS_HEAD

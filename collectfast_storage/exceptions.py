@@ -37,6 +37,10 @@ _ADVICE = {
         "(If a private CA issued the certificate, set the option verify or the "
         "environment variable AWS_CA_BUNDLE to the path of its CA file.)"
     ),
+    r"MissingContentLength|XAmzContentSHA256Mismatch|stored.\d+.bytes": (
+        "(The server may not support trailing checksums: set the option client_config "
+        "as in the README.)"
+    ),
     "Parameter valid(?!(?s:.*)bucket name)": (
         "(Check the options object_parameters and collectfast_hashed_parameters.)"
     ),

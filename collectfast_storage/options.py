@@ -98,5 +98,5 @@ def _is_number(value: Any, *types: type, least: int = 0, most: float = inf) -> b
 
 
 def misconfigured(option: str, value: object, remedy: str) -> ImproperlyConfigured:
-    """Return the error of an `option` whose `value` cannot be used."""
+    """Return the error for an `option` with an invalid `value`."""
     return ImproperlyConfigured(f"The {option} is {value!r}. Set it to {remedy}.")

@@ -421,6 +421,11 @@ class _UploadStream:
         """
 
     @property
+    def bytes_read(self) -> int:
+        """The bytes that have been read."""
+        return self._hashes.size
+
+    @property
     def etag(self) -> str:
         """The ETag of the content in one request, or in parts of the usual size."""
         if self._hashes.size < self._threshold:

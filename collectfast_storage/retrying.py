@@ -12,7 +12,12 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from collectfast_storage.congestion import Attempts, Next, Pace, Patience
+from collectfast_storage.congestion import (
+    Attempts,
+    Congestion,
+    RetryDecision,
+    RetryPolicy,
+)
 from collectfast_storage.reporting import Progress
 from collectfast_storage.s3.errors import (
     OutageError,
@@ -35,16 +40,20 @@ class RetryingSender:
     """A sender of requests to one bucket, at a pace that responses determine.
 
     A request that fails with a transient error is sent again, until no request has
-    succeeded for the time that `Patience` allows.
+    succeeded for the time that `RetryPolicy` allows.
     """
 
     def __init__(
-        self, bucket_name: str, pace: Pace, timeout: float, progress: Progress
+        self,
+        bucket_name: str,
+        congestion: Congestion,
+        timeout: float,
+        progress: Progress,
     ) -> None:
-        """Send at `pace`, and retry for `timeout` seconds; 0: only botocore retries."""
+        """Retry for `timeout` seconds; with 0, only botocore retries."""
         self.retries = timeout > 0
         self._bucket_name, self._progress = bucket_name, progress
-        self._pace, self._patience = pace, Patience(timeout)
+        self._congestion, self._policy = congestion, RetryPolicy(timeout)
         self._changed = threading.Condition()  # the pace, or whether this is stopped
         self._first_in_line = threading.Lock()  # Only its owner waits for `_changed`.
         self._requests = self._bytes = 0  # in flight, in the congestion window
@@ -67,7 +76,7 @@ class RetryingSender:
                 if transient is None:
                     raise
                 # In an outage other requests fail as well, so failures do not count.
-                is_alone = not self._pace.is_probing
+                is_alone = not self._congestion.is_probing
                 if is_alone:
                     alone.add(monotonic())
                 else:
@@ -100,9 +109,9 @@ class RetryingSender:
             while True:
                 self.check()
                 now = monotonic()
-                delay = self._pace.delay(now, size, self._requests, self._bytes)
+                delay = self._congestion.delay(now, size, self._requests, self._bytes)
                 if delay <= 0:
-                    self._pace.started(now)
+                    self._congestion.started(now)
                     if size is not None:
                         self._requests += 1
                         self._bytes += size
@@ -110,7 +119,7 @@ class RetryingSender:
                 self._changed.wait(None if delay == inf else delay)
 
     def _end(self, began: float, size: int | None) -> None:
-        self._pace.ended(began)
+        self._congestion.ended(began)
         if size is not None:
             self._requests -= 1
             self._bytes -= size
@@ -118,10 +127,10 @@ class RetryingSender:
 
     def _success(self, began: float, size: int | None) -> None:
         now = monotonic()
-        waited, was_probing = self._patience.waited(now), self._pace.is_probing
-        self._pace.answered(now, began, size)
-        ends_outage = was_probing and not self._pace.is_probing
-        self._patience.succeeded(now, ends_outage=ends_outage)
+        waited, was_probing = self._policy.waited(now), self._congestion.is_probing
+        self._congestion.answered(now, began, size)
+        ends_outage = was_probing and not self._congestion.is_probing
+        self._policy.succeeded(now, ends_outage=ends_outage)
         if self._has_warned:
             self._has_warned = False
             text = "Requests to bucket %r succeed again after %d s."
@@ -138,10 +147,10 @@ class RetryingSender:
             if transient is None and isinstance(error, ClientError):
                 self._success(began, size)  # The server has responded.
             elif transient is not None and transient.throttled:
-                self._pace.throttled(now, began, transient.retry_after)
+                self._congestion.throttled(now, began, transient.retry_after)
             elif transient is not None:
                 timed_out, after = transient.timed_out, transient.retry_after
-                self._pace.failed(now, began, timed_out=timed_out, after=after)
+                self._congestion.failed(now, began, timed_out=timed_out, after=after)
         return transient if self.retries else None
 
     def _retry_or_raise(
@@ -150,19 +159,19 @@ class RetryingSender:
         """Raise an error if the request, which `began` then, must not be sent again."""
         now = monotonic()
         with self._changed:
-            following = self._patience.failed(now, began, alone, transient.retry_after)
-            waited, timeout = self._patience.waited(now), self._patience.timeout
+            following = self._policy.failed(now, began, alone, transient.retry_after)
+            waited, timeout = self._policy.waited(now), self._policy.timeout
             is_long = waited >= _SHORT_OUTAGE or transient.timed_out
-            warns = self._pace.is_probing and is_long and not self._has_warned
+            warns = self._congestion.is_probing and is_long and not self._has_warned
             self._has_warned |= warns
         if warns:
             reason = short_reason(error)
             text = "No request to bucket %r succeeds (%s); retrying for up to %d s."
             logger.warning(text, self._bucket_name, reason, round(timeout))
             self._progress.waiting(reason)
-        if following is Next.SET_ASIDE:
+        if following is RetryDecision.RAISE:
             raise error
-        if following is Next.END:
+        if following is RetryDecision.STOP:
             ended = OutageError(error=error, seconds=round(waited))
             ended.__cause__ = error
             self.stop(ended)

@@ -86,7 +86,7 @@ class Deletes:
         collected = {name for name in context.sources if not context.is_left_out(name)}
         left_over = files - self._seen.keys() - collected
         if self._context.destination.has_own_delete:
-            # It would delete another object, whose name is a normal form of this.
+            # It would delete another object, which has the normal form of this name.
             left_over = set(filter(self._context.is_normal, left_over))
         deleted, self._tally.kept = map(set, self._context.split_left_over(left_over))
         return deletes | deleted

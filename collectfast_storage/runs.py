@@ -29,7 +29,7 @@ from collectfast_storage.collectstatic import (
     is_collect,
     post_processes_as_django,
 )
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.context import Paths
 from collectfast_storage.exceptions import CollectfastError
 from collectfast_storage.reporting import Progress
@@ -231,7 +231,9 @@ def _load_manifest(method: Method, storage: Any) -> Any:
         return method(storage)
     timeout = storage._collectfast_options.retry_timeout
 
-    sender = RetryingSender(str(place.bucket_name), Pace(1, 60), timeout, Progress())
+    sender = RetryingSender(
+        str(place.bucket_name), Congestion(1, 60), timeout, Progress()
+    )
     bucket = Bucket(place.bucket_name, "", sender, lambda: place.connection.meta.client)
 
     def load() -> Any:

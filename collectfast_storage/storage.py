@@ -24,7 +24,7 @@ from storages.utils import clean_name, lookup_env
 from collectfast_storage import runs
 from collectfast_storage.batch import Batch
 from collectfast_storage.collectstatic import Collectstatic
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.context import Destination, RunContext, overridden
 from collectfast_storage.options import Options, misconfigured
 from collectfast_storage.payload import Capture, CapturingBucket, Compressible
@@ -326,11 +326,11 @@ class CollectfastMixin(_ConnectionMixin):
 
     def _collectfast_open_run(self, context: RunContext) -> Run:
         options, name = self._collectfast_options, context.destination.bucket_name
-        pace = Pace(options.threads, self.client_config.read_timeout or 60)
+        congestion = Congestion(options.threads, self.client_config.read_timeout or 60)
         bucket = Bucket(
             name,
             context.destination.prefix,
-            RetryingSender(name, pace, options.retry_timeout, context.progress),
+            RetryingSender(name, congestion, options.retry_timeout, context.progress),
             lambda: self.connection.meta.client,
             self._collectfast_obstore,
             self.object_parameters,

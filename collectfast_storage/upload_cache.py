@@ -11,7 +11,7 @@ import logging
 import pickle
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from django.core.cache import caches
@@ -22,167 +22,164 @@ from collectfast_storage.fingerprint import Fingerprint
 logger = logging.getLogger("collectfast_storage")
 
 # Few and large: Django's local-memory, file and database caches keep 300 entries
-# (https://docs.djangoproject.com/en/stable/topics/cache/#cache-arguments), and
-# Memcached takes 1 MB an entry. So the latest 130,000 files are remembered.
+# (https://docs.djangoproject.com/en/stable/topics/cache/#cache-arguments). A full shard
+# has about 500 kB, because Memcached allows 1 MB. The latest 130,000 files are kept.
 _SHARDS = 32
-_MOST_BYTES = 500_000
+_MOST_ENTRIES = 4300  # of a shard
 # A cache raises these for entries that it cannot decode. Such entries are overwritten.
 # After any other error the cache is not used any more, because it may fail slowly.
 _GARBAGE: tuple[type[Exception], ...] = (pickle.PickleError, zlib.error, EOFError)
 _GARBAGE += (AttributeError, ImportError, LookupError, TypeError, ValueError)
-_UNKNOWN = "?"  # the mark of an upload whose outcome is not known
 
+# By the hash of a name, a line: a fingerprint and an ETag. A mark has `_MARK` for the
+# ETag. The line of `DOUBTFUL` has an empty fingerprint.
 _Shard = dict[str, str]
-_Changes = dict[int, dict[str, str]]
-_IsConflict = Callable[[str, str], bool]
+_MARK = "?"
 
 
 class UploadCache:
     """Cache entries of one place in a bucket, read at the first use.
 
-    Until `flush`, new entries are held here. The first failure of the cache is logged
-    as a warning; after it, the cache is not used any more.
+    Until `flush`, new entries are kept in memory. The first failure of the cache is
+    logged as a warning; after it, the cache is not used any more.
     """
 
     def __init__(
         self, alias: str | None, timeout: int | None, place: str, *, trusted: bool
     ) -> None:
-        """Use the cache `alias` of ``CACHES`` for `place`; `None`: hold entries only.
+        """Use the cache `alias` of ``CACHES`` for `place`; `None`: use no cache.
 
         Entries last `timeout` seconds, or for ever if it is `None`. If the cache is
-        `trusted`, programs `invalidate` entries, and `flush` looks for that.
+        `trusted`, programs `invalidate` entries, and `flush` checks whether they did.
         """
         self._alias, self._timeout, self._trusted = alias, timeout, trusted
         digest = hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()[:32]
-        self._name = f"collectfast_storage:2:{digest}:{{}}"
-        self._shards: dict[int, _Shard] | None = None  # as last read or written
-        self._pending: dict[str, str] = {}  # entries to write at `flush`
-        self._contested: set[str] = (
-            set()
-        )  # entries that another run uploads differently
-        self._tokens: dict[Any, object] = {}  # of programs' writes, as first read
-        # A note says that entries were lost: then missing entries are in doubt.
-        self._note = self._name.format("lost")
-        self._has_note = self._is_complete = False
-        self._has_failed = self._has_warned = False
+        self._prefix = f"collectfast_storage:2:{digest}"
+        # The note says that entries were lost, so missing entries are in doubt.
+        self._note = f"{self._prefix}:lost"
+        # By cache key: shards as last read or written, tokens and note as first read.
+        self._cached: dict[str, Any] | None = None
+        self._pending: _Shard = {}  # entries to write at `flush`
+        self._contested: set[str] = set()  # entries that another run wrote differently
+        self._is_complete = self._has_failed = self._has_warned = False
 
     def get(self, name: str) -> Remembered | None:
         """Return the last upload of `name`; `DOUBTFUL` if its outcome is not known."""
         entry = _entry_of(name)
-        if entry in self._pending:
-            return _parse(self._pending[entry])
-        line = self._read().get(_number_of(entry), {}).get(entry)
-        return _parse(line or (_UNKNOWN if self._has_note else None))
+        line = self._pending.get(entry)
+        if line is None:
+            cached = self._read()
+            missing = _line_of(DOUBTFUL) if self._note in cached else ""
+            line = cached.get(self._key_of(entry), {}).get(entry, missing)
+        return _parsed(line)
 
     def mark(self, fingerprints: Mapping[str, Fingerprint | None]) -> None:
-        """Write at once that these names are being uploaded, or (`None`) deleted."""
-        changes: _Changes = {}
-        for name, fingerprint in fingerprints.items():
-            entry = _entry_of(name)
-            mark = " ".join([_UNKNOWN, *fingerprint]) if fingerprint else _UNKNOWN
-            changes.setdefault(_number_of(entry), {})[entry] = mark
-            self._pending[entry] = mark
+        """Write immediately that names are being uploaded, or (`None`) deleted."""
+        lines = {
+            _entry_of(name): _line_of(Remembered(each, _MARK) if each else DOUBTFUL)
+            for name, each in fingerprints.items()
+        }
+        self._pending |= lines
         # If this fails, `flush` may still succeed.
-        self._attempt(lambda c: self._write(c, changes, _has_other_mark), is_last=False)
+        self._attempt(lambda cache: self._write(cache, lines, True), is_last=False)
 
     def remember(self, name: str, remembered: Remembered) -> None:
-        """Have `flush` write the last upload of `name`."""
+        """Let `flush` write the last upload of `name`."""
         if self.get(name) != remembered:
             self._pending[_entry_of(name)] = _line_of(remembered)
 
     def flush(self) -> None:
         """Write all new entries."""
-        changes: _Changes = {}
-        for entry, line in self._pending.items():
-            changes.setdefault(_number_of(entry), {})[entry] = line
-        if changes and self._attempt(lambda c: self._write(c, changes, _is_other)):
-            self._pending.clear()
+        lines = self._pending
+        if lines and self._attempt(lambda cache: self._write(cache, lines, False)):
+            lines.clear()
 
     def complete(self) -> None:
-        """Have `flush` remove the note of lost entries: all files have arrived."""
+        """Let `flush` remove the note of lost entries, because all files arrived."""
         self._is_complete = True
 
     def invalidate(self, name: str) -> None:
-        """Remove the entries that `name` is among, before and after a program's write.
+        """Remove the shard that has the entry of `name`.
 
-        A run that reads them meanwhile sees from the new token not to write them back.
+        Programs call this before and after a write. A run that has read the shard finds
+        the new token after it has written, and then removes the shard too.
         """
-        number = _number_of(_entry_of(name))
-        token, shard = self._name.format(f"token-{number}"), self._name.format(number)
-        self._attempt(lambda cache: cache.set(token, uuid.uuid4().hex, None))
-        self._attempt(lambda cache: cache.delete(shard))
+        key = self._key_of(_entry_of(name))
+        token = uuid.uuid4().hex
+        self._attempt(lambda cache: cache.set(_token_key_of(key), token, None))
+        self._attempt(lambda cache: cache.delete(key))
 
-    def _read(self) -> dict[int, _Shard]:
-        if self._shards is None:
-            self._shards = {}
-            read = self._attempt(lambda cache: self._fetch(cache, range(_SHARDS)))
-            if read is not None:
-                self._shards, self._tokens, self._has_note = read
-        return self._shards
+    def _key_of(self, entry: str) -> str:
+        """Return the cache key of the shard that has this `entry`."""
+        return f"{self._prefix}:{zlib.crc32(entry.encode()) % _SHARDS}"
 
-    def _write(self, cache: Any, changes: _Changes, is_conflict: _IsConflict) -> bool:
+    def _read(self) -> dict[str, Any]:
+        if self._cached is None:
+            keys = [f"{self._prefix}:{number}" for number in range(_SHARDS)]
+            self._cached = self._attempt(lambda cache: self._fetch(cache, keys)) or {}
+        return self._cached
+
+    def _write(self, cache: Any, lines: _Shard, are_marks: bool) -> bool:
+        """Write the shards that `lines` belong to, without their oldest entries."""
+        cached = self._read()
         # Shards are read again, because other runs may have written to them.
-        known = self._read()
-        fresh, _, _ = self._fetch(cache, changes)
-        held = {number for number, shard in fresh.items() if shard}
-        for number, change in changes.items():
-            lines = known.get(number, {})
-            self._contested |= _conflicts(fresh[number], lines, change, is_conflict)
-            fresh[number] = self._changed(fresh[number], change)
-        if self._store(cache, fresh, held) and self._is_complete and self._has_note:
+        keys = dict.fromkeys(map(self._key_of, lines))
+        fresh = self._fetch(cache, keys)
+        shards: dict[str, _Shard] = {key: dict(fresh[key]) for key in keys}
+        for entry, line in lines.items():
+            key = self._key_of(entry)
+            other = shards[key].pop(entry, "")  # The latest entries come last.
+            is_changed = other and other != cached.get(key, {}).get(entry)
+            if is_changed and _contradicts(other, line, are_marks):
+                self._contested.add(entry)
+            # It is not known which of two uploads arrived last.
+            is_contested = entry in self._contested
+            shards[key][entry] = _line_of(DOUBTFUL) if is_contested else line
+        for key, shard in shards.items():
+            shards[key] = dict(list(shard.items())[-_MOST_ENTRIES:])
+        is_stored = self._store(cache, shards, fresh)
+        if is_stored and self._is_complete and self._note in cached:
             cache.delete(self._note)
-        known.update(fresh)
+        cached.update(shards)
         return True
 
-    def _changed(self, shard: _Shard, change: _Shard) -> _Shard:
-        """Return `shard` with a `change`, as far as there is room for it."""
-        for entry, line in change.items():
-            shard.pop(entry, None)  # The latest entries come last.
-            # It is not known which of two uploads arrived last.
-            shard[entry] = _UNKNOWN if entry in self._contested else line
-        return _newest(shard)
+    def _store(
+        self, cache: Any, shards: dict[str, _Shard], before: dict[str, Any]
+    ) -> bool:
+        """Store `shards`, which were as `before`; return whether all were accepted.
 
-    def _store(self, cache: Any, shards: dict[int, _Shard], held: set[int]) -> bool:
-        """Store `shards`, of which some `held` entries; return whether all were taken.
-
-        Those that are not taken are removed, because they are out of date.
+        Shards that the cache refuses are removed, because they are out of date.
         """
-        data = {self._name.format(number): shard for number, shard in shards.items()}
         try:
-            refused = {*(cache.set_many(data, self._timeout) or ())}
+            refused = [*(cache.set_many(shards, self._timeout) or ())]
         except Exception:
             if self._trusted:  # It may have written a part of them.
-                cache.delete_many(list(data))
+                cache.delete_many(list(shards))
             raise
         if refused:
-            if any(self._name.format(number) in refused for number in held):
+            if any(map(before.get, refused)):
                 cache.set(self._note, True, None)
-            cache.delete_many(list(refused))
-            self._warn(f"it did not store {len(refused)} of {len(data)} entries")
+            cache.delete_many(refused)
+            self._warn(f"it did not store {len(refused)} of {len(shards)} entries")
         if self._trusted:
             # A cache may ignore writes without an error, as a database does.
-            stored, tokens, _ = self._fetch(cache, shards)
-            for number, shard in shards.items():
-                is_ours = tokens[number] == self._tokens.get(number)
-                if not is_ours or stored[number] != shard:
-                    cache.delete(self._name.format(number))
+            stored, cached = self._fetch(cache, shards), self._read()
+            for key, shard in shards.items():
+                token = _token_key_of(key)
+                is_ours = stored.get(token) == cached.get(token)
+                if not is_ours or stored[key] != shard:
+                    cache.delete(key)
         return not refused
 
-    def _fetch(
-        self, cache: Any, numbers: Iterable[int]
-    ) -> tuple[dict[int, _Shard], dict[Any, object], bool]:
-        """Return shards, the tokens of programs that wrote, and if there is a note."""
-        names = {number: self._name.format(number) for number in numbers}
-        tokens = {n: self._name.format(f"token-{n}") for n in names if self._trusted}
-        found: dict[str, object] = {}
+    def _fetch(self, cache: Any, keys: Collection[str]) -> dict[str, Any]:
+        """Return, by cache key, the shards at `keys`, their tokens, and the note."""
+        tokens = map(_token_key_of, keys) if self._trusted else ()
+        found: dict[str, Any] = {}
         try:
-            keys = [*names.values(), *tokens.values(), self._note]
-            found = cache.get_many(keys) or {}
+            found = cache.get_many([*keys, *tokens, self._note]) or {}
         except _GARBAGE as error:
             self._warn(f"{type(error).__name__}: {error}")
-        shards = {number: _valid(found.get(name)) for number, name in names.items()}
-        written = {number: found.get(name) for number, name in tokens.items()}
-        return shards, written, self._note in found
+        return found | {key: _valid(found.get(key)) for key in keys}
 
     def _attempt(self, use: Callable[[Any], Any], *, is_last: bool = True) -> Any:
         if self._has_failed or self._alias is None:
@@ -205,12 +202,16 @@ class UploadCache:
             logger.warning(text, self._alias, reason)
 
 
-def _conflicts(
-    shard: _Shard, known: _Shard, change: _Shard, is_conflict: _IsConflict
-) -> set[str]:
-    """Return the entries of `change` that another run has written differently."""
-    others = {e: shard[e] for e in change if e in shard and shard[e] != known.get(e)}
-    return {entry for entry, line in others.items() if is_conflict(line, change[entry])}
+def _contradicts(other: str, line: str, is_mark: bool) -> bool:
+    """Return whether a line of another run is of an upload that overlaps with `line`.
+
+    Overlapping uploads of one fingerprint do no harm. If it `is_mark`, its upload
+    has not begun, so it overlaps only with uploads that are marked themselves.
+    """
+    if is_mark and _parsed(other) is not DOUBTFUL:
+        return False
+    fingerprint, _, _ = line.rpartition(" ")
+    return not fingerprint.strip() or other.rpartition(" ")[0] != fingerprint
 
 
 def _valid(shard: object) -> _Shard:
@@ -224,47 +225,19 @@ def _entry_of(name: str) -> str:
     return hashlib.blake2b(encoded, digest_size=8).hexdigest()
 
 
-def _number_of(entry: str) -> int:
-    return zlib.crc32(entry.encode()) % _SHARDS
-
-
-def _newest(shard: _Shard) -> _Shard:
-    """Return as many of the latest entries as are allowed."""
-    size, entries = 0, list(shard.items())
-    for place in range(len(entries) - 1, -1, -1):
-        size += sum(map(len, entries[place]))
-        if size > _MOST_BYTES:
-            return dict(entries[place + 1 :])
-    return shard
+def _token_key_of(key: str) -> str:
+    """Return the cache key of the token that programs' writes to a shard renew."""
+    return f"{key}:token"
 
 
 def _line_of(remembered: Remembered) -> str:
-    if remembered is DOUBTFUL:
-        return _UNKNOWN
     return " ".join([*remembered.fingerprint, remembered.etag])
 
 
-def _parse(line: str | None) -> Remembered | None:
-    fields = (line or "").split(" ")
-    if fields[0] == _UNKNOWN:
-        return DOUBTFUL
-    if len(fields) != 3 or not fields[0]:
+def _parsed(line: str) -> Remembered | None:
+    fields = line.split(" ")
+    if len(fields) != 3:
         return None
     md5, headers, etag = fields
-    return Remembered(Fingerprint(md5, headers), etag)
-
-
-def _uploaded(line: str | None) -> list[str]:
-    """Return the fingerprint in a mark or an entry; empty if it is unknown."""
-    fields = (line or "").split(" ")
-    return fields[1:3] if fields[0] == _UNKNOWN else fields[:2]
-
-
-def _is_other(there: str, line: str) -> bool:
-    """Return whether an entry `there`, written by another run, contradicts `line`."""
-    return not _uploaded(line) or _uploaded(there) != _uploaded(line)
-
-
-def _has_other_mark(there: str, line: str) -> bool:
-    """Return whether another run is just uploading something else than `line` says."""
-    return there.startswith(_UNKNOWN) and _is_other(there, line)
+    is_doubtful = not md5 or etag == _MARK
+    return DOUBTFUL if is_doubtful else Remembered(Fingerprint(md5, headers), etag)

@@ -51,7 +51,7 @@ _FIRST_MARKS = 8
 
 
 class BoundedExecutor(Executor):
-    """A thread pool whose waiting work is bounded, in calls and in bytes.
+    """A thread pool that bounds its waiting work, in calls and in bytes.
 
     Its threads are daemons, because an interrupted deploy need not wait for a server's
     answer. They end when they have been idle for a second.

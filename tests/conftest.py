@@ -23,7 +23,7 @@ django.setup()
 from tests.support.bucket import BucketView  # noqa: E402
 from tests.support.covering import covering  # noqa: E402
 from tests.support.proxy import Proxy, proxy  # noqa: E402
-from tests.support.servers import Server, server_for_tests  # noqa: E402
+from tests.support.servers import SHARED, Server, server_for_tests  # noqa: E402
 from tests.support.site import Site  # noqa: E402
 
 _numbers = itertools.count()
@@ -109,10 +109,11 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure_node(node: Any) -> None:
     """Start one server for all workers of pytest-xdist; it ends with the session.
 
-    If COLLECTFAST_TEST_SERVER names a server, each worker starts its own, because
-    some of these servers, such as moto, cannot serve that many clients in parallel.
+    If COLLECTFAST_TEST_SERVER names another server than those in SHARED, each worker
+    starts its own, because some of these servers, such as moto, cannot serve that many
+    clients in parallel.
     """
-    if "COLLECTFAST_TEST_SERVER" in os.environ:
+    if os.environ.get("COLLECTFAST_TEST_SERVER", "seaweedfs") not in SHARED:
         return
     if _server not in node.config.stash:
         node.config.stash[_server] = _shared.enter_context(server_for_tests())
@@ -137,13 +138,16 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def _proxy(server: Server) -> Iterator[Proxy]:
-    with proxy(server.endpoint, sign=server.signed) as running:
+    trusted = server.authority
+    with proxy(server.endpoint, sign=server.signed, trusted=trusted) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def _proxy_without_tls(server: Server) -> Iterator[Proxy]:
-    with proxy(server.endpoint, sign=server.signed, tls=False) as running:
+    trusted = server.authority
+    sign = server.signed
+    with proxy(server.endpoint, sign=sign, tls=False, trusted=trusted) as running:
         yield running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import zlib
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property, partial
+from io import BytesIO
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -237,12 +239,7 @@ class Bucket:
         parameters = write_parameters(payload, tagged)
         body = payload.body or b""
         md5 = b64encode(bytes.fromhex(payload.body_md5)).decode()
-        config: Any = self.client.meta.config
-        # Over TLS, botocore would send the body in chunks, with a trailing checksum.
-        adds = getattr(config, "request_checksum_calculation", "") == "when_supported"
-        if adds and not any(name.startswith("Checksum") for name in parameters):
-            crc = zlib.crc32(body).to_bytes(4, "big")
-            parameters["ChecksumCRC32"] = b64encode(crc).decode()
+        parameters |= _checksum(self.client, parameters, BytesIO(body))
         put = partial(self.client.put_object, Bucket=self.name, Key=key)
         response = self.call(put, Body=body, ContentMD5=md5, **parameters)
         _reject_web_page(response)
@@ -252,8 +249,9 @@ class Bucket:
         key, extra = self.prefix + name, write_parameters(payload, tagged)
         lost: ClientError | None = None
         stream = payload.upload_stream(self.sender.check)
+        etag = ""
         try:
-            self._transfer(stream, key, extra, payload.config)
+            etag = self._transfer(stream, key, extra, payload.config)
         except ClientError as error:
             if errors.code_of(error) != "NoSuchUpload":
                 raise
@@ -262,14 +260,20 @@ class Bucket:
         with suppress(ClientError, BotoCoreError):
             head = self.head(name, payload.parameters)
         # Another program may have overwritten the object since.
-        is_ours = head and head.etag == stream.etag
-        if head and (is_ours or head.fingerprint == tag or payload.has_etag(head.etag)):
+        has_etag = head and head.etag == stream.etag
+        is_ours = head and (has_etag or head.fingerprint == tag)
+        # A server that knows no trailing checksums may store the chunks as they came.
+        may_differ = head and not has_etag and (is_ours or head.etag == etag != "")
+        if head and may_differ and head.size not in (None, stream.bytes_read):
+            raise errors.LengthError(stored=head.size, sent=stream.bytes_read)
+        if head and (is_ours or payload.has_etag(head.etag)):
             return Stored(head.etag, payload.size)
         if lost is not None:
             raise lost
         return Stored(stream.etag, payload.size)
 
-    def _transfer(self, stream: Any, key: str, extra: Any, config: Any) -> None:
+    def _transfer(self, stream: Any, key: str, extra: Any, config: Any) -> str:
+        """Upload `stream`; return the ETag that the response gives, if any."""
         # This is boto3's upload_fileobj, but the bucket's sender retries its requests.
         client: Any = _RetryingClient(self.client, self)
         executor = TransferExecutor if config.use_threads else NonThreadedExecutor
@@ -281,6 +285,7 @@ class Bucket:
             except (KeyboardInterrupt, SystemExit):
                 self.sender.stop()  # The manager waits for its parts.
                 raise
+        return str(client.etag)
 
     def our_request(self) -> AbstractContextManager[Entries]:
         """Count the requests of this context, which botocore must not retry."""
@@ -394,6 +399,7 @@ class _RetryingClient:
     def __init__(self, client: Any, bucket: Bucket) -> None:
         self._client, self._bucket = client, bucket
         self._has_failed = False
+        self.etag = ""  # in the response to the last request
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
@@ -405,6 +411,8 @@ class _RetryingClient:
     def _send(self, method: Callable[..., Any], **arguments: Any) -> Any:
         body = arguments.get("Body")
         begin = body.tell() if body is not None else 0
+        if body is not None:
+            arguments |= _checksum(self._client, arguments, body)
 
         def attempt() -> Any:
             if self._has_failed:  # Another part has failed, so the file has.
@@ -414,10 +422,12 @@ class _RetryingClient:
             return method(**arguments)
 
         try:
-            return self._bucket.send(attempt)
+            response = self._bucket.send(attempt)
         except BaseException:
             self._has_failed = True
             raise
+        self.etag = normal_etag(response.get("ETag"))
+        return response
 
 
 def remote_of(response: Mapping[str, Any]) -> Remote:
@@ -431,11 +441,44 @@ def remote_of(response: Mapping[str, Any]) -> Remote:
 
 
 def _reject_web_page(response: Any) -> None:
-    """Raise `AnswerError` if a gateway has answered with a web page."""
+    """Raise `AnswerError` if a gateway has answered with a web page.
+
+    OpenStack Swift declares its own responses as HTML too, but they have a request id.
+    """
     metadata = response["ResponseMetadata"]
-    is_page = "html" in metadata["HTTPHeaders"].get("content-type", "")
-    if is_page and "ETag" not in response and metadata["HTTPStatusCode"] != 204:
+    headers = metadata["HTTPHeaders"]
+    is_page = "html" in headers.get("content-type", "")
+    is_from_s3 = "ETag" in response or "x-amz-request-id" in headers
+    if is_page and not is_from_s3 and metadata["HTTPStatusCode"] != 204:
         raise errors.AnswerError(problem="The response is a web page")
+
+
+def _checksum(client: Any, parameters: Mapping[str, Any], body: Any) -> dict[str, str]:
+    """Return the parameter with the checksum of `body`, from its position on.
+
+    Over TLS, botocore would send the body in chunks, with a trailing checksum, which
+    some servers refuse. The result is empty if no checksum is needed, if `parameters`
+    contain it, or for the algorithms that only botocore computes.
+    """
+    config, names = client.meta.config, {"ChecksumAlgorithm", "ChecksumType"}
+    if any(name.startswith("Checksum") for name in parameters.keys() - names):
+        return {}
+    adds = getattr(config, "request_checksum_calculation", "") == "when_supported"
+    algorithm = parameters.get("ChecksumAlgorithm", "CRC32" if adds else "").upper()
+    chunks = iter(partial(body.read, 1024 * 1024), b"")
+    if algorithm == "CRC32":
+        crc = 0
+        for chunk in chunks:
+            crc = zlib.crc32(chunk, crc)
+        digest = crc.to_bytes(4, "big")
+    elif algorithm in ("SHA1", "SHA256"):
+        hashed = hashlib.new(algorithm, usedforsecurity=False)
+        for chunk in chunks:
+            hashed.update(chunk)
+        digest = hashed.digest()
+    else:
+        return {}
+    return {f"Checksum{algorithm}": b64encode(digest).decode()}
 
 
 def write_parameters(payload: Payload, tagged: bool) -> dict[str, Any]:

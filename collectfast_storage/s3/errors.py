@@ -57,10 +57,12 @@ _BUCKET_WIDE_ERRORS = (
     botocore_exceptions.SSOError,
     botocore_exceptions.TokenRetrievalError,
     botocore_exceptions.UnknownCredentialError,
-    botocore_exceptions.UnknownTokenProviderError,
     botocore_exceptions.ValidationError,
-    # Older versions do not have this one.
+    # Older versions do not have these.
     getattr(botocore_exceptions, "LoginError", botocore_exceptions.SSOError),
+    getattr(
+        botocore_exceptions, "UnknownTokenProviderError", botocore_exceptions.SSOError
+    ),
 )
 # Texts of OpenSSL and urllib3 for errors that every handshake with this server would
 # have. A handshake that breaks off has another text.
@@ -113,6 +115,14 @@ class OutageError(BotoCoreError):
     """The end of a run in which no request succeeded for too long."""
 
     fmt = "{error} (No request succeeded for {seconds} s.)"
+
+
+class LengthError(BotoCoreError):
+    """An object that is not as long as its upload."""
+
+    fmt = (
+        "The server stored {stored} bytes instead of {sent}, so the object is damaged."
+    )
 
 
 class Transient(NamedTuple):

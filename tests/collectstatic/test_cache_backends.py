@@ -30,7 +30,7 @@ from tests.support.processes import MANAGE, ROOT
 from tests.support.proxy import Handler, Request
 from tests.support.site import Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 WARNING = "(COLLECTFAST_CACHE) failed"
 

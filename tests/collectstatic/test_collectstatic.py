@@ -528,6 +528,8 @@ def test_same_content_of_another_program_is_not_overwritten(site: Site) -> None:
     )
     assert site.collect().put == ["dir0/file0.css"]
     assert site.bucket.get(name)["ETag"].endswith('-1"')
+    site.proxy.fault = None
+    assert site.collect().put == []
 
 
 class Peeking(CollectfastS3StaticStorage):

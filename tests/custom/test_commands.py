@@ -1,4 +1,8 @@
-"""No file is ever lost at exit 0, whatever a command of a site's own does."""
+"""Custom collectstatic commands and storages: exit code 0 means no file is missing.
+
+The commands here replace, repeat or extend parts of Django's command, for example with
+threads or forks. If such a command succeeds, every file is in the bucket.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ ALL_ARGUMENTS = pytest.mark.parametrize(
     [[], ["--no-post-process"], ["--clear"], ["--clear", "--no-post-process"]],
     ids=" ".join,
 )
-AT_ONCE = 8
+THREAD_COUNT = 8
 
 
 def _call(command: Command, *arguments: str) -> None:
@@ -59,7 +63,7 @@ def _collect(site: Site, command: Command, *arguments: str) -> None:
 
 
 def _sources(command: Command) -> Iterator[tuple[str, str, Any]]:
-    """What collectstatic copies, as `copy_file` takes it."""
+    """Yield the arguments of `copy_file` for each file that the finders find."""
     for finder in get_finders():
         for path, storage in finder.list(command.ignore_patterns):
             yield path, path, storage
@@ -72,7 +76,7 @@ def _result(command: Command) -> dict[str, list[str]]:
 
 
 def _write(site: Site, text: str) -> dict[str, bytes]:
-    """Write a release: CSS that names images, and files that nothing names."""
+    """Write a release: CSS files with URLs of images, and unreferenced text files."""
     files = {f"img/{i}.png": f"image {i} {text}".encode() for i in range(4)}
     files |= {
         f"css/{i}.css": f"a {{ background: url(../img/{i}.png) }} /* {text} */".encode()
@@ -84,7 +88,7 @@ def _write(site: Site, text: str) -> dict[str, bytes]:
 
 
 def _locally(site: Site, backend: str) -> dict[str, bytes]:
-    """What Django writes with a local storage, where there was nothing."""
+    """Return the files that Django writes with a local storage to an empty folder."""
     root = site.root / "collected"
     shutil.rmtree(root, ignore_errors=True)
     site.collect(STORAGES={"staticfiles": {"BACKEND": backend}})
@@ -96,7 +100,7 @@ def _locally(site: Site, backend: str) -> dict[str, bytes]:
 
 
 def _expected(site: Site, backend: str, arguments: list[str]) -> dict[str, bytes]:
-    """What is to be in the bucket after a deploy of what is in the sources now."""
+    """Return the files that a deploy of the current sources adds to the bucket."""
     hashes = backend == MANIFEST_STORAGE and "--no-post-process" not in arguments
     if hashes:
         local = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
@@ -114,7 +118,7 @@ def _deletes(site: Site) -> int:
     return count["DELETE"] + count["DELETE MANY"]
 
 
-# What `post_process` yields is not its end.
+# Code that logs exceptions yielded by `post_process`, and continues.
 
 
 class TroubleError(Exception):
@@ -122,7 +126,10 @@ class TroubleError(Exception):
 
 
 class Lenient:
-    """Yields exceptions in the middle, of its own and Django's; logs them; goes on."""
+    """A storage that logs exceptions of `post_process`, and continues after them.
+
+    It yields exceptions of its own among Django's results.
+    """
 
     logged: ClassVar[list[str]] = []
 
@@ -157,10 +164,11 @@ class LenientLocally(Lenient, ManifestStaticFilesStorage):
 
 
 @pytest.mark.parametrize("backend", ["LenientAbove", "LenientBelow"])
-def test_storage_that_logs_what_went_wrong_and_goes_on(
-    site: Site, backend: str
-) -> None:
-    """Every hashed file arrives, those after an exception too, and the manifest."""
+def test_storage_that_logs_errors_and_continues(site: Site, backend: str) -> None:
+    """All hashed files and the manifest are uploaded if a subclass only logs errors.
+
+    Files that `post_process` yields after an exception are uploaded, too.
+    """
     _write(site, "one")
     site.write("css/3broken.css", "a { background: url(none.png) }")
     expected = _locally(site, f"{__name__}.LenientLocally")
@@ -172,7 +180,7 @@ def test_storage_that_logs_what_went_wrong_and_goes_on(
 
 
 class Warns(CollectfastS3ManifestStaticStorage):
-    """Warns of some files, as django-manifeststaticfiles-enhanced does."""
+    """A storage that yields warnings, as django-manifeststaticfiles-enhanced does."""
 
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         for name, hashed_name, outcome in super().post_process(*args, **options):
@@ -182,7 +190,7 @@ class Warns(CollectfastS3ManifestStaticStorage):
 
 
 class ProcessingInCollect(Command):
-    """Post-processes by itself, logs what goes wrong, and goes on."""
+    """A command that calls `post_process` itself, logs errors, and continues."""
 
     def collect(self) -> dict[str, list[str]]:
         self.post_process = False
@@ -213,7 +221,10 @@ class ProcessingInHandle(ProcessingInCollect):
 def test_command_that_post_processes_by_itself(
     site: Site, command: type[Command], backend: str
 ) -> None:
-    """It may log what is yielded and go on: every hashed file and the manifest."""
+    """All hashed files and the manifest are uploaded by a custom post-processing loop.
+
+    This includes a loop that only logs the exceptions that `post_process` yields.
+    """
     _write(site, "one")
     expected = _expected(site, MANIFEST_STORAGE, [])
     site.backend = backend
@@ -225,11 +236,11 @@ def test_command_that_post_processes_by_itself(
         running = command()
 
 
-# Commands that copy in a way of their own.
+# Commands that replace `collect` or `copy_file`.
 
 
 class Looping(Command):
-    """Replaces Django's `collect` by a loop."""
+    """A command that replaces Django's `collect` with a loop."""
 
     def collect(self) -> dict[str, list[str]]:
         for source in _sources(self):
@@ -238,10 +249,10 @@ class Looping(Command):
 
 
 class LoopingInThreads(Command):
-    """Replaces Django's `collect` by a loop in eight threads."""
+    """A command that replaces Django's `collect` with a loop in eight threads."""
 
     def collect(self) -> dict[str, list[str]]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(THREAD_COUNT) as pool:
             copies = [pool.submit(self.copy_file, *each) for each in _sources(self)]
         for copy in copies:
             copy.result()
@@ -256,7 +267,10 @@ LOOPS = pytest.mark.parametrize("command", [Looping, LoopingInThreads])
 def test_command_that_replaces_collect(
     site: Site, command: type[Command], preload: bool
 ) -> None:
-    """All is there when it returns; and nobody lists the bucket for one file."""
+    """All files are in the bucket when a command without Django's `collect` returns.
+
+    The bucket is not listed, because each `copy_file` is a single save there.
+    """
     site.options["collectfast_preload"] = preload
     files = _write(site, "one")
     _collect(site, command())
@@ -273,7 +287,10 @@ def test_command_that_replaces_collect(
 def test_refusal_is_raised_by_a_command_that_replaces_collect(
     site: Site, command: type[Command]
 ) -> None:
-    """As django-storages raises it; the next deploy sends what is missing."""
+    """A refused upload raises ClientError from a command without Django's `collect`.
+
+    django-storages raises the same error. The next deploy uploads the missing file.
+    """
     files = _write(site, "one")
     site.proxy.fault = refuse("PUT", "/txt/7.txt")
     with pytest.raises(ClientError, match="AccessDenied"):
@@ -285,11 +302,11 @@ def test_refusal_is_raised_by_a_command_that_replaces_collect(
 
 
 class CopyingInThreads(Command):
-    """Lets Django's `collect` run, and copies in threads, until after its end."""
+    """A command that still copies files in threads after Django's `collect` ended."""
 
     def collect(self) -> dict[str, list[str]]:
         self.copies: list[Future[None]] = []
-        with ThreadPoolExecutor(AT_ONCE) as self.pool:
+        with ThreadPoolExecutor(THREAD_COUNT) as self.pool:
             collected: dict[str, list[str]] = super().collect()
         for copy in self.copies:
             copy.result()
@@ -300,10 +317,10 @@ class CopyingInThreads(Command):
 
 
 class CopyingBefore(Command):
-    """Copies in threads, before Django's `collect` runs."""
+    """A command that copies all files in threads before Django's `collect` runs."""
 
     def collect(self) -> dict[str, list[str]]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(THREAD_COUNT) as pool:
             copies = [pool.submit(self.copy_file, *each) for each in _sources(self)]
         for copy in copies:
             copy.result()
@@ -320,7 +337,10 @@ THREADS = pytest.mark.parametrize("command", [CopyingInThreads, CopyingBefore])
 def test_command_that_copies_in_threads(
     site: Site, command: type[Command], backend: str, arguments: list[str]
 ) -> None:
-    """All is there when it returns: the first time, and when all has changed."""
+    """All files are in the bucket when a command that copies in threads returns.
+
+    This holds for the first deploy, and for a second one after every file changed.
+    """
     site.backend = backend
     for release in ("one", "two"):
         _write(site, release)
@@ -335,7 +355,11 @@ def test_command_that_copies_in_threads(
 def test_refusal_is_raised_by_a_command_that_copies_in_threads(
     site: Site, command: type[Command], arguments: list[str]
 ) -> None:
-    """The exit is an error, whoever finds out; the next deploy mends it."""
+    """A refused upload makes a command that copies in threads fail.
+
+    The error may be raised by a thread or by the command. The next deploy uploads the
+    missing file.
+    """
     files = _write(site, "one")
     site.proxy.fault = refuse("PUT", "/txt/7.txt")
     with pytest.raises((ClientError, CommandError), match="AccessDenied"):
@@ -345,7 +369,7 @@ def test_refusal_is_raised_by_a_command_that_copies_in_threads(
     assert site.bucket.files() == files
 
 
-# A second pass of one command.
+# Two passes of one command.
 
 
 @BACKENDS
@@ -354,9 +378,10 @@ def test_refusal_is_raised_by_a_command_that_copies_in_threads(
 def test_second_pass_of_a_command_that_failed(
     site: Site, backend: str, arguments: list[str], refused: str
 ) -> None:
-    """It counts as copied what never arrived; all the same all is there at exit 0.
+    """A second call of a failed command uploads all files that are missing.
 
-    And nothing of the release before is deleted meanwhile.
+    Such a command also lists files as copied if their uploads failed, so the second
+    call must not skip them. Neither call deletes files of the previous release.
     """
     site.backend = backend
     _write(site, "one")
@@ -382,6 +407,8 @@ def test_second_pass_of_a_command_that_failed(
 
 
 class Twice(Command):
+    """A command that calls Django's `collect` twice."""
+
     def collect(self) -> dict[str, list[str]]:
         super().collect()
         collected: dict[str, list[str]] = super().collect()
@@ -389,16 +416,16 @@ class Twice(Command):
 
 
 class Persistent(Command):
-    """Tries again what failed."""
+    """A command that calls Django's `collect` again after it has failed."""
 
-    def __init__(self, mend: Callable[[], object]) -> None:
+    def __init__(self, repair: Callable[[], object]) -> None:
         super().__init__()
-        self.mend = mend
+        self.repair = repair
 
     def collect(self) -> dict[str, list[str]]:
         with pytest.raises(CommandError):
             super().collect()
-        self.mend()
+        self.repair()
         collected: dict[str, list[str]] = super().collect()
         return collected
 
@@ -408,14 +435,18 @@ class Persistent(Command):
 def test_command_that_collects_twice(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """The second time neither loses nor deletes what the first has done."""
+    """A second `collect` in one command keeps all files of the first one.
+
+    All files are in the bucket afterwards. Nothing is deleted without `--clear`.
+    """
     site.backend = backend
     for release in ("one", "two"):
         _write(site, release)
         expected = _expected(site, backend, arguments)
         _collect(site, Twice(), *arguments)
         assert site.bucket.files().items() >= expected.items()
-        # Of two that clear, the second clears the release before.
+        # With --clear the second `collect` deletes the previous release, because the
+        # first one has not deleted it.
         assert _deletes(site) == 0 or "--clear" in arguments
 
 
@@ -425,23 +456,23 @@ def test_command_that_collects_twice(
 def test_command_that_tries_again(
     site: Site, backend: str, arguments: list[str], refused: str
 ) -> None:
-    """What the first try could not upload, the second does."""
+    """A second `collect` in one command uploads files that the first one could not."""
     site.backend = backend
     _write(site, "one")
     _collect(site, Command(), *arguments)
     _write(site, "two")
     expected = _expected(site, backend, arguments)
 
-    def mend() -> None:
+    def repair() -> None:
         site.proxy.fault = None
 
     site.proxy.fault = refuse("PUT", refused)
-    _collect(site, Persistent(mend), *arguments)
+    _collect(site, Persistent(repair), *arguments)
     assert site.bucket.files().items() >= expected.items()
     assert _deletes(site) == 0
 
 
-# A collectstatic in a batch.
+# A collectstatic within a batch.
 
 
 @BACKENDS
@@ -449,9 +480,10 @@ def test_command_that_tries_again(
 def test_collectstatic_in_a_batch(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """A batch and a collectstatic in its block do not see each other.
+    """A batch and a collectstatic within its block are independent of each other.
 
-    All that either of them saves arrives, and only the batch's deletes are its own.
+    The files of both are uploaded, and the batch's report lists only its own saves and
+    deletions.
     """
     site.backend = backend
     _write(site, "one")
@@ -459,7 +491,7 @@ def test_collectstatic_in_a_batch(
     site.bucket.put("gone.txt", b"to be deleted")
     _write(site, "two")
     for path in site.static.rglob("*"):
-        os.utime(path, (1, 1))  # Older than what is there.
+        os.utime(path, (1, 1))  # Older than the objects in the bucket.
     expected = _expected(site, backend, arguments)
     with site.storage() as storage:
         with storage.batch() as batch:
@@ -477,7 +509,7 @@ def test_collectstatic_in_a_batch(
     assert "gone.txt" not in after
 
 
-# No other names.
+# Files that must keep their names.
 
 
 @BACKENDS
@@ -486,7 +518,10 @@ def test_collectstatic_in_a_batch(
 def test_changed_file_keeps_its_name_without_overwriting(
     site: Site, backend: str, arguments: list[str], preload: bool
 ) -> None:
-    """`file_overwrite=False` is for uploads of users: a source is replaced in place."""
+    """A changed static file replaces its object even with `file_overwrite=False`.
+
+    No file gets an alternative name, because that option is meant for users' uploads.
+    """
     site.backend = backend
     site.options |= {"file_overwrite": False, "collectfast_preload": preload}
     for release in ("one", "two"):
@@ -500,42 +535,46 @@ def test_changed_file_keeps_its_name_without_overwriting(
         assert _deletes(site) == 0
 
 
-# Without post-processing.
+# Deploys without post-processing.
 
 
-class AtOnce:
-    """Takes its time for each PUT, so that more at once help; knows how many were."""
+class ConcurrentPuts:
+    """A fault that delays each PUT, and counts the most that run simultaneously."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._under_way = self.most = 0
+        self._running = 0
+        self.most = 0
 
     def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind != "PUT":
             return False
         with self._lock:
-            self._under_way += 1
-            self.most = max(self.most, self._under_way)
+            self._running += 1
+            self.most = max(self.most, self._running)
         time.sleep(0.1)
         with self._lock:
-            self._under_way -= 1
+            self._running -= 1
         return False
 
 
 @BACKENDS
-def test_no_post_process_uploads_side_by_side(site: Site, backend: str) -> None:
-    """A deploy without post-processing is no slower than one with."""
+def test_no_post_process_uploads_in_parallel(site: Site, backend: str) -> None:
+    """A deploy with `--no-post-process` uploads several files simultaneously."""
     site.backend = backend
     files = _write(site, "one")
-    site.proxy.fault = at_once = AtOnce()
+    site.proxy.fault = puts = ConcurrentPuts()
     _collect(site, Command(), "--no-post-process")
     assert site.bucket.files() == files
-    assert at_once.most >= AT_ONCE
+    assert puts.most >= THREAD_COUNT
 
 
 @pytest.mark.parametrize("number", [0, 7, 15])
-def test_no_post_process_names_what_was_refused(site: Site, number: int) -> None:
-    """Whichever it is, the exit is an error, and all others are there."""
+def test_no_post_process_names_the_refused_file(site: Site, number: int) -> None:
+    """With `--no-post-process` the error names the refused file.
+
+    All other files are uploaded, and the next deploy uploads the missing one.
+    """
     files = _write(site, "one")
     site.proxy.fault = refuse("PUT", f"/txt/{number}.txt")
     with pytest.raises(CommandError, match=rf"txt/{number}\.txt: .*AccessDenied"):
@@ -547,12 +586,16 @@ def test_no_post_process_names_what_was_refused(site: Site, number: int) -> None
 
 
 def _last_source(site: Site) -> str:
+    """Return the name of the file that the finder yields last."""
     with site.active():
         return [path for path, _ in FileSystemFinder().list([])][-1]
 
 
 class SlowPuts:
-    """Lets nothing arrive by mere luck, before a command returns."""
+    """A fault that delays each PUT.
+
+    Uploads then end before the command returns only if the command waits for them.
+    """
 
     def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind == "PUT":
@@ -561,6 +604,8 @@ class SlowPuts:
 
 
 class SkippingInCopy(Command):
+    """A command that skips the last source in `copy_file`."""
+
     last: ClassVar[str]
 
     def copy_file(self, path: str, *rest: Any) -> None:
@@ -569,6 +614,8 @@ class SkippingInCopy(Command):
 
 
 class SkippingInDelete(Command):
+    """A command that makes Django skip the last source in `delete_file`."""
+
     last: ClassVar[str]
 
     def delete_file(self, path: str, *rest: Any) -> Any:
@@ -576,7 +623,7 @@ class SkippingInDelete(Command):
 
 
 class CopiedBefore(Command):
-    """Has copied the last source in a pass of its own, by other means."""
+    """A command that lists the last source as copied before Django's `collect`."""
 
     last: ClassVar[str]
 
@@ -591,7 +638,7 @@ class CopiedBefore(Command):
 def test_no_post_process_of_a_command_that_skips_the_last_source(
     site: Site, command: Any, backend: str
 ) -> None:
-    """Everything else has arrived when it returns."""
+    """All other files are in the bucket when a command skips the last source."""
     site.backend = backend
     files = _write(site, "one")
     command.last = _last_source(site)
@@ -607,7 +654,7 @@ def test_no_post_process_of_a_command_that_skips_the_last_source(
 def test_refusal_to_a_command_that_skips_the_last_source(
     site: Site, command: Any
 ) -> None:
-    """It is never lost at exit 0."""
+    """A refused upload fails the command even if the command skips the last source."""
     _write(site, "one")
     command.last = _last_source(site)
     [refused, *_] = [f"txt/{i}.txt" for i in range(9) if f"{i}.txt" not in command.last]
@@ -617,7 +664,7 @@ def test_refusal_to_a_command_that_skips_the_last_source(
 
 
 class Keeping(CollectfastS3StaticStorage):
-    """Says of one source that what is there is new enough."""
+    """A storage that reports one object as existing and newer than its source."""
 
     last: ClassVar[str]
 
@@ -631,7 +678,10 @@ class Keeping(CollectfastS3StaticStorage):
 
 
 def test_no_post_process_of_a_storage_that_keeps_the_last_source(site: Site) -> None:
-    """The command skips it, and never asks further; all else has arrived."""
+    """All other files are uploaded if the command skips the last source as not newer.
+
+    The command then makes no further call to the storage.
+    """
     site.backend = f"{__name__}.Keeping"
     files = _write(site, "one")
     site.touch()
@@ -644,7 +694,7 @@ def test_no_post_process_of_a_storage_that_keeps_the_last_source(site: Site) -> 
 
 
 class Finder(FileSystemFinder):
-    """Finds what is there when it gets to it."""
+    """A finder that omits files that were removed since it listed the folder."""
 
     def list(self, ignore_patterns: Any) -> Iterator[Any]:
         for path, storage in super().list(ignore_patterns):
@@ -653,7 +703,7 @@ class Finder(FileSystemFinder):
 
 
 class Removing(Command):
-    """Removes the last source as soon as it copies the first one."""
+    """A command that removes the last source while it copies the first one."""
 
     def __init__(self, last: Path) -> None:
         super().__init__()
@@ -665,8 +715,8 @@ class Removing(Command):
         super().log(message, level)
 
 
-def test_no_post_process_where_the_last_source_vanishes(site: Site) -> None:
-    """A build may remove a file of its own meanwhile; all others arrive."""
+def test_no_post_process_while_the_last_source_is_removed(site: Site) -> None:
+    """All other files are uploaded if the last source is removed during the deploy."""
     files = _write(site, "one")
     last = _last_source(site)
     site.settings["STATICFILES_FINDERS"] = [f"{__name__}.Finder"]
@@ -677,19 +727,22 @@ def test_no_post_process_where_the_last_source_vanishes(site: Site) -> None:
 
 
 class LateFinder(FileSystemFinder):
-    """Finds all but the last source, if it is asked for them one by one."""
+    """A finder that omits the last source when Django's `collect` lists the files."""
 
     last: ClassVar[str]
 
     def list(self, ignore_patterns: Any) -> Iterator[Any]:
-        copies = sys._getframe(1).f_code is Command.collect.__code__
+        in_collect = sys._getframe(1).f_code is Command.collect.__code__
         for path, storage in super().list(ignore_patterns):
-            if path != self.last or not copies:
+            if path != self.last or not in_collect:
                 yield path, storage
 
 
-def test_no_post_process_where_the_last_source_vanishes_last(site: Site) -> None:
-    """After all others have been saved, so that there is no word of it."""
+def test_no_post_process_without_the_last_source_in_collect(site: Site) -> None:
+    """All other files are uploaded if only the command's own listing lacks the last.
+
+    The package's listing contains that file, but the command never copies it.
+    """
     files = _write(site, "one")
     LateFinder.last = last = _last_source(site)
     site.settings["STATICFILES_FINDERS"] = [f"{__name__}.LateFinder"]
@@ -700,7 +753,7 @@ def test_no_post_process_where_the_last_source_vanishes_last(site: Site) -> None
 
 
 class Building(Command):
-    """Collects what there is, makes more of it, and collects that."""
+    """A command that collects, builds more files, and collects again."""
 
     def __init__(self, build: Callable[[], object]) -> None:
         super().__init__()
@@ -718,7 +771,10 @@ class Building(Command):
 def test_command_that_collects_builds_and_collects(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """What is new the second time arrives, though the last source is not."""
+    """Files that are built between two `collect` calls are uploaded by the second.
+
+    The last source is the same in both, and does not end the second run early.
+    """
     site.backend = backend
     _write(site, "one")
     last = _last_source(site)
@@ -735,10 +791,12 @@ def test_command_that_collects_builds_and_collects(
     assert there.items() >= _expected(site, backend, arguments).items()
 
 
-# A caller that has enough.
+# Post-processing that ends early.
 
 
 class Returning(CollectfastS3ManifestStaticStorage):
+    """A storage that ends post-processing after the first result."""
+
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         for processed in super().post_process(*args, **options):
             yield processed
@@ -746,6 +804,8 @@ class Returning(CollectfastS3ManifestStaticStorage):
 
 
 class Closing(CollectfastS3ManifestStaticStorage):
+    """A storage that closes the inherited generator after the first result."""
+
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         processed = super().post_process(*args, **options)
         yield next(processed)
@@ -753,7 +813,7 @@ class Closing(CollectfastS3ManifestStaticStorage):
 
 
 class ClosedFromOutside(CollectfastS3ManifestStaticStorage):
-    """Its `post_process` is put on the instance, around all others."""
+    """A storage that replaces `post_process` on the instance to close the original."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -777,7 +837,10 @@ EARLY = pytest.mark.parametrize(
 def test_post_processing_that_ends_early(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """What was saved by then has arrived, and no manifest names what was not."""
+    """All collected files are uploaded, without a manifest, if `post_process` stops.
+
+    A manifest would name hashed files that were never uploaded.
+    """
     site.backend = f"{__name__}.{backend}"
     for release in ("one", "two"):
         files = _write(site, release)
@@ -790,8 +853,11 @@ def test_post_processing_that_ends_early(
 
 
 @EARLY
-def test_refusal_where_post_processing_ends_early(site: Site, backend: str) -> None:
-    """It is an error, and named."""
+def test_refusal_when_post_processing_ends_early(site: Site, backend: str) -> None:
+    """A refused upload is an error with the file's name if `post_process` stops early.
+
+    The command would otherwise succeed without that file.
+    """
     site.backend = f"{__name__}.{backend}"
     _write(site, "one")
     site.proxy.fault = refuse("PUT", "/txt/7.txt")
@@ -799,11 +865,11 @@ def test_refusal_where_post_processing_ends_early(site: Site, backend: str) -> N
         _collect(site, Command())
 
 
-# A command that forks.
+# Commands that fork.
 
 
 class Forking(Command):
-    """Lets a process of its own copy every second file."""
+    """A command that copies every second file in a forked process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -815,7 +881,7 @@ class Forking(Command):
             super().copy_file(*source)
             return
         with warnings.catch_warnings():
-            # Python 3.12 warns of threads, of which here are those of the proxy.
+            # Python 3.12 warns of forks while threads run, here those of the proxy.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if not child:
@@ -829,7 +895,7 @@ class Forking(Command):
 
 
 def _wait(child: int) -> None:
-    """Wait for a child to end well, and not for ever."""
+    """Wait until the child process exits with status 0, for 30 seconds at most."""
     deadline = time.monotonic() + 30
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -850,7 +916,10 @@ def _wait(child: int) -> None:
 def test_command_that_copies_in_forks(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """A fork has no part in its parent's run: what it copies is there at once."""
+    """Files that a command copies in forked processes are in the bucket at the end.
+
+    A fork does not take part in its parent's run, so it uploads its file immediately.
+    """
     site.backend = backend
     for release in ("one", "two"):
         site.write_all({f"{i}.txt": f"{i} {release}".encode() for i in range(8)})

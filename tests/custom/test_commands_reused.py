@@ -1,4 +1,4 @@
-"""A command that is used again after a failure, is wrapped, or fails in threads."""
+"""Commands that run again after a failure, are decorated, or fail in threads."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _locally(site: Site, *arguments: str) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
-# A command that is used again.
+# Commands that run again after a failure.
 
 
 class TroubleError(Exception):
@@ -62,7 +62,7 @@ class TroubleError(Exception):
 
 
 class FailingFinder(FileSystemFinder):
-    """Raises before its last file, as long as it is told to."""
+    """A finder that raises before its last file while `fails` is true."""
 
     fails: ClassVar[bool] = True
 
@@ -85,7 +85,7 @@ def _finder_fails(site: Site) -> Callable[[], None]:
 
 
 def _source_is_missing(site: Site) -> Callable[[], None]:
-    """Let the last of the sources be missing."""
+    """Let a finder list a last source that cannot be opened."""
     sources: dict[str, Source] = {"missing.txt": (site.root / "no-such-file").open}
     site.settings["STATICFILES_FINDERS"] = [
         "django.contrib.staticfiles.finders.FileSystemFinder",
@@ -128,7 +128,10 @@ FAILING = pytest.mark.parametrize("failure", FAILURES)
 def test_manifest_is_published_by_the_run_after_a_failure(
     site: Site, backend: str, first: list[str], failure: str
 ) -> None:
-    """Options of the failed run have no effect on the next one of the same command."""
+    """A command that failed with other options publishes a manifest when run again.
+
+    Options of the failed run have no effect on the next run of the same command.
+    """
     site.backend = backend
     _write(site)
     expected = _locally(site)
@@ -149,7 +152,10 @@ def test_manifest_is_published_by_the_run_after_a_failure(
 def test_no_manifest_is_published_by_the_run_after_a_failure(
     site: Site, backend: str, failure: str
 ) -> None:
-    """A run with --no-post-process hashes nothing, after a failed run without it."""
+    """A run with `--no-post-process` writes no manifest after a failed run without it.
+
+    Options of the failed run have no effect on the next run of the same command.
+    """
     site.backend = backend
     files = _write(site)
     repair = FAILURES[failure](site)
@@ -167,7 +173,11 @@ def test_no_manifest_is_published_by_the_run_after_a_failure(
 
 @FAILING
 def test_attributes_of_a_command_that_failed(site: Site, failure: str) -> None:
-    """A failed run that ends later does not change the options of the next one."""
+    """Options that a caller sets after a failed run are kept.
+
+    The package ends the failed run at the next call of the storage, and that does not
+    change the command's `post_process`. The command's lists are plain lists again.
+    """
     site.backend = MANIFEST
     _write(site)
     FAILURES[failure](site)
@@ -193,7 +203,7 @@ def test_attributes_of_a_command_that_failed(site: Site, failure: str) -> None:
     assert type(command.unmodified_files) is list
 
 
-# Django's `collect` in a decorator, as of an instrumentation library.
+# Django's `collect` in a decorator, as instrumentation libraries add.
 
 Method = Callable[..., Any]
 
@@ -225,6 +235,8 @@ def _twice(method: Method) -> Method:
 
 
 class Traced(ContextDecorator):
+    """A context manager without effects that serves as a decorator."""
+
     def __enter__(self) -> None:
         pass
 
@@ -233,10 +245,11 @@ class Traced(ContextDecorator):
 
 
 class Proxy:
-    """An object in the place of the function, as wrapt's."""
+    """A callable object that replaces the function, as wrapt's proxies do."""
 
     def __init__(self, method: Method, command: Any = None) -> None:
-        self._method, self._command = method, command
+        self._method = method
+        self._command = command
 
     def __get__(self, command: Any, owner: type | None = None) -> Any:
         return Proxy(self._method, command)
@@ -250,7 +263,7 @@ class Proxy:
 
 
 class BareProxy(Proxy):
-    """The same without the attributes of the function."""
+    """A callable object that lacks the attributes of the function it replaces."""
 
     def __get__(self, command: Any, owner: type | None = None) -> Any:
         return functools.partial(self._method, command)
@@ -280,7 +293,7 @@ def test_collect_that_is_wrapped(
     wrapper: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Deploys send the same requests, and print the same, as without the wrapper."""
+    """Deploys send the same requests and print the same with a decorated `collect`."""
     results = []
     for is_wrapped in (False, True):
         site = new_site()
@@ -300,7 +313,7 @@ def test_collect_that_is_wrapped(
 
 
 class Subclass(Command):
-    """A site's own command, whose `collect` is wrapped and calls Django's."""
+    """A custom command with a decorated `collect` that calls Django's."""
 
     @_without_wraps
     def collect(self) -> Any:
@@ -312,7 +325,10 @@ class Subclass(Command):
 def test_two_runs_of_a_wrapped_command(
     site: Site, backend: str, wrapper: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each activation of the wrapped method is a run, which ends with it."""
+    """Each command with a decorated `collect` is a run of its own in one process.
+
+    Every run lists the bucket once, and uploads all files that changed.
+    """
     site.backend = backend
     monkeypatch.setattr(Command, "collect", WRAPPERS[wrapper](Command.collect))
     with site.active():
@@ -330,6 +346,8 @@ def test_two_runs_of_a_wrapped_command(
 
 
 class FailingPostProcess(CollectfastS3ManifestStaticStorage):
+    """A storage that raises in `post_process` at the second file."""
+
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         for number, processed in enumerate(super().post_process(*args, **options)):
             if number == 1:
@@ -338,7 +356,7 @@ class FailingPostProcess(CollectfastS3ManifestStaticStorage):
 
 
 class StoppedByItsCaller(Command):
-    """Stops to post-process after the first file, and raises."""
+    """A command that post-processes the first file, and then raises."""
 
     def collect(self) -> Any:
         self.post_process = False
@@ -374,20 +392,20 @@ THREADS = {
 
 
 def _slow_puts(handler: Handler, request: Request, body: bytes) -> bool:
-    """Take so long that uploads run side by side."""
+    """Delay each PUT, so that uploads run simultaneously."""
     if request.kind == "PUT":
         time.sleep(0.1)
     return False
 
 
 def _threads() -> set[threading.Thread]:
-    """Return the threads of this process, but those of the proxy."""
+    """Return the threads of this process, except those of the proxy."""
     running = threading.enumerate()
     return {each for each in running if "process_request" not in each.name}
 
 
 def _left(before: set[threading.Thread], own: list[threading.Thread]) -> int:
-    """Return how many threads are left two seconds after the last run failed."""
+    """Return the number of new threads that still run two seconds later."""
     deadline = time.monotonic() + 2
     while left := _threads() - before - {*own}:
         if time.monotonic() > deadline:
@@ -397,18 +415,19 @@ def _left(before: set[threading.Thread], own: list[threading.Thread]) -> int:
 
 
 @pytest.mark.parametrize("failure", THREADS)
-@pytest.mark.parametrize("stays", [True, False], ids=["stays", "ends"])
-def test_threads_of_failed_runs_end(site: Site, failure: str, stays: bool) -> None:
-    """Two seconds after runs failed in threads, all upload threads have ended.
+@pytest.mark.parametrize("continues", [True, False], ids=["continues", "ends"])
+def test_threads_of_failed_runs_end(site: Site, failure: str, continues: bool) -> None:
+    """All upload threads have ended two seconds after runs failed in threads.
 
-    That holds if the thread of the command goes on with other work, and if it ends.
+    This holds whether the thread of the command continues with other work or ends.
     """
     site.backend, set_up, command = THREADS[failure]
     site.options["collectfast_threads"] = 16
     site.write_many(30)
     set_up(site)
     site.proxy.fault = site.proxy.fault or _slow_puts
-    before, may_end = _threads(), threading.Event()
+    before = _threads()
+    may_end = threading.Event()
     failed = threading.Semaphore(0)
     raised: list[BaseException] = []
 
@@ -418,7 +437,7 @@ def test_threads_of_failed_runs_end(site: Site, failure: str, stays: bool) -> No
         except Exception as error:
             raised.append(error)
         failed.release()
-        assert not stays or may_end.wait(LONG)
+        assert not continues or may_end.wait(LONG)
 
     with site.active():
         own = [threading.Thread(target=run, daemon=True) for _ in range(3)]
@@ -426,7 +445,7 @@ def test_threads_of_failed_runs_end(site: Site, failure: str, stays: bool) -> No
             thread.start()
         try:
             assert all(failed.acquire(timeout=LONG) for _ in own)
-            if not stays:
+            if not continues:
                 for thread in own:
                     thread.join(LONG)
             left = _left(before, own)
@@ -442,7 +461,10 @@ def test_threads_of_failed_runs_end(site: Site, failure: str, stays: bool) -> No
 def test_threads_of_a_failed_run_end_without_another_call(
     site: Site, failure: str
 ) -> None:
-    """A caller that caught the exception need not use the storage again."""
+    """All upload threads end after a failed run without another call of the storage.
+
+    This holds even if the caller keeps the exception and its traceback.
+    """
     site.backend, set_up, command = THREADS[failure]
     site.options["collectfast_threads"] = 16
     site.write_many(30)
@@ -453,7 +475,7 @@ def test_threads_of_a_failed_run_end_without_another_call(
         try:
             _call(command())
         except Exception as error:
-            # The exception and its traceback are kept, as by an error tracker.
+            # Error trackers keep the exception and its traceback, too.
             kept = error
         else:
             pytest.fail("the run did not fail")

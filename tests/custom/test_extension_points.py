@@ -1,4 +1,4 @@
-"""What storages, finders and programs of a site's own may rely on."""
+"""Guarantees for custom storages and finders, and for programs that use a storage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.proxy import Fault, Handler, Request, meanwhile
 from tests.support.site import STATIC, Site
 from tests.support.sources import Sources, SourcesFinder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 MANIFEST = "staticfiles.json"
@@ -44,7 +44,7 @@ BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST_STORAGE])
 HASH = re.compile(r"\.[0-9a-f]{12}\.")
 
 
-# A thread that dies.
+# Panics in upload threads: exceptions that are not subclasses of Exception.
 
 
 class Panic(BaseException):
@@ -56,8 +56,11 @@ def _panic() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_panic_in_a_thread_is_the_outcome_of_its_call(threads: int) -> None:
-    """Nobody waits for ever: not for it, nor for the room that it took."""
+def test_panic_in_a_thread_is_the_exception_of_its_future(threads: int) -> None:
+    """A BaseException in a pool thread is the exception of that call's future.
+
+    The call's place and bytes become free, so later calls do not wait forever.
+    """
     with BoundedExecutor(threads, most_bytes=10) as bounded:
         for _ in range(50):
             panics = bounded.submit_sized(10, _panic)
@@ -67,7 +70,7 @@ def test_panic_in_a_thread_is_the_outcome_of_its_call(threads: int) -> None:
 
 
 class Panicking(CollectfastS3ManifestStaticStorage):
-    """A hook of the site's own panics at some of the keys."""
+    """A storage with a botocore hook that panics for some of the keys."""
 
     part: ClassVar[str]
 
@@ -89,7 +92,10 @@ class Panicking(CollectfastS3ManifestStaticStorage):
 def test_panic_in_an_upload_is_an_error_that_names_the_file(
     site: Site, threads: int, part: str
 ) -> None:
-    """The command ends, with an error and no manifest; the next one mends it."""
+    """A panic during an upload ends the command with an error that names the file.
+
+    No manifest is published, and the next deploy uploads the missing files.
+    """
     site.backend = f"{__name__}.Panicking"
     site.options["collectfast_threads"] = threads
     files = site.write_many(20)
@@ -105,11 +111,11 @@ def test_panic_in_an_upload_is_an_error_that_names_the_file(
     assert {*site.bucket.names()} >= {*there, MANIFEST}
 
 
-# A storage that looks at what it saved.
+# Storages that read an object immediately after saving it.
 
 
 class Looking:
-    """Looks at its object as soon as it has saved it."""
+    """A storage that reads each object immediately after saving it."""
 
     seen: ClassVar[dict[str, tuple[int, bytes]]] = {}
 
@@ -155,10 +161,13 @@ LOOKING = pytest.mark.parametrize(
 
 @LOOKING
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"], ["--clear"]])
-def test_save_of_a_sites_own_finds_its_object_while_collecting(
+def test_overridden_save_finds_its_object_while_collecting(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """It is there, and it is the new one: every file's, the hashed ones' too."""
+    """A subclass's `_save` finds the new object in the bucket during collectstatic.
+
+    This holds for every file, hashed files included.
+    """
     site.backend = f"{__name__}.{backend}"
     for release in ("one", "two"):
         site.write("a.css", f"a {{ background: url(i.png) }} /* {release} */")
@@ -174,10 +183,8 @@ def test_save_of_a_sites_own_finds_its_object_while_collecting(
 
 
 @LOOKING
-def test_save_of_a_sites_own_finds_its_object_in_a_batch(
-    site: Site, backend: str
-) -> None:
-    """A subclass's `_save` finds the object that it saved, in a batch and outside."""
+def test_overridden_save_finds_its_object_in_a_batch(site: Site, backend: str) -> None:
+    """A subclass's `_save` finds the new object in the bucket, in a batch and after."""
     site.backend = f"{__name__}.{backend}"
     Looking.seen.clear()
     with site.storage() as storage:
@@ -189,10 +196,12 @@ def test_save_of_a_sites_own_finds_its_object_in_a_batch(
         assert Looking.seen["a.txt"] == (8, b"after it")
 
 
-# Arguments of a site's own.
+# Methods with additional arguments.
 
 
 class OwnArguments(CollectfastS3ManifestStaticStorage):
+    """A storage with additional arguments of methods, which it records."""
+
     seen: ClassVar[list[Any]] = []
 
     def save_manifest(self, extra: Any = None) -> None:
@@ -208,12 +217,15 @@ class OwnArguments(CollectfastS3ManifestStaticStorage):
 
 
 class Flagging(OwnArguments):
+    """A storage that passes a flag to the inherited `post_process`."""
+
     def post_process(self, paths: Any, *args: Any, **options: Any) -> Iterator[Any]:
         yield from super().post_process(paths, *args, flag="a flag", **options)
 
 
 @pytest.mark.parametrize("backend", ["OwnArguments", "Flagging"])
-def test_own_arguments_arrive_while_collecting(site: Site, backend: str) -> None:
+def test_additional_arguments_while_collecting(site: Site, backend: str) -> None:
+    """Additional arguments of a subclass's methods reach them during collectstatic."""
     site.backend = f"{__name__}.{backend}"
     site.write("a.css", "a")
     OwnArguments.seen.clear()
@@ -224,7 +236,7 @@ def test_own_arguments_arrive_while_collecting(site: Site, backend: str) -> None
 
 
 class PassingFlag(Command):
-    """Post-processes by itself, in words of the storage's own."""
+    """A command that passes an additional argument to the storage's `post_process`."""
 
     def collect(self) -> dict[str, list[str]]:
         self.post_process = False
@@ -239,8 +251,11 @@ class PassingFlag(Command):
         return collected
 
 
-def test_own_arguments_arrive_from_a_command_of_a_sites_own(site: Site) -> None:
-    """By position or by name."""
+def test_additional_arguments_of_a_custom_command(site: Site) -> None:
+    """Additional arguments that a custom command passes reach the storage's methods.
+
+    Both keyword and positional arguments do.
+    """
     site.backend = f"{__name__}.OwnArguments"
     site.write("a.css", "a")
     OwnArguments.seen.clear()
@@ -251,11 +266,14 @@ def test_own_arguments_arrive_from_a_command_of_a_sites_own(site: Site) -> None:
     assert site.manifest().keys() == {"a.css"}
 
 
-# Another thread at the same storage.
+# Other threads that use the same storage.
 
 
 def _once(fault: Fault) -> Fault:
-    """Let something happen one time, and not again by what it does itself."""
+    """Return a fault that acts only once.
+
+    Requests that the fault itself causes do not trigger it again.
+    """
     lock = threading.Lock()
 
     def first(handler: Handler, request: Request, body: bytes) -> bool:
@@ -273,9 +291,9 @@ def _once(fault: Fault) -> Fault:
 def test_other_threads_save_and_delete_while_a_run_clears(
     site: Site, backend: str, kind: str
 ) -> None:
-    """The deploy succeeds, and the files that the threads have added stay.
+    """Files that other threads save during a `--clear` are kept.
 
-    A run deletes what it found left over when it opened, and no other names.
+    A run deletes only the left-over files that were in the bucket when the run began.
     """
     site.backend = backend
     site.write_many(30)
@@ -311,10 +329,14 @@ def test_other_threads_save_and_delete_while_a_run_clears(
 def test_other_threads_save_and_delete_all_the_time(
     site: Site, backend: str, arguments: list[str]
 ) -> None:
-    """From the first listing of a deploy to its end; nothing breaks, all stays."""
+    """Other threads can save and delete files all through a deploy.
+
+    They raise no errors, and both their files and the deploy's are kept.
+    """
     site.backend = backend
     files = site.write_many(120)
-    begun, done = threading.Event(), threading.Event()
+    begun = threading.Event()
+    done = threading.Event()
     troubles: list[Exception] = []
     last: dict[str, bytes] = {}
 
@@ -364,7 +386,7 @@ with open("/proc/self/status") as status:
 
 
 def _most_memory(site: Site) -> float:
-    """The most MB that a deploy has had in use."""
+    """Return the peak memory of a deploy's process, in MB."""
     command = [sys.executable, "-c", _MEASURED, str(MANAGE), "collectstatic"]
     done = subprocess.run(
         [*command, "--noinput"],
@@ -380,7 +402,10 @@ def _most_memory(site: Site) -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 def test_memory_of_a_manifest_is_bounded(site: Site) -> None:
-    """200 MB more of JavaScript that is adjusted take no 200 MB more of memory."""
+    """Peak memory does not grow with the total size of the files that are rewritten.
+
+    A deploy with 200 MB more of JavaScript needs less than 100 MB more of memory.
+    """
     site.backend = MANIFEST_STORAGE
     site.write("a.js.map", "{}")
     line = b"let text = 'all of it is one and the same, but for its number';\n"
@@ -392,15 +417,16 @@ def test_memory_of_a_manifest_is_bounded(site: Site) -> None:
         site.bucket.clear()
         most.append(_most_memory(site))
     assert len(site.manifest()) == 301
-    # 64 MiB on their way, 32 MiB that wait for a later pass: the first 100 fill both.
+    # Up to 64 MiB are being uploaded and up to 32 MiB wait for a later pass. The first
+    # 100 files reach both limits.
     assert most[1] - most[0] < 100
 
 
-# Switched off.
+# COLLECTFAST_ENABLED = False.
 
 
 def test_disabled_leaves_the_client_as_it_is(site: Site) -> None:
-    """Its configuration is the very one that was given."""
+    """`COLLECTFAST_ENABLED = False` leaves the given `client_config` unchanged."""
     config = Config(max_pool_connections=3, retries={"total_max_attempts": 2})
     site.options["client_config"] = config
     site.settings["COLLECTFAST_ENABLED"] = False
@@ -415,7 +441,7 @@ def test_disabled_leaves_the_client_as_it_is(site: Site) -> None:
         assert used.retries["total_max_attempts"] == 2
 
 
-# Sources of no known age.
+# Sources without a known modification time.
 
 TIMES = {
     "UTC": datetime.min.replace(tzinfo=UTC),
@@ -428,6 +454,8 @@ TIMES = {
 
 
 class Ageless(Sources):
+    """Sources that all have the same extreme modification time."""
+
     time: ClassVar[datetime]
 
     def get_modified_time(self, name: str) -> datetime:
@@ -435,6 +463,8 @@ class Ageless(Sources):
 
 
 class AgelessFinder(SourcesFinder):
+    """A finder of sources that all have the same extreme modification time."""
+
     sources: ClassVar[dict[str, Any]] = {}
 
     def list(self, ignore_patterns: Any) -> Iterator[tuple[str, Storage]]:
@@ -445,8 +475,14 @@ class AgelessFinder(SourcesFinder):
 
 @pytest.mark.parametrize("time", TIMES)
 @BACKENDS
-def test_sources_of_the_first_day_of_all(site: Site, backend: str, time: str) -> None:
-    """There is no time that is older: what changed goes up, and nothing else."""
+def test_sources_with_extreme_modification_times(
+    site: Site, backend: str, time: str
+) -> None:
+    """Only changed files are uploaded if their modification times are extreme.
+
+    The package makes Django skip or copy a file by its modification time, and no time
+    is older than `datetime.min`.
+    """
     site.backend = backend
     site.settings["STATICFILES_FINDERS"] = [f"{__name__}.AgelessFinder"]
     site.settings["USE_TZ"] = TIMES[time].tzinfo is not None
@@ -465,18 +501,21 @@ def test_sources_of_the_first_day_of_all(site: Site, backend: str, time: str) ->
     assert site.bucket.read("a.txt") == b"other"
 
 
-# Names that are not hashed.
+# Files with names that are not hashed.
 
 
 class SomeUnhashed(CollectfastS3ManifestStaticStorage):
+    """A storage that does not hash the names of files in the folder "plain"."""
+
     def file_hash(self, name: str | None, content: Any = None) -> Any:
-        if name and name.startswith("plain/"):  # The manifest's own has no name.
+        # Django hashes the manifest as well, without a name.
+        if name and name.startswith("plain/"):
             return None
         return super().file_hash(name, content)
 
 
 class Bodies:
-    """Takes down what is sent, in its order."""
+    """A fault that records the bodies of all uploads, in their order."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -496,7 +535,10 @@ class Bodies:
 def test_unhashed_name_keeps_its_processed_content(
     site: Site, arguments: list[str], preload: bool
 ) -> None:
-    """The source never goes over it; where nothing changed, nothing goes at all."""
+    """The source of an unhashed name never overwrites its processed content.
+
+    Nothing is uploaded in a deploy without changes, not even with `--clear`.
+    """
     site.backend = f"{__name__}.SomeUnhashed"
     site.options["collectfast_preload"] = preload
     site.write("i.png", "image")
@@ -537,10 +579,12 @@ def test_unhashed_name_keeps_its_processed_content(
     assert site.collect(*arguments).put == []
 
 
-def test_unhashed_name_keeps_its_content_where_a_deploy_failed_before(
-    site: Site,
-) -> None:
-    """Also in one process: what the storage knew of the release before is not lost."""
+def test_unhashed_name_keeps_its_content_after_a_failed_deploy(site: Site) -> None:
+    """An unhashed name keeps its processed content if the next deploy fails.
+
+    A failed deploy in the same process does not make the storage lose its knowledge of
+    the previous release, so the file is not uploaded again.
+    """
     site.backend = f"{__name__}.SomeUnhashed"
     site.write("i.png", "image")
     site.write("plain/a.css", "a { background: url(../i.png) }")
@@ -556,14 +600,14 @@ def test_unhashed_name_keeps_its_content_where_a_deploy_failed_before(
                 stdout=io.StringIO(),
                 stderr=io.StringIO(),
             )
-        site.write("broken.css", "mended")
+        site.write("broken.css", "repaired")
         call_command("collectstatic", "--noinput", stdout=io.StringIO())
     assert HASH.search(processed.decode())
     assert site.bucket.read("plain/a.css") == processed
     assert bodies.of("plain/a.css") == []
 
 
-# Where to?
+# Bucket names and addresses.
 
 
 def _collect(site: Site) -> None:
@@ -582,10 +626,13 @@ def _batch(site: Site) -> None:
 
 @pytest.mark.parametrize("do", [_collect, _save, _batch])
 @pytest.mark.parametrize("bucket_name", [None, ""])
-def test_bucket_name_that_is_not_set_is_asked_for(
+def test_missing_bucket_name_is_an_error(
     site: Site, do: Callable[[Site], None], bucket_name: str | None
 ) -> None:
-    """By the option's name and the setting's."""
+    """A missing bucket name is an error that names the option and the setting.
+
+    No request is sent.
+    """
     site.options["bucket_name"] = bucket_name
     site.write("a.txt", "a")
     with pytest.raises(
@@ -597,10 +644,13 @@ def test_bucket_name_that_is_not_set_is_asked_for(
 
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("endpoint", ["http://[::1]", "http://[::1]:1"])
-def test_address_of_ipv6_where_nobody_answers(
+def test_ipv6_endpoint_that_does_not_respond(
     site: Site, endpoint: str, preload: bool
 ) -> None:
-    """It is one error, which names the bucket, whether or not there is a port."""
+    """An unreachable IPv6 endpoint is one error that names the bucket.
+
+    The address may or may not contain a port.
+    """
     site.options |= {
         "endpoint_url": endpoint,
         "collectfast_preload": preload,
@@ -611,11 +661,11 @@ def test_address_of_ipv6_where_nobody_answers(
         site.collect()
 
 
-# Answers without ETags.
+# Responses without ETags.
 
 
 class NoEtag:
-    """Takes the ETags out of the answers to requests of a kind, or empties them."""
+    """A fault that removes or empties the ETags in responses to one kind of request."""
 
     def __init__(self, kind: str, *, empty: bool) -> None:
         self._kind = kind
@@ -639,10 +689,10 @@ class NoEtag:
 @pytest.mark.parametrize("kind", ["PUT", "HEAD", "LIST"])
 @pytest.mark.parametrize("preload", [True, False])
 @BACKENDS
-def test_answer_without_etag_is_no_error(
+def test_responses_without_etags_are_accepted_while_collecting(
     site: Site, backend: str, preload: bool, kind: str, empty: bool
 ) -> None:
-    """It proves nothing: all that is new or changed goes up, and arrives."""
+    """All new, changed and deleted files are uploaded if responses lack ETags."""
     site.backend = backend
     site.options["collectfast_preload"] = preload
     site.proxy.fault = NoEtag(kind, empty=empty)
@@ -651,7 +701,8 @@ def test_answer_without_etag_is_no_error(
     assert site.bucket.files().items() >= files.items()
     site.write("dir0/file0.css", "changed")
     site.bucket.delete("dir1/file1.js")
-    if not preload:  # What it remembers it does not ask for.
+    if not preload:
+        # The upload cache would hide the deletion, so this deploy starts without it.
         cold = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
         site.settings["CACHES"] = cold
     site.collect()
@@ -661,10 +712,10 @@ def test_answer_without_etag_is_no_error(
 
 @pytest.mark.parametrize("empty", [True, False])
 @pytest.mark.parametrize("kind", ["PUT", "HEAD", "LIST"])
-def test_answer_without_etag_to_a_program_is_no_error(
+def test_responses_without_etags_are_accepted_for_saves(
     site: Site, kind: str, empty: bool
 ) -> None:
-    """Saves arrive in a batch and outside of one, although an ETag is missing."""
+    """Saved files are uploaded, in a batch and outside, if responses lack ETags."""
     site.proxy.fault = NoEtag(kind, empty=empty)
     with site.storage() as storage:
         for content in (b"one", b"two", b"two"):
@@ -676,7 +727,7 @@ def test_answer_without_etag_to_a_program_is_no_error(
 
 
 class Streamed(CollectfastS3StaticStorage):
-    """Sends what is larger than a few bytes in parts, from the file."""
+    """A storage that streams files of more than eight bytes from their source."""
 
     def __init__(self, **settings: Any) -> None:
         from boto3.s3.transfer import TransferConfig
@@ -687,9 +738,10 @@ class Streamed(CollectfastS3StaticStorage):
 
 @pytest.mark.parametrize("empty", [True, False])
 @pytest.mark.parametrize("kind", ["HEAD", "LIST"])
-def test_answer_without_etag_to_what_is_streamed_is_no_error(
+def test_responses_without_etags_are_accepted_for_streams(
     site: Site, kind: str, empty: bool
 ) -> None:
+    """Changed large files are uploaded again if responses lack ETags."""
     site.backend = f"{__name__}.Streamed"
     site.proxy.fault = NoEtag(kind, empty=empty)
     for release in (b"one", b"two"):
@@ -698,21 +750,25 @@ def test_answer_without_etag_to_what_is_streamed_is_no_error(
         assert site.bucket.read("large.bin") == release * 1000
 
 
-# A finder of a site's own may rely on being asked as Django asks.
+# Custom finders: the package calls `list` with the same arguments as Django.
 
 
 def test_finder_gets_the_patterns_that_django_gives_it(site: Site) -> None:
+    """Each call of a finder's `list` gets the patterns of `--ignore` and Django."""
     site.write("a.css", "a")
-    site.settings["STATICFILES_FINDERS"] = [f"{__name__}.NotingFinder"]
-    NotingFinder.asked.clear()
+    site.settings["STATICFILES_FINDERS"] = [f"{__name__}.RecordingFinder"]
+    RecordingFinder.patterns.clear()
     site.collect("--ignore=*.map")
-    assert {each == NotingFinder.asked[0] for each in NotingFinder.asked} == {True}
-    assert "*.map" in NotingFinder.asked[0]
+    first, *others = RecordingFinder.patterns
+    assert "*.map" in first
+    assert all(patterns == first for patterns in others)
 
 
-class NotingFinder(FileSystemFinder):
-    asked: ClassVar[list[Any]] = []
+class RecordingFinder(FileSystemFinder):
+    """A finder that records the patterns with which it is called."""
+
+    patterns: ClassVar[list[Any]] = []
 
     def list(self, ignore_patterns: Any) -> Any:
-        self.asked.append(list(ignore_patterns))
+        self.patterns.append(list(ignore_patterns))
         return super().list(ignore_patterns)

@@ -1,4 +1,4 @@
-"""Finders of a site that build files, or whose list() can be consumed once."""
+"""Custom finders that build files, or that can be consumed only once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Found = Iterator[tuple[str, Storage]]
 
 
 class BuildingFinder(BaseFinder):
-    """Counts the calls of its list(), and has nothing that find() can return."""
+    """A finder that records the calls of `list`, and finds nothing by `find`."""
 
     files: ClassVar[dict[str, bytes]] = {}
     root: ClassVar[Path]
@@ -66,7 +66,7 @@ class BuildingFinder(BaseFinder):
 
 
 class OneIterator(BuildingFinder):
-    """Returns the same iterator from each call."""
+    """A finder that returns the same iterator from each call."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,7 +78,7 @@ class OneIterator(BuildingFinder):
 
 
 class TakenFromQueue(BuildingFinder):
-    """Yields each file that was built since the call before."""
+    """A finder that yields each file only once, in its first call."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,7 +91,7 @@ class TakenFromQueue(BuildingFinder):
 
 
 class BuiltAgain(BuildingFinder):
-    """Builds all files in a new folder, and removes the folder of the call before."""
+    """A finder that builds all files in a new folder, and removes the previous one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,7 +106,7 @@ class BuiltAgain(BuildingFinder):
 
 
 class BuiltOnce(BuildingFinder):
-    """Builds the files that have changed since the call before."""
+    """A finder that builds and yields only files that changed since the last call."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -120,7 +120,7 @@ class BuiltOnce(BuildingFinder):
 
 
 class OneAtATime(BuildingFinder):
-    """Builds a file when it is asked for, and removes it when the next one is."""
+    """A finder that removes each built file when the caller requests the next one."""
 
     def found(self) -> Found:
         for name in self.files:
@@ -130,7 +130,7 @@ class OneAtATime(BuildingFinder):
 
 
 class Prefixed(BuildingFinder):
-    """Returns the same iterator from each call, of a storage with a prefix."""
+    """A finder that returns the same iterator each time, with a prefixed storage."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -143,13 +143,16 @@ class Prefixed(BuildingFinder):
 
 
 class CountedFileSystemFinder(FileSystemFinder):
+    """Django's finder that records the calls of its `list`."""
+
     def list(self, ignore_patterns: Any) -> Any:
         BuildingFinder.calls.append("FileSystemFinder")
         return super().list(ignore_patterns)
 
 
 FINDERS = [OneIterator, TakenFromQueue, BuiltAgain, BuiltOnce, Prefixed]
-# Post-processing opens the sources after the last one was found.
+# OneAtATime does not work with a manifest, because post-processing opens the sources
+# after the finder has yielded the last one.
 CASES = [(backend, finder) for backend in (STATIC, MANIFEST) for finder in FINDERS]
 CASES.append((STATIC, OneAtATime))
 ALL = pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def _use(site: Site, backend: str, finder: type[BuildingFinder]) -> None:
 
 
 def _locally(site: Site, *arguments: str) -> dict[str, bytes]:
-    """Return what Django's own storage would hold after a first deploy."""
+    """Return the files that Django's own storage writes in a first deploy."""
     root = site.root / "collected"
     shutil.rmtree(root, ignore_errors=True)
     site.collect(*arguments, STORAGES={"staticfiles": {"BACKEND": LOCAL[site.backend]}})
@@ -183,14 +186,17 @@ def _locally(site: Site, *arguments: str) -> dict[str, bytes]:
 @ALL
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=" ".join)
 @pytest.mark.parametrize("preload", [True, False])
-def test_files_of_a_finder_that_can_be_consumed_once_arrive(
+def test_files_of_a_finder_that_can_be_consumed_once_are_uploaded(
     site: Site,
     backend: str,
     finder: type[BuildingFinder],
     arguments: list[str],
     preload: bool,
 ) -> None:
-    """All files of the finder arrive, in the first deploy and after a change."""
+    """All files of a finder that can be consumed once are uploaded.
+
+    This holds for the first deploy, and for the next one after a change.
+    """
     _use(site, backend, finder)
     site.options["collectfast_preload"] = preload
     expected = _locally(site, *arguments)
@@ -208,7 +214,10 @@ def test_files_of_a_finder_that_can_be_consumed_once_arrive(
 def test_unchanged_files_of_a_finder_that_can_be_consumed_once(
     site: Site, backend: str, finder: type[BuildingFinder], preload: bool
 ) -> None:
-    """The second deploy uploads nothing, and its summary says "unmodified"."""
+    """A second deploy uploads no unchanged file of a finder that can be consumed once.
+
+    Its summary counts all files as unmodified.
+    """
     _use(site, backend, finder)
     site.options["collectfast_preload"] = preload
     site.collect()
@@ -225,7 +234,11 @@ def test_unchanged_files_of_a_finder_that_can_be_consumed_once(
 def test_clear_keeps_the_files_of_a_finder_that_can_be_consumed_once(
     site: Site, backend: str, finder: type[BuildingFinder], changed: bool
 ) -> None:
-    """Only files that are in no source are deleted; the sources are never missing."""
+    """`--clear` deletes only files that none of the finders yields.
+
+    A finder that can be consumed once is not listed first for `--clear` and then again
+    for the copies, so its files are never treated as left over.
+    """
     _use(site, backend, finder)
     site.collect()
     site.bucket.put("left-over.txt", b"left over")
@@ -259,7 +272,10 @@ def test_clear_keeps_the_files_of_a_finder_that_can_be_consumed_once(
 def test_list_is_called_as_often_as_with_django_storages(
     site: Site, backend: str, arguments: list[str], preload: bool
 ) -> None:
-    """Each deploy calls each finder's list() as often, and in the same order."""
+    """A deploy calls each finder's `list` as often as one with django-storages does.
+
+    The order of the calls is the same, too.
+    """
     _use(site, PLAIN[backend], BuiltAgain)
     expected = []
     for _ in range(2):
@@ -282,7 +298,10 @@ def test_list_is_called_as_often_as_with_django_storages(
 def test_dry_run_reports_the_files_of_a_finder_that_can_be_consumed_once(
     site: Site, backend: str, finder: type[BuildingFinder]
 ) -> None:
-    """A dry run counts each file, sends no upload, and needs list() once too."""
+    """A dry run counts each file of a finder that can be consumed once.
+
+    It uploads nothing.
+    """
     _use(site, backend, finder)
     dry = site.collect("--dry-run")
     assert dry.put == []
@@ -295,13 +314,13 @@ def test_dry_run_reports_the_files_of_a_finder_that_can_be_consumed_once(
 
 
 @BACKENDS
-def test_own_finder_replaces_a_file_of_a_finder_of_django(
+def test_custom_finder_replaces_a_file_of_a_finder_of_django(
     site: Site, backend: str
 ) -> None:
-    """The file that the first finder yields is compared and uploaded.
+    """If two finders yield the same name, the file of the first finder is uploaded.
 
-    A file of the same name, which Django's finder yields later, may be read while the
-    bucket is listed, and the bucket may have its contents from an earlier deploy.
+    The bucket contains the second finder's file from an earlier deploy, and that file
+    may be read while the bucket is listed.
     """
     site.backend = backend
     site.write("a.txt", "found by Django's finder")
@@ -310,7 +329,7 @@ def test_own_finder_replaces_a_file_of_a_finder_of_django(
         finder_of({"a.txt": b"found by a finder of the site"}),
         "django.contrib.staticfiles.finders.FileSystemFinder",
     ]
-    # While this request takes its time, sources are read.
+    # A slow listing gives the package time to read the sources ahead.
     site.proxy.fault = meanwhile("LIST", lambda: time.sleep(0.3))
     site.collect()
     assert site.bucket.read("a.txt") == b"found by a finder of the site"

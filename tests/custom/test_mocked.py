@@ -1,4 +1,7 @@
-"""A site's own tests with mocks: with obstore, too, they send nothing to the bucket."""
+"""Tests of a project that mock S3 with moto or botocore's Stubber.
+
+Under a mock no request may reach the network, even if obstore is installed.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ pytestmark = pytest.mark.slow
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 
-# Moto reads at its import which endpoints, beside those of AWS, it stands in for. So
-# each of these tests is a process, as a site's tests are.
+# Each test runs in its own process, because moto reads the list of additional endpoints
+# that it mocks when it is imported.
 MOCKED = """
 import io
 import json
@@ -86,7 +89,7 @@ with moto.mock_aws():
 
 
 def _run(site: Site, use: str, *, before: bool = False, **options: Any) -> list[str]:
-    """Use the storage under mock_aws; return the names that moto has then."""
+    """Run `use` twice under `mock_aws`, and return the names in moto's bucket."""
     arguments = [
         str(site.static),
         site.backend,
@@ -127,7 +130,10 @@ def _run(site: Site, use: str, *, before: bool = False, **options: Any) -> list[
 @BACKENDS
 @pytest.mark.parametrize("preload", [True, False])
 def test_collectstatic_under_mock_aws(site: Site, backend: str, preload: bool) -> None:
-    """All files are in moto's bucket, and no request reaches the endpoint."""
+    """Under `mock_aws` collectstatic uploads all files to moto's bucket only.
+
+    No request reaches the endpoint.
+    """
     site.backend = backend
     files = site.write_many(20)
     found = _run(site, "collect", collectfast_preload=preload)
@@ -140,7 +146,7 @@ def test_collectstatic_under_mock_aws(site: Site, backend: str, preload: bool) -
 
 @pytest.mark.parametrize("use", ["save", "batch"])
 def test_program_under_mock_aws(site: Site, use: str) -> None:
-    """What a program saves goes to moto's bucket only."""
+    """Under `mock_aws` a program's saves are uploaded to moto's bucket only."""
     found = _run(site, use)
     assert len(found) == (3 if use == "save" else 20)
     assert site.proxy.requests == []
@@ -148,10 +154,11 @@ def test_program_under_mock_aws(site: Site, use: str) -> None:
 
 
 @BACKENDS
-def test_mock_that_starts_after_the_network_was_reached(
-    site: Site, backend: str
-) -> None:
-    """A client that sent requests before the mock sends none of them while it lasts."""
+def test_mock_that_starts_after_the_first_request(site: Site, backend: str) -> None:
+    """No request reaches the endpoint under a mock that starts after the first request.
+
+    The client was created before the mock, and has already sent a request.
+    """
     site.backend = backend
     files = site.write_many(20)
     found = _run(site, "collect", before=True)
@@ -161,14 +168,14 @@ def test_mock_that_starts_after_the_network_was_reached(
     assert site.bucket.names() == []
 
 
-# The environment's endpoint and AWS's own.
+# Endpoints from the environment.
 
 
 @pytest.mark.parametrize("place", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
 def test_endpoint_of_the_environment_under_mock_aws(
     site: Site, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The endpoint may come from the environment instead of an option."""
+    """Under `mock_aws` no request reaches an endpoint that the environment sets."""
     files = site.write_many(20)
     monkeypatch.setenv(place, site.proxy.endpoint)
     found = _run(site, "collect", endpoint_url=None)
@@ -179,7 +186,7 @@ def test_endpoint_of_the_environment_under_mock_aws(
 # botocore's Stubber.
 
 
-# As botocore makes it of each answer of a server.
+# botocore adds this to each response that it parses.
 METADATA: dict[str, Any] = {
     "ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": {}, "RetryAttempts": 0}
 }
@@ -226,7 +233,10 @@ def _expect(
 
 @pytest.mark.parametrize("reached", [False, True])
 def test_collectstatic_under_a_stubber(site: Site, reached: bool) -> None:
-    """The Stubber answers each request; none reaches the endpoint, also later."""
+    """The Stubber answers every request of a deploy, and none reaches the endpoint.
+
+    This holds for the first deploy and for a second one with a changed file.
+    """
     site.options["collectfast_threads"] = 1
     files = {"a.txt": b"a", "b.txt": b"bb", "c.txt": b"ccc"}
     site.write_all(files)
@@ -256,9 +266,14 @@ def _order(site: Site) -> list[str]:
     return [name for name, _ in FileSystemFinder().list([])]
 
 
-@pytest.mark.parametrize("metadata", [METADATA, {}], ids=["all of it", "bare"])
+@pytest.mark.parametrize(
+    "metadata", [METADATA, {}], ids=["with metadata", "without metadata"]
+)
 def test_save_under_a_stubber(site: Site, metadata: dict[str, Any]) -> None:
-    """The Stubber answers a program's HEAD and PUT, perhaps without metadata."""
+    """The Stubber answers the HEAD and PUT requests of a program's save.
+
+    Its responses may lack the metadata that botocore adds to real ones.
+    """
     with site.storage() as storage:
         client = storage.connection.meta.client
         etag = f'"{hashlib.md5(b"a").hexdigest()}"'
@@ -272,11 +287,11 @@ def test_save_under_a_stubber(site: Site, metadata: dict[str, Any]) -> None:
     assert site.proxy.requests == []
 
 
-# Without a mock.
+# Deploys without a mock.
 
 
 def test_obstore_is_used_without_a_mock(site: Site) -> None:
-    """Most files of a deploy that reaches the network are uploaded by obstore."""
+    """Without a mock obstore uploads all files of a deploy, except at most one."""
     files = site.write_many(20)
     site.collect()
     assert len(site.put_by_obstore()) >= len(files) - 1
@@ -284,7 +299,7 @@ def test_obstore_is_used_without_a_mock(site: Site) -> None:
 
 
 def test_obstore_is_used_again_after_the_mock(site: Site) -> None:
-    """A Stubber that was removed keeps no later deploy from obstore."""
+    """obstore uploads the files of deploys after a Stubber was removed."""
     files = {"a.txt": b"a"}
     site.write_all(files)
     with site.storage() as storage:

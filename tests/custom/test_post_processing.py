@@ -1,4 +1,8 @@
-"""A site's own code inside of a collectstatic: it sees what was saved and deleted."""
+"""Custom code that runs during collectstatic.
+
+Such code sees each file that was saved and each deletion immediately, although uploads
+run in the background.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ from tests.support.sources import finder_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
-# The bucket, as a site's own code looks at one name in it.
+# Ways in which custom code reads one name in the bucket.
 
 
 def _key(storage: Any, name: str) -> str:
@@ -103,14 +107,14 @@ FEW_LOOKS = [
 
 
 def _slow_puts(handler: Handler, request: Request, body: bytes) -> bool:
-    """Take so long that an upload in the background has not arrived by mere luck."""
+    """Delay each PUT, so that an upload in the background does not end by chance."""
     if request.kind == "PUT":
         time.sleep(0.1)
     return False
 
 
 def _expected(site: Site, look: str, name: str, content: bytes) -> Any:
-    """Return the result of `look`, when `name` holds `content`."""
+    """Return the result that `look` has if the object `name` contains `content`."""
     if look == "get_modified_time":
         return site.bucket.get(name)["LastModified"]
     if look == "bucket.objects.filter()":
@@ -122,7 +126,7 @@ def _expected(site: Site, look: str, name: str, content: bytes) -> Any:
 
 
 class Notes:
-    """The results of the look that a test is about, by name."""
+    """The results of the function `look` that a test sets, by file name."""
 
     look: ClassVar[Look]
     seen: ClassVar[dict[str, Any]] = {}
@@ -136,7 +140,7 @@ class Notes:
 
 
 class LooksBefore:
-    """Looks at each source, before Django's own post-processing, if there is one."""
+    """A storage that looks at each source before Django's post-processing, if any."""
 
     def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
         for name in paths:
@@ -146,7 +150,7 @@ class LooksBefore:
 
 
 class LooksAfter:
-    """Looks at each hashed file, after Django's own post-processing."""
+    """A storage that looks at each hashed file after Django's post-processing."""
 
     def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
         processed = [*super().post_process(paths, **options)]  # type: ignore[misc]
@@ -156,6 +160,8 @@ class LooksAfter:
 
 
 class LooksInSave:
+    """A storage that looks at each file immediately after saving it."""
+
     def save(self, name: str, content: Any, *args: Any, **kwargs: Any) -> str:
         saved: str = super().save(name, content, *args, **kwargs)  # type: ignore[misc]
         Notes.take(self, saved)
@@ -195,6 +201,8 @@ class PlainManifest(S3ManifestStaticStorage):
 
 
 class LooksInCopy(Command):
+    """A command that looks at each file immediately after copying it."""
+
     def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
         super().copy_file(path, prefixed_path, source_storage)
         Notes.take(self.storage, prefixed_path)
@@ -225,16 +233,19 @@ def _collect(site: Site, backend: str, command: Command, *arguments: str) -> Non
         ("StaticInSave", Command),
         ("Static", LooksInCopy),
         ("Manifest", LooksInCopy),
-        # django-storages alone, as a control.
+        # Control cases: django-storages alone behaves in the same way.
         ("PlainManifestBefore", Command),
         ("PlainManifest", LooksInCopy),
     ],
 )
 @pytest.mark.parametrize("look", LOOKS)
-def test_own_code_sees_the_files_that_were_just_saved(
+def test_custom_code_sees_the_files_that_were_just_saved(
     site: Site, look: str, backend: str, command: type[Command]
 ) -> None:
-    """Every way to look at the bucket shows the new file, in each of two releases."""
+    """Custom code sees a file that was just saved with every way to read the bucket.
+
+    This holds for the first release and for a second one that overwrites it.
+    """
     Notes.look = staticmethod(LOOKS[look])
     for text in ("one", "two, which is longer"):
         site.write_all(_release(text))
@@ -247,15 +258,16 @@ def test_own_code_sees_the_files_that_were_just_saved(
         }
 
 
-# Objects of boto3's that were made before the file was saved.
+# boto3 objects that were created before the file was saved.
 
 
 class KeepsObjects(Command):
-    """Makes the objects of boto3's that it uses before the file is saved."""
+    """A command that reads with boto3 objects that it created before the save."""
 
     def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
-        storage, seen = self.storage, Notes.seen
-        bucket, client = storage.bucket, storage.connection.meta.client
+        storage = self.storage
+        bucket = storage.bucket
+        client = storage.connection.meta.client
         found = bucket.Object(_key(storage, prefixed_path))
         waiter = client.get_waiter("object_exists")
         super().copy_file(path, prefixed_path, source_storage)
@@ -264,7 +276,7 @@ class KeepsObjects(Command):
             WaiterConfig={"Delay": 0, "MaxAttempts": 1},
         )
         where = _where(storage, prefixed_path)
-        seen[prefixed_path] = [
+        Notes.seen[prefixed_path] = [
             found.get()["Body"].read(),
             bucket.Object(_key(storage, prefixed_path)).get()["Body"].read(),
             client.get_object(**where)["Body"].read(),
@@ -272,6 +284,8 @@ class KeepsObjects(Command):
 
 
 class KeepsObjectsInSave:
+    """A storage that reads with boto3 objects that it created before the save."""
+
     def save(self, name: str, content: Any, *args: Any, **kwargs: Any) -> str:
         storage: Any = self
         found = storage.bucket.Object(_key(storage, name))
@@ -285,7 +299,7 @@ class KeepsObjectsInSave:
 
 
 class KeepsInPostProcess:
-    """Saves a file of its own, by objects that it made before."""
+    """A storage that saves copies, and reads with boto3 objects created before."""
 
     def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
         storage: Any = self
@@ -335,7 +349,10 @@ class PlainKeepsInPostProcess(KeepsInPostProcess, S3ManifestStaticStorage):
 def test_objects_made_before_the_save_see_the_file(
     site: Site, backend: str, command: type[Command]
 ) -> None:
-    """A boto3 object, bucket or client from before the save returns the new content."""
+    """boto3 objects that were created before a save return the new content.
+
+    These are objects, buckets, clients and waiters.
+    """
     for text in ("one", "two"):
         site.write_all(_release(text))
         Notes.seen.clear()
@@ -345,11 +362,11 @@ def test_objects_made_before_the_save_see_the_file(
         }
 
 
-# Files that own code writes.
+# Files that custom code writes.
 
 
 class Minifies:
-    """Replaces each CSS file by what it made of it, through open()."""
+    """A storage that rewrites CSS and text files through `open`, and adds a file."""
 
     def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
         storage: Any = self
@@ -388,10 +405,8 @@ class PlainManifestMinifies(Minifies, S3ManifestStaticStorage):
     ],
 )
 @pytest.mark.parametrize("look", FEW_LOOKS)
-def test_file_that_own_code_writes_over_the_source(
-    site: Site, look: str, backend: str
-) -> None:
-    """Own code reads the source, and what it writes is seen, and remains."""
+def test_file_that_custom_code_overwrites(site: Site, look: str, backend: str) -> None:
+    """Contents that custom code writes over a saved file are seen, and are kept."""
     Notes.look = staticmethod(LOOKS[look])
     for text in ("one", "two"):
         files = _release(text)
@@ -408,7 +423,7 @@ def test_file_that_own_code_writes_over_the_source(
 
 
 class WritesInCopy(Command):
-    """Writes a text beside each file, and over every second of the files."""
+    """A command that adds a licence next to each file, and overwrites b.png."""
 
     def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
         super().copy_file(path, prefixed_path, source_storage)
@@ -426,7 +441,10 @@ class WritesInCopy(Command):
 def test_file_that_a_command_writes_after_the_copy(
     site: Site, look: str, backend: str
 ) -> None:
-    """open(name, "w") in copy_file goes over the copy, whatever was under way."""
+    """A file that a command writes in `copy_file` replaces the copy of the source.
+
+    This holds although the upload of the copy may still be running.
+    """
     Notes.look = staticmethod(LOOKS[look])
     for text in ("one", "two"):
         files = _release(text)
@@ -439,7 +457,7 @@ def test_file_that_a_command_writes_after_the_copy(
         assert Notes.seen == {n: _expected(site, look, n, there[n]) for n in there}
 
 
-# Files that own code deletes.
+# Files that custom code deletes.
 
 MISSING: dict[str, Any] = {
     "open(name, 'rb')": "FileNotFoundError",
@@ -452,7 +470,7 @@ MISSING: dict[str, Any] = {
 
 
 class Deletes:
-    """Deletes names that are no source, and looks for them."""
+    """A storage that deletes files that are not sources, and looks for them."""
 
     def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
         storage: Any = self
@@ -476,6 +494,8 @@ class PlainDeletes(Deletes, S3ManifestStaticStorage):
 
 
 class DeletesInCopy(Command):
+    """A command that deletes files that are not sources, and looks for them."""
+
     def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
         super().copy_file(path, prefixed_path, source_storage)
         for name in ("css/old.css", "old.txt"):
@@ -498,7 +518,10 @@ class DeletesInCopy(Command):
 def test_names_that_the_run_deleted_are_missing(
     site: Site, look: str, backend: str, command: type[Command]
 ) -> None:
-    """A deleted name is missing for own code at once, and gone after the command."""
+    """Custom code no longer sees a file immediately after it was deleted.
+
+    The file is also missing after the command.
+    """
     Notes.look = staticmethod(LOOKS[look])
     site.write_all(_release("one"))
     site.bucket.put("css/old.css", b"old")
@@ -510,7 +533,7 @@ def test_names_that_the_run_deleted_are_missing(
 
 
 class DeletesAndSaves(Command):
-    """Deletes what it copied, looks, saves it again, and looks again."""
+    """A command that deletes each copy, saves it again, and looks after both steps."""
 
     def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
         super().copy_file(path, prefixed_path, source_storage)
@@ -527,7 +550,10 @@ class DeletesAndSaves(Command):
 def test_name_that_is_saved_after_a_delete_is_there(
     site: Site, look: str, backend: str
 ) -> None:
-    """A copy that is deleted is missing; what is saved then is seen, and remains."""
+    """A file that is saved after its deletion is seen, and is kept.
+
+    Between the deletion and the save the file is missing.
+    """
     Notes.look = staticmethod(LOOKS[look])
     for text in ("one", "two"):
         files = _release(text)
@@ -541,10 +567,11 @@ def test_name_that_is_saved_after_a_delete_is_there(
             assert Notes.seen[name] == (MISSING[look], saved)
 
 
-def test_time_of_a_file_that_was_just_saved_is_not_that_of_its_source(
-    site: Site,
-) -> None:
-    """get_modified_time() of own code is the object's, also of an unchanged source."""
+def test_modification_time_of_a_saved_file_is_that_of_the_object(site: Site) -> None:
+    """`get_modified_time` returns the object's time to custom code, not the source's.
+
+    This holds for uploaded and for unchanged files.
+    """
     Notes.look = staticmethod(_modified)
     site.settings["STATICFILES_FINDERS"] = [finder_of({"a.txt": b"a", "b.txt": b"b"})]
     for _ in range(2):
@@ -555,11 +582,11 @@ def test_time_of_a_file_that_was_just_saved_is_not_that_of_its_source(
         assert all(time > datetime(2021, 1, 1, tzinfo=UTC) for time in times.values())
 
 
-# A manifest is published only if every file has arrived.
+# The manifest is published only after every file has been uploaded.
 
 
 class Unhashed:
-    """Leaves some names without a hash, by an own hashed_name()."""
+    """A storage that overrides `hashed_name` to leave names in "plain" unhashed."""
 
     def hashed_name(self, name: str, *args: Any, **kwargs: Any) -> str:
         if name.startswith("plain/"):
@@ -569,7 +596,7 @@ class Unhashed:
 
 
 class UnhashedByFileHash:
-    """Leaves some names without a hash, by an own file_hash()."""
+    """A storage that overrides `file_hash` to leave names in "plain" unhashed."""
 
     def file_hash(self, name: str | None, content: Any = None) -> Any:
         if name and name.startswith("plain/"):
@@ -578,7 +605,7 @@ class UnhashedByFileHash:
 
 
 class Tolerant:
-    """Logs the errors of files, and goes on with the others."""
+    """A storage that drops the errors of files, and continues with the other files."""
 
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         for name, hashed_name, outcome in super().post_process(*args, **options):  # type: ignore[misc]
@@ -587,7 +614,7 @@ class Tolerant:
 
 
 class TolerantOfAll(Tolerant):
-    """Also logs an exception that post-processing raises."""
+    """A storage that catches the exceptions that post-processing raises, too."""
 
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         try:
@@ -627,7 +654,7 @@ def _write_unhashed(site: Site, text: str) -> dict[str, bytes]:
 
 
 class Order:
-    """Notes the names in the order in which their PUTs arrive; some are slow."""
+    """A fault that records the order of the PUTs, and delays some of them."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -644,10 +671,14 @@ class Order:
 @TOLERANT
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("refused", ["plain/i.png", "plain/j.txt", "a.css", "b."])
-def test_manifest_stays_as_it_is_if_a_file_failed(
+def test_manifest_is_unchanged_if_a_file_failed(
     site: Site, backend: str, preload: bool, refused: str
 ) -> None:
-    """The live manifest is not replaced, the exit is an error; the next one repairs."""
+    """The live manifest is not replaced if the upload of any file failed.
+
+    The command fails even if the storage ignores errors of files. The next deploy
+    uploads the missing file and the new manifest.
+    """
     site.options["collectfast_preload"] = preload
     _write_unhashed(site, "one")
     _collect(site, backend, Command())
@@ -671,7 +702,7 @@ def test_manifest_stays_as_it_is_if_a_file_failed(
 def test_manifest_is_written_after_all_other_files(
     site: Site, backend: str, preload: bool
 ) -> None:
-    """The manifest's PUT is the last one, also with names that are not hashed."""
+    """The manifest is uploaded last, even if unhashed files take longer."""
     site.options["collectfast_preload"] = preload
     for text in ("one", "two"):
         files = _write_unhashed(site, text)
@@ -682,11 +713,11 @@ def test_manifest_is_written_after_all_other_files(
         assert order.names.index("staticfiles.json") == len(order.names) - 1
 
 
-# An error of own code.
+# Errors of custom code.
 
 
 class Failing:
-    """Raises an error of its own after Django's post-processing, if there is one."""
+    """A storage that raises an error after Django's post-processing, if any."""
 
     error: ClassVar[Exception]
 
@@ -706,10 +737,13 @@ class ManifestFailing(Failing, CollectfastS3ManifestStaticStorage):
 
 @pytest.mark.parametrize("error", [ValueError("own"), KeyError("own")], ids=repr)
 @pytest.mark.parametrize("backend", ["StaticFailing", "ManifestFailing"])
-def test_error_of_own_code_is_raised_as_it_is(
+def test_error_of_custom_code_is_raised_unchanged(
     site: Site, backend: str, error: Exception
 ) -> None:
-    """An error of a site's own `post_process` is not reported as one of the bucket."""
+    """An exception of a subclass's `post_process` is raised unchanged.
+
+    It is not reported as an error of the bucket.
+    """
     Failing.error = error
     site.write_all(_release("one"))
     with pytest.raises(type(error)) as caught:
@@ -718,7 +752,7 @@ def test_error_of_own_code_is_raised_as_it_is(
 
 
 class Suspended(CollectfastS3ManifestStaticStorage):
-    """Takes one element of Django's post-processing, and keeps the rest."""
+    """A storage that keeps the inherited generator suspended after its first result."""
 
     def post_process(self, *args: Any, **options: Any) -> Any:
         self.processed = super().post_process(*args, **options)
@@ -726,7 +760,10 @@ class Suspended(CollectfastS3ManifestStaticStorage):
 
 
 def test_run_ends_although_post_processing_is_suspended(site: Site) -> None:
-    """A refused file is an error of the command that copied it."""
+    """A refused upload fails the command even if a generator is left suspended.
+
+    The run ends with the command that copied the file, so the error is raised there.
+    """
     site.write_all(_release("one"))
     name = next(iter(_release("one")))
     site.proxy.fault = refuse("PUT", name)

@@ -1,4 +1,4 @@
-"""Rare calls of commands, storages and programs, each with its own small promise."""
+"""Rare ways to use commands, storages and batches."""
 
 from __future__ import annotations
 
@@ -37,14 +37,17 @@ def _collect(site: Site, command: Command, *arguments: str) -> None:
 def test_batch_passes_on_an_error(
     site: Site, error: type[BaseException], enabled: bool
 ) -> None:
-    """An exception in the block leaves it as it is, whether or not it is batched."""
+    """An exception in a batch's block is raised unchanged.
+
+    This holds even if `collectfast_enabled` is off, so that saves are not batched.
+    """
     site.options["collectfast_enabled"] = enabled
     with site.storage() as storage, pytest.raises(error), storage.batch():
         raise error
 
 
 class Hashing(CollectfastS3ManifestStaticStorage):
-    """Has a manifest for each release, and its own kind of hash."""
+    """A storage with the release's version in its manifest name and hashes."""
 
     manifest_name = "staticfiles-2.json"
 
@@ -52,8 +55,12 @@ class Hashing(CollectfastS3ManifestStaticStorage):
         return "v1"
 
 
-def test_clear_keeps_all_if_any_name_may_be_a_hashed_one(site: Site) -> None:
-    """With a subclass's hash, no file can be told from one of the live release."""
+def test_clear_keeps_all_if_hashed_names_cannot_be_recognised(site: Site) -> None:
+    """`--clear` deletes no file if a subclass computes hashes in its own way.
+
+    Any file may then belong to the live release, because hashed names cannot be
+    distinguished from other names.
+    """
     site.backend = f"{__name__}.Hashing"
     site.write("a.css", "a")
     site.bucket.put("b.v0.css", b"b")
@@ -61,10 +68,14 @@ def test_clear_keeps_all_if_any_name_may_be_a_hashed_one(site: Site) -> None:
     assert "b.v0.css" in site.bucket.names()
 
 
-def test_clear_without_manifest_keeps_the_release_of_one(site: Site) -> None:
-    """A plain storage finds a manifest there, and keeps all hashed names."""
+def test_clear_without_hashing_keeps_a_release_with_a_manifest(site: Site) -> None:
+    """`--clear` of a storage without hashing keeps the manifest and all hashed files.
+
+    It deletes the other left-over files.
+    """
     site.write("a.css", "a")
-    site.backend, plain = MANIFEST, site.backend
+    plain = site.backend
+    site.backend = MANIFEST
     site.collect()
     before = site.bucket.names()
     site.backend = plain
@@ -74,7 +85,10 @@ def test_clear_without_manifest_keeps_the_release_of_one(site: Site) -> None:
 
 
 class Reading(Command):
-    """Reads its own option, saves before it copies, and writes what it has deleted."""
+    """A command that saves a file before it copies it, and rewrites a deleted file.
+
+    It also reads its own option `post_process`.
+    """
 
     def copy_file(self, path: str, prefixed_path: str, source_storage: Any) -> None:
         self.storage.save(prefixed_path, ContentFile(b"saved before"))
@@ -87,7 +101,10 @@ class Reading(Command):
 
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]])
 def test_command_that_saves_before_it_copies(site: Site, arguments: list[str]) -> None:
-    """The last write of each name wins, and the option keeps its value."""
+    """The last write of each name determines the content of the object.
+
+    The command's own option `post_process` keeps its value during the run.
+    """
     site.write("a.css", "a")
     site.bucket.put("old.txt", b"old")
     command = Reading()
@@ -97,7 +114,7 @@ def test_command_that_saves_before_it_copies(site: Site, arguments: list[str]) -
 
 
 class Tolerant(Command):
-    """Goes on after any error of one file."""
+    """A command that ignores every CommandError of a file."""
 
     def copy_file(self, *source: Any) -> None:
         with suppress(CommandError):
@@ -108,7 +125,10 @@ class Tolerant(Command):
 def test_command_that_ignores_the_error_that_ends_a_run(
     site: Site, arguments: list[str]
 ) -> None:
-    """The error is raised again at the end, because files have not arrived."""
+    """An error that ends a run is raised again if the command ignored it.
+
+    The command would otherwise succeed without the files that were not uploaded.
+    """
     site.write_many(5)
     site.proxy.fault = refuse("PUT", code="InvalidAccessKeyId")
     with pytest.raises(Exception, match="InvalidAccessKeyId"):
@@ -116,15 +136,18 @@ def test_command_that_ignores_the_error_that_ends_a_run(
 
 
 class Scattering(CollectfastS3StaticStorage):
-    """Keeps scripts in a place beside the location."""
+    """A storage that writes scripts to a folder outside of its location."""
 
     def _normalize_name(self, name: str) -> str:
         key: str = super()._normalize_name(name)
         return key.replace("/static/", "/scripts/") if key.endswith(".js") else key
 
 
-def test_sources_beside_the_location_arrive(site: Site) -> None:
-    """A run leaves files whose key is not below its prefix to django-storages."""
+def test_files_outside_of_the_location_are_uploaded(site: Site) -> None:
+    """Files with keys outside of the storage's location are uploaded.
+
+    A run lists only the location, so it leaves these files to django-storages.
+    """
     site.backend = f"{__name__}.Scattering"
     site.write("a.css", "a")
     site.write("a.js", "script")
@@ -136,27 +159,38 @@ def test_sources_beside_the_location_arrive(site: Site) -> None:
 
 
 class Unreadable(CollectfastS3ManifestStaticStorage):
+    """A storage that raises an error in `read_manifest`."""
+
     def read_manifest(self) -> str | None:
         raise RuntimeError("a subclass's own")
 
 
-def test_error_of_a_manifest_of_a_subclass_is_raised(site: Site) -> None:
-    """Only a lack of threads is a reason to read the manifest again."""
+def test_error_of_overridden_read_manifest_is_raised(site: Site) -> None:
+    """An error of a subclass's `read_manifest` ends collectstatic.
+
+    The manifest is read a second time only if no thread could be started.
+    """
     site.backend = f"{__name__}.Unreadable"
     with pytest.raises(RuntimeError, match="a subclass's own"):
         site.collect()
 
 
-def test_bucket_has_the_name_of_the_moment(site: Site) -> None:
-    """django-storages keeps the first bucket, although the name may be computed."""
+def test_bucket_follows_a_changed_bucket_name(site: Site) -> None:
+    """The attribute `bucket` is always the bucket with the current `bucket_name`.
+
+    django-storages keeps the first bucket, although a subclass may compute the name.
+    """
     with site.storage() as storage:
         first = storage.bucket.name
         storage.bucket_name = "another"
         assert (first, storage.bucket.name) == (site.bucket.name, "another")
 
 
-def test_etag_of_parts_that_the_content_cannot_have() -> None:
-    """No usual part size divides ten bytes into seven parts."""
+def test_multipart_etag_with_an_impossible_number_of_parts() -> None:
+    """A multipart ETag does not match if no usual part size gives its number of parts.
+
+    Here seven parts of ten bytes.
+    """
     payload = Payload(io.BytesIO(b"0123456789"), {}, TransferConfig())
     assert not payload.has_etag(f"{'a' * 32}-7")
 
@@ -170,14 +204,17 @@ def test_etag_of_parts_that_the_content_cannot_have() -> None:
         ("5", False),
     ],
 )
-def test_name_of_a_key_is_not_compared_literally(sent: str, is_same: bool) -> None:
-    """S3 reports a key's ARN, and a write may name the key in another way."""
+def test_kms_keys_are_not_compared_literally(sent: str, is_same: bool) -> None:
+    """A KMS key is unchanged if an upload names it by ID, alias or ARN.
+
+    The response to HeadObject always contains the ARN of the key.
+    """
     head = {"SSEKMSKeyId": "arn:aws:kms:key/1234"}
     assert (changed_headers(head, {"SSEKMSKeyId": sent}) == {}) == is_same
 
 
 class Breaking(io.BytesIO):
-    """Can be read once, to be hashed, and fails the second time."""
+    """A file that can be read once, for its hash, and fails when it is read again."""
 
     has_read = 0
 
@@ -190,7 +227,10 @@ class Breaking(io.BytesIO):
 
 
 def test_large_file_whose_source_fails_is_named(site: Site) -> None:
-    """Any error of reading a large file is one of that file."""
+    """An error while a large file is read is an UploadError that names the file.
+
+    Other files of the batch are uploaded.
+    """
     with (
         site.storage() as storage,
         pytest.raises(UploadError, match=r"big\.bin: the source is broken"),
@@ -202,16 +242,19 @@ def test_large_file_whose_source_fails_is_named(site: Site) -> None:
 
 
 class Twice(Command):
-    """Copies each file twice."""
+    """A command that copies each file twice."""
 
     def copy_file(self, *source: Any) -> None:
         super().copy_file(*source)
-        self.copied_files.clear()  # Django skips what is among these.
+        self.copied_files.clear()  # Django would skip the files in this list.
         super().copy_file(*source)
 
 
 def test_file_that_is_copied_twice_is_uploaded_once(site: Site) -> None:
-    """The second copy is compared with the upload that is under way."""
+    """A file that a command copies twice is uploaded once.
+
+    The second copy is compared with the upload that is still running.
+    """
     site.write_many(3)
 
     def slow(handler: Handler, request: Request, body: bytes) -> bool:
@@ -224,7 +267,7 @@ def test_file_that_is_copied_twice_is_uploaded_once(site: Site) -> None:
 
 
 class GivingUp(Command):
-    """Ends after the second file, with the caller's knowledge."""
+    """A command that raises an error after the second file."""
 
     def copy_file(self, *source: Any) -> None:
         super().copy_file(*source)
@@ -232,13 +275,16 @@ class GivingUp(Command):
             raise ZeroDivisionError
 
 
-def test_run_is_left_while_an_interrupt_of_another_place_is_held(site: Site) -> None:
-    """Only an interrupt that has left the run itself cancels its uploads."""
-    held = KeyboardInterrupt()
+def test_unrelated_interrupt_does_not_cancel_uploads(site: Site) -> None:
+    """Uploads of a failed run end normally if a KeyboardInterrupt exists elsewhere.
+
+    Only a KeyboardInterrupt that has left the run itself cancels its uploads.
+    """
+    unrelated = KeyboardInterrupt()
     site.write_many(3)
     with site.active():
         with suppress(ZeroDivisionError):
             call_command(GivingUp(), "--noinput", stdout=io.StringIO())
         staticfiles_storage.exists("next call")
-    assert not held.args
+    assert not unrelated.args
     assert len(site.bucket.names()) == 2

@@ -1,4 +1,4 @@
-"""Commands whose `copy_file` sends some files to another storage."""
+"""Commands that copy some of the files to another storage."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ KEPT: dict[str, Storage] = {}
 
 
 def memory(key: str) -> Storage:
-    """Return a storage in memory that outlives the settings, as a bucket does."""
+    """Return a storage in memory that is kept between deploys, as a bucket is."""
     return KEPT.setdefault(key, InMemoryStorage())
 
 
-# How a command routes its files: images go to the other storage.
+# Commands that route their files: images belong to the other storage.
 
 
 def _is_routed(name: str) -> bool:
@@ -50,14 +50,17 @@ def _is_routed(name: str) -> bool:
 
 
 class Routing(Command):
+    """The base class of the commands that route files."""
+
     def collect(self) -> dict[str, list[str]]:
-        self.local  # noqa: B018 (Django decides once: here for the main storage)
+        # Django caches this property, so it has to be read for the main storage.
+        self.local  # noqa: B018
         collected: dict[str, list[str]] = super().collect()
         return collected
 
 
 class Restoring(Routing):
-    """Sets `self.storage` for one file, and restores it."""
+    """A command that sets `self.storage` for each image, and restores it afterwards."""
 
     def copy_file(self, path: str, prefixed_path: str, source: Storage) -> None:
         main = self.storage
@@ -70,10 +73,11 @@ class Restoring(Routing):
 
 
 class Switching(Routing):
-    """Sets `self.storage` for each file, and for the rest at the end."""
+    """A command that sets `self.storage` for each file, and restores it at the end."""
 
     def collect(self) -> dict[str, list[str]]:
-        self.main, self.other = self.storage, storages["other"]
+        self.main = self.storage
+        self.other = storages["other"]
         self.left = self.count()
         collected: dict[str, list[str]] = super().collect()
         return collected
@@ -90,38 +94,42 @@ class Switching(Routing):
 
 
 class Copying(Routing):
-    """Copies each file to the storage it belongs to, and images to both."""
+    """A command that copies all files to the main storage, and images to both."""
 
     def copy_file(self, path: str, prefixed_path: str, source: Storage) -> None:
         super().copy_file(path, prefixed_path, source)
         if _is_routed(prefixed_path):
-            main, self.storage = self.storage, storages["other"]
-            copied, self.copied_files = self.copied_files, []
+            main = self.storage
+            copied = self.copied_files
+            self.storage = storages["other"]
+            self.copied_files = []
             try:
                 super().copy_file(path, prefixed_path, source)
             finally:
-                self.storage, self.copied_files = main, copied
+                self.storage = main
+                self.copied_files = copied
 
 
 COMMANDS = (Restoring, Switching)
 
 
 def _each(names: str, *values: Any) -> pytest.MarkDecorator:
-    """Parametrize with all combinations of `values`, the commands taking turns."""
+    """Parametrize with all combinations of `values`, each with one of the commands."""
     cases = enumerate(product(*values))
-    # Beside the first value each command meets each of the others.
+    # With several parameters, each command is combined with each value of each one.
     turns = [(COMMANDS[(n + n // 2 + n // 4) % 2], *case) for n, case in cases]
     return pytest.mark.parametrize(f"command, {names}", turns)
 
 
-# A site with two storages.
+# Sites with two storages.
 
 
 class Routed:
-    """A site with a main storage, and another one beside it."""
+    """A site with a main storage and another one."""
 
     def __init__(self, site: Site, backend: str, other: str) -> None:
-        self.site, self.other = site, other
+        self.site = site
+        self.other = other
         site.backend = backend
         self.view = replace(site.bucket, location=f"{site.bucket.location}-other")
         self.view.client = site.bucket.client
@@ -160,7 +168,7 @@ class Routed:
         return output.getvalue()
 
     def others(self) -> dict[str, bytes]:
-        """The contents of all files in the other storage."""
+        """Return the contents of all files in the other storage."""
         if self.other == "disk":
             return _folder(self.folder)
         if self.other != "memory":
@@ -172,7 +180,7 @@ class Routed:
             return {name: storage.open(name).read() for name in names}
 
     def expected(self, argument: str = "") -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """The files that main and other storage have to have, of the sources' state."""
+        """Return the files that a deploy writes to the main and the other storage."""
         hashes = self.site.backend == MANIFEST and not argument
         root = self.site.root / "collected"
         shutil.rmtree(root, ignore_errors=True)
@@ -206,7 +214,7 @@ def _assert_holds(there: dict[str, bytes], expected: dict[str, bytes]) -> None:
 def test_each_file_is_in_its_storage(
     site: Site, command: type[Command], other: str, backend: str, argument: str
 ) -> None:
-    """Routed files are in the other storage only, all others in the main one."""
+    """Routed files are only in the other storage, and all others in the main one."""
     routed = Routed(site, backend, other)
     names: set[str] = set()
     for text in ("one", "two"):
@@ -222,7 +230,7 @@ def test_each_file_is_in_its_storage(
 
 
 def _slowly(handler: Handler, request: Request, body: bytes) -> bool:
-    """Let nothing arrive by mere luck, before a command returns."""
+    """Delay each PUT, so that an upload does not end by chance before its command."""
     if request.kind == "PUT":
         time.sleep(0.02)
     return False
@@ -239,7 +247,7 @@ def _slowly(handler: Handler, request: Request, body: bytes) -> bool:
 def test_file_that_is_copied_to_both_storages(
     site: Site, other: str, backend: str, argument: str
 ) -> None:
-    """A file may go to both storages, if its command copies it to both."""
+    """A file that a command copies to both storages is uploaded to both."""
     routed = Routed(site, backend, other)
     for text in ("one", "two"):
         _write(site, text)
@@ -251,10 +259,14 @@ def test_file_that_is_copied_to_both_storages(
 
 
 @_each("backend, argument", BACKENDS, ARGUMENTS)
-def test_unchanged_and_put_back_files(
+def test_both_storages_compare_contents(
     site: Site, command: type[Command], backend: str, argument: str
 ) -> None:
-    """In both storages contents decide: nothing is uploaded again, or what differs."""
+    """Both storages compare contents, and not modification times.
+
+    Files with a newer time and the same contents are not uploaded. Files with an older
+    time and other contents are.
+    """
     routed = Routed(site, backend, "ours")
     _write(site, "one")
     routed.collect(command(), argument)
@@ -274,9 +286,9 @@ def test_unchanged_and_put_back_files(
 def test_refusal_by_the_other_storage_is_an_error(
     site: Site, command: type[Command], other: str, backend: str, argument: str
 ) -> None:
-    """A refused upload of a routed file ends the command with an error, and is named.
+    """A refused upload to the other storage ends the command with an error.
 
-    The next deploy uploads what is missing.
+    No manifest is published, and the next deploy uploads the missing files.
     """
     routed = Routed(site, backend, other)
     _write(site, "one")
@@ -296,7 +308,10 @@ def test_refusal_by_the_other_storage_is_an_error(
 def test_refusal_by_the_main_storage_is_an_error(
     site: Site, command: type[Command], other: str, backend: str, argument: str
 ) -> None:
-    """A refused upload of another file ends the command with an error, and is named."""
+    """A refused upload to the main storage is an error that names the file.
+
+    No manifest is published, and the next deploy uploads the missing files.
+    """
     routed = Routed(site, backend, other)
     _write(site, "one")
     main, beside = routed.expected(argument)
@@ -314,10 +329,10 @@ def test_refusal_by_the_main_storage_is_an_error(
 @pytest.mark.parametrize(
     ("other", "number"), [*product(["ours"], range(3)), (IN_S3[1], 1)]
 )
-def test_refused_file_is_named_whichever_it_is(
+def test_refused_file_is_named_at_any_position(
     site: Site, command: type[Command], other: str, number: int
 ) -> None:
-    """Whether the refused file is the storage's first or last, the error names it."""
+    """The error names a refused file, whether it is the storage's first or last."""
     routed = Routed(site, STATIC, other)
     _write(site, "one")
     site.proxy.fault = refuse("PUT", f"-other/img/{number}.png")
@@ -326,10 +341,10 @@ def test_refused_file_is_named_whichever_it_is(
 
 
 @_each("other, backend", ("ours", "theirs", "disk"), BACKENDS)
-def test_clear_is_about_the_main_storage_only(
+def test_clear_affects_the_main_storage_only(
     site: Site, command: type[Command], other: str, backend: str
 ) -> None:
-    """`--clear` deletes leftovers in the main storage, and no file in the other one."""
+    """`--clear` deletes left-over files in the main storage only."""
     routed = Routed(site, backend, other)
     _write(site, "one")
     main, beside = routed.expected()
@@ -348,7 +363,7 @@ def test_clear_is_about_the_main_storage_only(
 def test_dry_run_writes_to_neither_storage(
     site: Site, command: type[Command], other: str
 ) -> None:
-    """`--dry-run` uploads nothing, and names every file that a real run copies."""
+    """`--dry-run` uploads nothing to either storage, and names every file."""
     routed = Routed(site, STATIC, other)
     _write(site, "one")
     output = routed.collect(command(), "--dry-run")
@@ -359,7 +374,7 @@ def test_dry_run_writes_to_neither_storage(
         assert routed.others() == {}
 
 
-# The main storage is not ours, and the other one is.
+# Sites with another package's main storage, and one of this package beside it.
 
 
 @_each(
@@ -368,14 +383,17 @@ def test_dry_run_writes_to_neither_storage(
     (None, "-other/img/1.png"),
     ARGUMENTS,
 )
-def test_other_storage_is_ours_and_the_main_one_is_not(
+def test_only_the_other_storage_is_a_collectfast_storage(
     site: Site,
     command: type[Command],
     main: str,
     argument: str,
     refused: str | None,
 ) -> None:
-    """All routed files arrive before the command ends, or it ends with an error."""
+    """All routed files are uploaded if only the other storage is this package's.
+
+    A refused upload of a routed file ends the command with an error.
+    """
     routed = Routed(site, main, "ours")
     _write(site, "one")
     beside = routed.expected(argument)[1]

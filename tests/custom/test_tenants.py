@@ -1,4 +1,7 @@
-"""Storages whose place depends on the tenant: its files never get into another's."""
+"""Storages with a location or bucket that depends on the tenant.
+
+The files of one tenant are never saved in the location of another one.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,13 @@ from collectfast_storage import (
 from tests.support.bucket import BucketView
 from tests.support.site import LOCAL, MANIFEST, STATIC, Site
 
-LIMIT = 30  # seconds, after which a thread hangs
+pytestmark = pytest.mark.covering
+
+LIMIT = 30  # seconds after which a thread is considered to hang
 
 
 class Current(threading.local):
-    """The tenant that the calling thread works for."""
+    """The tenant of the calling thread."""
 
     schema = "a"
 
@@ -39,7 +44,7 @@ current = Current()
 
 
 class ByProperty:
-    """Computes its location, as storages for django-tenants do."""
+    """A storage that computes its location, as those of django-tenants do."""
 
     base = ""
 
@@ -53,7 +58,7 @@ class ByProperty:
 
 
 class ByNormalizing:
-    """Keeps its location, and inserts the tenant into each key."""
+    """A storage with a constant location that inserts the tenant into each key."""
 
     location: str
 
@@ -63,7 +68,7 @@ class ByNormalizing:
 
 
 class ByBucket:
-    """Has one bucket for each tenant, at the same location."""
+    """A storage with one bucket for each tenant, and the same location in each."""
 
     base = ""
     connection: Any
@@ -114,7 +119,7 @@ class BucketManifest(CollectfastMixin, TheirBucketManifest):
 
 
 class AssignedInSave(CollectfastS3StaticStorage):
-    """Goes to the tenant's folder when it saves, and remains there."""
+    """A storage that sets its location in `_save`, and does not restore it."""
 
     base = ""
 
@@ -128,7 +133,7 @@ def _here(name: str) -> str:
     return f"{__name__}.{name}"
 
 
-# The class of each kind: static, manifest.
+# The two classes of each kind: without and with a manifest.
 KINDS: dict[str, tuple[str, str]] = {
     "property": (_here("Static"), _here("Manifest")),
     "assigned": (STATIC, MANIFEST),
@@ -144,10 +149,11 @@ BOTH = pytest.mark.parametrize("manifest", [False, True], ids=["static", "manife
 
 
 class Tenants:
-    """The tenants of a site: each one's place, and the way to get there."""
+    """The tenants of a site, each with its place: a bucket and a location."""
 
     def __init__(self, site: Site, kind: str, manifest: bool = False) -> None:
-        self.site, self.kind = site, kind
+        self.site = site
+        self.kind = kind
         self.base = site.bucket.location
         site.backend = KINDS[kind][manifest] if kind in KINDS else kind
         self.places = {schema: self._place(schema) for schema in ("a", "b")}
@@ -161,24 +167,24 @@ class Tenants:
         name = view.name if schema == "a" else f"{view.name}-{schema}"
         place = BucketView(replace(view.server, bucket=name), self.base)
         place.client = view.client
-        known = place.client.exceptions  # Servers differ in what they answer.
+        known = place.client.exceptions  # Servers differ in the error they return.
         with suppress(known.BucketAlreadyOwnedByYou, known.BucketAlreadyExists):
             place.client.create_bucket(Bucket=name)
         return place
 
     def switch(self, storage: Any, schema: str) -> BucketView:
-        """Work for the tenant `schema` from now on."""
+        """Make `schema` the current tenant, and return its place."""
         current.schema = schema
         if self.kind == "assigned":
             storage.location = self.places[schema].location
         return self.places[schema]
 
     def contents(self) -> dict[str, dict[str, bytes]]:
-        """Every object's content, by tenant and by name."""
+        """Return the content of every object, by tenant and by name."""
         return {schema: place.files() for schema, place in self.places.items()}
 
     def keys(self) -> list[str]:
-        """The keys of all objects below the site's location, in all buckets."""
+        """Return the keys of all objects below the site's location, in all buckets."""
         names = {place.name for place in self.places.values()}
         keys: list[str] = []
         for name in names:
@@ -189,7 +195,7 @@ class Tenants:
         return sorted(keys)
 
     def expected_keys(self, names: dict[str, list[str]]) -> list[str]:
-        """The keys of all objects, if each tenant has those `names`, and no other."""
+        """Return the keys of all objects if each tenant has only its `names`."""
         return sorted(
             self.places[schema].key(name) for schema in names for name in names[schema]
         )
@@ -203,8 +209,8 @@ def _first_tenant() -> Iterator[None]:
 
 
 @contextmanager
-def _needed(tenants: Tenants) -> Iterator[Any]:
-    """Give the storage, for the tenant a."""
+def _storage(tenants: Tenants) -> Iterator[Any]:
+    """Yield the storage with `a` as the current tenant."""
     with tenants.site.storage() as storage:
         tenants.switch(storage, "a")
         yield storage
@@ -220,18 +226,22 @@ def _content(schema: str, name: str) -> bytes:
         *((kind, True) for kind in LOCATIONS),
         *((kind, False) for kind in LOCATIONS),
         pytest.param("bucket", True, marks=NEEDS_BUCKET),
-        # Without overwriting, a name is looked for where the last save went.
+        # Not without overwriting: this class then looks for names in the location of
+        # the previous save.
         (_here("AssignedInSave"), True),
     ],
 )
 def test_programs_use_the_place_of_the_tenant(
     site: Site, kind: str, overwrite: bool
 ) -> None:
-    """Each method works in the current tenant's place, after each change of tenant."""
+    """Each method of the storage uses the place of the current tenant.
+
+    This holds after each change of the tenant.
+    """
     tenants = Tenants(site, kind)
     site.options["file_overwrite"] = overwrite
     names = ["x.txt", "folder/y.css"]
-    with _needed(tenants) as storage:
+    with _storage(tenants) as storage:
         for schema in ("a", "b"):
             place = tenants.switch(storage, schema)
             for name in names:
@@ -255,9 +265,9 @@ def test_programs_use_the_place_of_the_tenant(
 def test_deletes_and_opened_files_use_the_place_of_the_tenant(
     site: Site, kind: str
 ) -> None:
-    """Deleting and writing for one tenant leaves the other one's file alone."""
+    """Deletions and opened files affect the current tenant's files only."""
     tenants = Tenants(site, kind)
-    with _needed(tenants) as storage:
+    with _storage(tenants) as storage:
         for schema in ("a", "b"):
             tenants.switch(storage, schema)
             storage.save("x.txt", ContentFile(b"first"))
@@ -281,10 +291,10 @@ def test_deletes_and_opened_files_use_the_place_of_the_tenant(
 def test_equal_contents_are_saved_for_each_tenant(
     site: Site, kind: str, preload: bool
 ) -> None:
-    """A file that one tenant has is uploaded for the other, and once for each."""
+    """A file is uploaded for each tenant even if another tenant has the same file."""
     tenants = Tenants(site, kind)
     site.options["collectfast_preload"] = preload
-    with _needed(tenants) as storage:
+    with _storage(tenants) as storage:
         for schema in ("a", "b", "a", "b"):
             tenants.switch(storage, schema)
             storage.save("x.txt", ContentFile(b"equal"))
@@ -292,8 +302,8 @@ def test_equal_contents_are_saved_for_each_tenant(
 
 
 @pytest.mark.parametrize("kind", ["property", "normalized", BUCKET])
-def test_threads_work_for_tenants_of_their_own(site: Site, kind: str) -> None:
-    """One storage serves two tenants in two threads at the same time."""
+def test_threads_work_for_different_tenants(site: Site, kind: str) -> None:
+    """One storage can save files for two tenants in two threads simultaneously."""
     tenants = Tenants(site, kind)
     names = [f"{number}.txt" for number in range(4)]
     barrier = threading.Barrier(2, timeout=LIMIT)
@@ -312,7 +322,7 @@ def test_threads_work_for_tenants_of_their_own(site: Site, kind: str) -> None:
             failures.append(error)
             barrier.abort()
 
-    with _needed(tenants) as storage:
+    with _storage(tenants) as storage:
         threads = [
             threading.Thread(target=work, args=(storage, schema)) for schema in "ab"
         ]
@@ -325,7 +335,7 @@ def test_threads_work_for_tenants_of_their_own(site: Site, kind: str) -> None:
     assert tenants.contents() == {s: {n: _content(s, n) for n in names} for s in "ab"}
 
 
-# One process that runs collectstatic for each tenant.
+# Processes that run collectstatic for each tenant.
 
 
 def _write(site: Site, text: str) -> None:
@@ -335,7 +345,7 @@ def _write(site: Site, text: str) -> None:
 
 
 def _expected(site: Site, manifest: bool) -> dict[str, bytes]:
-    """What Django's own storage of this kind writes for the current sources."""
+    """Return the files that Django's own storage writes for the current sources."""
     root = site.root / "collected"
     shutil.rmtree(root, ignore_errors=True)
     local = LOCAL[MANIFEST if manifest else STATIC]
@@ -348,7 +358,7 @@ def _expected(site: Site, manifest: bool) -> dict[str, bytes]:
 
 
 def _collect_for_each(tenants: Tenants, *arguments: str) -> list[dict[str, int]]:
-    """Run collectstatic for each tenant; return the requests of each one's."""
+    """Run collectstatic for each tenant, and return the requests of each run."""
     return [_collect_for(tenants, schema, *arguments) for schema in tenants.places]
 
 
@@ -366,7 +376,7 @@ def _collect_for(tenants: Tenants, schema: str, *arguments: str) -> dict[str, in
 def test_one_process_collects_for_each_tenant(
     site: Site, kind: str, manifest: bool, preload: bool
 ) -> None:
-    """Each tenant has all files of each release in its own place."""
+    """One process that collects for each tenant uploads all files to each place."""
     tenants = Tenants(site, kind, manifest)
     site.options["collectfast_preload"] = preload
     releases = []
@@ -389,7 +399,10 @@ def test_one_process_collects_for_each_tenant(
 def test_unchanged_files_cost_one_listing_for_each_tenant(
     site: Site, kind: str, manifest: bool
 ) -> None:
-    """A second round of a process over its tenants lists each place, and no more."""
+    """A second deploy of unchanged files sends one LIST for each tenant, and no PUT.
+
+    Both deploys run in the same process.
+    """
     tenants = Tenants(site, kind, manifest)
     _write(site, "one")
     with site.active():
@@ -406,7 +419,10 @@ def test_unchanged_files_cost_one_listing_for_each_tenant(
 def test_damage_in_one_tenants_place_is_repaired(
     site: Site, kind: str, manifest: bool
 ) -> None:
-    """A file that one tenant lacks is uploaded, although the other tenant has it."""
+    """A missing or changed object of one tenant is uploaded again for that tenant.
+
+    This holds although the other tenant's object is as it should be.
+    """
     tenants = Tenants(site, kind, manifest)
     _write(site, "one")
     expected = _expected(site, manifest)
@@ -421,10 +437,10 @@ def test_damage_in_one_tenants_place_is_repaired(
 @BY_LOCATION
 @BOTH
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=["", "no-post"])
-def test_clear_for_one_tenant_leaves_the_other_alone(
+def test_clear_for_one_tenant_keeps_the_files_of_the_other(
     site: Site, kind: str, manifest: bool, arguments: list[str]
 ) -> None:
-    """`--clear` for the tenant b deletes b's leftovers, and nothing of a's."""
+    """`--clear` for one tenant deletes only left-over files of that tenant."""
     tenants = Tenants(site, kind, manifest)
     _write(site, "one")
     with site.active():
@@ -437,7 +453,7 @@ def test_clear_for_one_tenant_leaves_the_other_alone(
         assert after["a"] == before["a"]
         assert before["b"].pop("left/over.txt")
         assert after["b"] == before["b"]
-        # The next one for a still has its own leftovers to delete.
+        # A later --clear for the other tenant deletes the files left over there.
         _collect_for(tenants, "a", "--clear", *arguments)
     assert "left/over.txt" not in tenants.contents()["a"]
     assert tenants.contents()["b"] == after["b"]
@@ -445,7 +461,7 @@ def test_clear_for_one_tenant_leaves_the_other_alone(
 
 @BY_LOCATION
 def test_dry_run_of_clear_names_the_tenants_own_files(site: Site, kind: str) -> None:
-    """`--clear --dry-run` for the tenant b names b's leftovers only."""
+    """`--clear --dry-run` for one tenant names only left-over files of that tenant."""
     tenants = Tenants(site, kind)
     output = io.StringIO()
     with site.active():
@@ -461,11 +477,11 @@ def test_dry_run_of_clear_names_the_tenants_own_files(site: Site, kind: str) -> 
     assert named == ["Pretending to delete 'b.txt'"]
 
 
-# A location that changes while one collectstatic saves.
+# Locations that change during one collectstatic.
 
 
 class Routed:
-    """Saves scripts in a folder beside the location, and all else in the location."""
+    """A storage that saves scripts in a folder outside of its location."""
 
     location: str
     routes: ClassVar[dict[str, str]] = {".js": "-scripts"}
@@ -492,7 +508,7 @@ class RoutedManifest(Routed, CollectfastS3ManifestStaticStorage):
 def test_save_that_changes_the_location_in_a_collectstatic(
     site: Site, manifest: bool, preload: bool
 ) -> None:
-    """Every file is stored with the key that the subclass's `_save` computes."""
+    """Each file is saved in the location that the subclass's `_save` sets for it."""
     site.backend = _here("RoutedManifest" if manifest else "RoutedStatic")
     site.options["collectfast_preload"] = preload
     scripts = BucketView(site.bucket.server, f"{site.bucket.location}-scripts")
@@ -512,7 +528,7 @@ def test_save_that_changes_the_location_in_a_collectstatic(
 
 
 def test_program_after_a_collectstatic_for_another_tenant(site: Site) -> None:
-    """A program's save for b, after collectstatic for a, goes to b's place."""
+    """A save for one tenant after collectstatic for another uses the right place."""
     tenants = Tenants(site, "property")
     _write(site, "one")
     with site.active():

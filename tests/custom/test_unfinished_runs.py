@@ -1,4 +1,7 @@
-"""A collectstatic whose `collect` raises, while its caller goes on."""
+"""Runs that end with an exception in `collect`, while the calling program continues.
+
+The files that the command copied before the exception are uploaded nevertheless.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 FILES = 20
 GOOD = 15  # files that are copied before the failure
-PATIENCE = 5  # seconds that the threads of such a run may take to end: two, and leisure
+PATIENCE = 5  # seconds in which the threads of such a run end; two, and some slack
 BOTH = pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["static", "hashed"])
 
 
@@ -44,10 +47,14 @@ class TroubleError(Exception):
 
 
 class SlowPuts:
-    """Lets nothing arrive by mere luck; refuses the keys that contain `refused`."""
+    """A fault that delays each PUT, and refuses keys that contain `refused`.
+
+    The delay keeps uploads from ending by chance before the run fails.
+    """
 
     def __init__(self, refused: str = "", seconds: float = 0.05) -> None:
-        self.refused, self.seconds = refused, seconds
+        self.refused = refused
+        self.seconds = seconds
 
     def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind != "PUT":
@@ -59,11 +66,14 @@ class SlowPuts:
         return is_refused
 
 
-# Everything that may raise in a `collect`; the files that were copied before.
+# Commands that raise in `collect` after some files were copied.
 
 
 class Tolerant(Command):
-    """Logs the exception of `collect`, and goes on."""
+    """A command that catches the exception of `collect`, and continues.
+
+    It records the files that were copied before.
+    """
 
     error: type[BaseException] = TroubleError
 
@@ -87,6 +97,8 @@ class Tolerant(Command):
 
 
 class InCopy(Tolerant):
+    """A command that raises before it copies a file."""
+
     def copy_file(self, path: str, *rest: Any) -> None:
         if len(self.copied) == GOOD:
             raise self.error
@@ -94,7 +106,7 @@ class InCopy(Tolerant):
 
 
 class AfterCopy(Tolerant):
-    """Raises when a file was just saved, and so is still on its way."""
+    """A command that raises immediately after a save, during the upload."""
 
     def copy_file(self, path: str, *rest: Any) -> None:
         super().copy_file(path, *rest)
@@ -103,6 +115,8 @@ class AfterCopy(Tolerant):
 
 
 class InLog(Tolerant):
+    """A command that raises when it logs that it copies a file."""
+
     def log(self, message: str, level: int = 2) -> None:
         if message.startswith("Copying") and len(self.copied) == GOOD:
             raise self.error
@@ -110,6 +124,8 @@ class InLog(Tolerant):
 
 
 class InDelete(Tolerant):
+    """A command that raises in `delete_file`."""
+
     def delete_file(self, *source: Any) -> Any:
         if len(self.copied) == GOOD:
             raise self.error
@@ -117,18 +133,20 @@ class InDelete(Tolerant):
 
 
 class InPostProcessing(Tolerant):
-    """Fails in a hook that a site's own `post_process` has; see `Processing`."""
+    """A command with a storage that raises in `post_process`; see `Processing`."""
 
 
 class InFinder(Tolerant):
-    """Fails in a finder; see `FailingFinder`."""
+    """A command with a finder that raises; see `FailingFinder`."""
 
 
 class InSource(Tolerant):
-    """Fails where a source cannot be read; see `_write`."""
+    """A command that fails at a source that cannot be read; see `UnreadableFinder`."""
 
 
 class FailingFinder(FileSystemFinder):
+    """A finder that raises after some files."""
+
     error: ClassVar[type[BaseException]] = TroubleError
 
     def list(self, ignore_patterns: Any) -> Iterator[Any]:
@@ -139,7 +157,7 @@ class FailingFinder(FileSystemFinder):
 
 
 class Processing:
-    """Raises before Django's own post-processing."""
+    """A storage that raises before Django's post-processing."""
 
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         raise TroubleError
@@ -155,7 +173,7 @@ class ProcessingManifest(Processing, CollectfastS3ManifestStaticStorage):
 
 
 class NotAGenerator(CollectfastS3ManifestStaticStorage):
-    """Raises as soon as it is called."""
+    """A storage that raises when `post_process` is called, and not when iterated."""
 
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
         raise TroubleError
@@ -180,7 +198,7 @@ def _write(site: Site, text: str = "one") -> dict[str, bytes]:
 
 
 def _prepare(site: Site, command: type[Tolerant], backend: str = STATIC) -> None:
-    """Have `site` fail as `command` says, after `GOOD` files were copied."""
+    """Configure `site` so that `command` fails after `GOOD` files were copied."""
     site.backend = backend
     site.options["collectfast_threads"] = 2
     if command is InFinder:
@@ -193,7 +211,7 @@ def _prepare(site: Site, command: type[Tolerant], backend: str = STATIC) -> None
 
 
 class UnreadableFinder(FileSystemFinder):
-    """Lists a file that is not there any more when it is opened."""
+    """A finder that lists a file that does not exist when it is opened."""
 
     def list(self, ignore_patterns: Any) -> Iterator[Any]:
         for number, (path, storage) in enumerate(super().list(ignore_patterns)):
@@ -230,16 +248,19 @@ def _errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-# The caller goes on.
+# Calling programs that continue after the failure.
 
 
 @ALL_COMMANDS
 @BOTH
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=["", "no-post"])
-def test_copied_files_arrive_at_the_next_call(
+def test_copied_files_are_uploaded_by_the_next_call(
     site: Site, command: type[Tolerant], backend: str, arguments: list[str]
 ) -> None:
-    """All files that were copied are there after the thread's next call."""
+    """All files that a failed run copied are in the bucket after the next call.
+
+    No manifest is published.
+    """
     if command is InPostProcessing and arguments:
         pytest.skip("nothing fails")
     files = _write(site)
@@ -256,7 +277,10 @@ def test_copied_files_arrive_at_the_next_call(
 
 @pytest.mark.parametrize("call", ["exists", "save", "open", "size", "listdir", "url"])
 def test_any_call_of_a_program_finds_the_copied_files(site: Site, call: str) -> None:
-    """Whichever method a program calls next works, and all copied files are there."""
+    """Each method of the storage sees all files that a failed run copied.
+
+    The method returns only after the uploads of that run have ended.
+    """
     files = _write(site)
     _prepare(site, AfterCopy)
     site.proxy.fault = SlowPuts()
@@ -276,15 +300,20 @@ def test_any_call_of_a_program_finds_the_copied_files(site: Site, call: str) -> 
         elif call == "listdir":
             assert last in staticfiles_storage.listdir("")[1]
         else:
-            # It asks the bucket nothing, and so need not wait.
+            # `url` sends no request to the bucket, so it need not wait for uploads.
             assert last in staticfiles_storage.url(last)
             staticfiles_storage.exists(last)
         _assert_all_arrived(site, _copied(running, files))
 
 
 @BOTH
-def test_program_that_catches_what_the_command_raises(site: Site, backend: str) -> None:
-    """It is the same for a program that calls Django's own command."""
+def test_program_that_catches_the_exception_of_the_command(
+    site: Site, backend: str
+) -> None:
+    """Copied files are uploaded if a program catches the exception of the command.
+
+    The command is Django's own, called with `call_command`.
+    """
     files = _write(site)
     _prepare(site, InFinder, backend)
     site.proxy.fault = SlowPuts()
@@ -301,7 +330,10 @@ def test_program_that_catches_what_the_command_raises(site: Site, backend: str) 
 def test_older_contents_are_replaced_before_the_next_call(
     site: Site, backend: str
 ) -> None:
-    """Files of a new release that were copied replace the old ones; none is missing."""
+    """Files of a new release that a failed run copied replace the old objects.
+
+    The objects of all other files are kept.
+    """
     old = _write(site, "old")
     site.backend = backend
     site.collect()
@@ -318,8 +350,11 @@ def test_older_contents_are_replaced_before_the_next_call(
     assert site.bucket.files() == before | old | copied
 
 
-def test_next_run_of_the_thread_begins_with_what_was_copied(site: Site) -> None:
-    """A second collectstatic in the process uploads each of the other files once."""
+def test_next_run_uploads_only_the_remaining_files(site: Site) -> None:
+    """A second run in the process does not upload the first run's files again.
+
+    It uploads each of the remaining files once.
+    """
     files = _write(site)
     _prepare(site, InCopy)
     site.proxy.fault = SlowPuts()
@@ -332,10 +367,13 @@ def test_next_run_of_the_thread_begins_with_what_was_copied(site: Site) -> None:
 
 
 @pytest.mark.parametrize("command", [InCopy, InFinder, InPostProcessing])
-def test_clear_of_a_run_that_was_left_behind_deletes_nothing(
+def test_clear_of_a_failed_run_deletes_nothing(
     site: Site, command: type[Tolerant]
 ) -> None:
-    """The files of which the run did not decide remain, and copied files arrive."""
+    """A failed run with `--clear` deletes no left-over files.
+
+    The files that it copied are uploaded.
+    """
     files = _write(site)
     site.bucket.put("left over.txt", b"left over")
     _prepare(site, command)
@@ -349,7 +387,7 @@ def test_clear_of_a_run_that_was_left_behind_deletes_nothing(
 
 
 class Holding(CollectfastS3ManifestStaticStorage):
-    """Raises in the midst of Django's post-processing, which it does not close."""
+    """A storage that raises during post-processing, and keeps the generator."""
 
     held: ClassVar[list[object]] = []
 
@@ -360,8 +398,8 @@ class Holding(CollectfastS3ManifestStaticStorage):
         raise TroubleError
 
 
-class LettingGo(Command):
-    """Drops everything that is held of an earlier run while it copies files."""
+class Releasing(Command):
+    """A command that releases all objects of an earlier run while it copies files."""
 
     def copy_file(self, *source: Any) -> None:
         Holding.held.clear()
@@ -370,12 +408,11 @@ class LettingGo(Command):
 
 
 @pytest.mark.parametrize("backend", [MANIFEST, f"{__name__}.Holding"])
-def test_next_run_does_not_finish_a_run_that_was_left_behind(
-    site: Site, backend: str
-) -> None:
-    """A failed run with `--clear` deletes nothing, however long its state is held.
+def test_next_run_does_not_finish_a_failed_run(site: Site, backend: str) -> None:
+    """A failed run with `--clear` deletes nothing when its generator is released later.
 
-    An exception holds the generator of the run's post-processing, or a storage does.
+    An exception or a storage keeps the generator of the run's post-processing until
+    the next run is copying files.
     """
     site.backend = backend
     site.write("a.css", "a { background: url(missing.png) }")
@@ -386,12 +423,12 @@ def test_next_run_does_not_finish_a_run_that_was_left_behind(
             _call(Command(), "--clear")
         Holding.held.append(caught.value)
         del caught
-        _call(LettingGo(), "--no-post-process")
+        _call(Releasing(), "--no-post-process")
     assert {"a.css", "b.txt", "left over.txt"} <= {*site.bucket.names()}
 
 
 class RaisingAtTheEnd(CollectfastS3ManifestStaticStorage):
-    """Raises after Django's post-processing has hashed some files, or all."""
+    """A storage that raises after Django's post-processing has hashed `after` files."""
 
     after: ClassVar[int]
     hashed: ClassVar[list[str]]
@@ -406,16 +443,20 @@ class RaisingAtTheEnd(CollectfastS3ManifestStaticStorage):
 
 
 @pytest.mark.parametrize("after", [1, 4])
-def test_hashed_files_arrive_that_were_processed_before_the_failure(
+def test_hashed_files_are_uploaded_if_post_processing_fails_later(
     site: Site, after: int
 ) -> None:
-    """All hashed files that `post_process` yielded are there, without a manifest."""
+    """All hashed files that `post_process` yielded before it failed are uploaded.
+
+    No manifest is published.
+    """
     site.write("a.css", "a { background: url(i.png) }")
     site.write("b.css", "b { background: url(a.css) }")
     site.write("i.png", "image")
     site.write("j.png", "image j")
     site.backend = f"{__name__}.RaisingAtTheEnd"
-    RaisingAtTheEnd.after, RaisingAtTheEnd.hashed = after, []
+    RaisingAtTheEnd.after = after
+    RaisingAtTheEnd.hashed = []
     site.proxy.fault = SlowPuts()
     with site.active():
         _call(Tolerant())
@@ -426,15 +467,18 @@ def test_hashed_files_arrive_that_were_processed_before_the_failure(
     assert "staticfiles.json" not in there
 
 
-# Failures.
+# Failed uploads.
 
 
 @pytest.mark.parametrize("command", [AfterCopy, InFinder, InPostProcessing])
 @BOTH
-def test_failed_upload_of_a_run_that_was_left_is_logged(
+def test_failed_upload_of_a_failed_run_is_logged(
     site: Site, caplog: pytest.LogCaptureFixture, command: type[Tolerant], backend: str
 ) -> None:
-    """A refused file is logged as an error, with its reason; all others arrive."""
+    """A refused upload of a failed run is logged as an error with file and reason.
+
+    All other files that the run copied are uploaded.
+    """
     files = _write(site)
     _prepare(site, command, backend)
     refused = _first_source(site)
@@ -455,7 +499,10 @@ def test_failed_upload_of_a_run_that_was_left_is_logged(
 def test_nothing_is_logged_as_an_error_without_failures(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The exception itself is the caller's, who may have logged it."""
+    """A failed run logs no error if all its uploads succeed.
+
+    The exception reaches the calling program, so logging it is left to that program.
+    """
     _write(site)
     _prepare(site, InCopy)
     with site.active():
@@ -464,11 +511,11 @@ def test_nothing_is_logged_as_an_error_without_failures(
     assert _errors(caplog) == []
 
 
-# Threads.
+# Threads of failed runs.
 
 
 def _own_threads() -> set[threading.Thread]:
-    """All threads but those with which the proxy answers."""
+    """Return the threads of this process, except those of the proxy."""
     all_threads = threading.enumerate()
     return {each for each in all_threads if "process_request" not in each.name}
 
@@ -482,10 +529,10 @@ def _own_threads() -> set[threading.Thread]:
         (InPostProcessing, MANIFEST),
     ],
 )
-def test_threads_of_a_run_that_was_left_end(
+def test_threads_of_a_failed_run_end(
     site: Site, command: type[Tolerant], backend: str
 ) -> None:
-    """The threads end soon, also if the storage is never called again."""
+    """The threads of a failed run end even if the storage is not called again."""
     files = _write(site)
     _prepare(site, command, backend)
     site.proxy.fault = SlowPuts(seconds=0.01)
@@ -501,8 +548,8 @@ def test_threads_of_a_run_that_was_left_end(
         _assert_all_arrived(site, _copied(running, files))
 
 
-def test_many_runs_that_were_left_leave_no_threads(site: Site) -> None:
-    """Runs that failed in threads of a process leave as many threads as there were."""
+def test_many_failed_runs_leave_no_threads(site: Site) -> None:
+    """Runs that failed in several threads of a process leave no threads behind."""
     _write(site)
     _prepare(site, InCopy)
     before = _own_threads()
@@ -519,13 +566,15 @@ def test_many_runs_that_were_left_leave_no_threads(site: Site) -> None:
         assert _own_threads() - before == set()
 
 
-# An interrupt cancels.
+# Interrupts.
 
 
 @pytest.mark.parametrize("command", [InCopy, InLog, AfterCopy])
 @BOTH
-def test_interrupt_cancels(site: Site, command: type[Tolerant], backend: str) -> None:
-    """After a Ctrl-C that is caught, the files that still wait are not uploaded."""
+def test_interrupt_cancels_waiting_uploads(
+    site: Site, command: type[Tolerant], backend: str
+) -> None:
+    """Uploads that still wait are cancelled if the command catches a Ctrl-C."""
     files = _write(site)
     _prepare(site, command, backend)
     site.proxy.fault = SlowPuts(seconds=0.2)
@@ -543,7 +592,7 @@ def test_interrupt_cancels(site: Site, command: type[Tolerant], backend: str) ->
 
 
 class Interrupting(io.BytesIO):
-    """A source, which is interrupted when it is read for the first time."""
+    """A source that raises an interrupt when it is read for the first time."""
 
     interrupts: ClassVar[list[BaseException]] = []
 
@@ -553,8 +602,8 @@ class Interrupting(io.BytesIO):
         return super().read(*size)
 
 
-class Undeterred(Command):
-    """Goes on with the next file after an interrupt."""
+class IgnoringInterrupts(Command):
+    """A command that continues with the next file after an interrupt."""
 
     def copy_file(self, *source: Any) -> None:
         with suppress(KeyboardInterrupt, SystemExit):
@@ -566,9 +615,10 @@ class Undeterred(Command):
 def test_error_names_the_files_that_an_interrupt_cancelled(
     site: Site, preload: bool, error: type[BaseException]
 ) -> None:
-    """A command that goes on after an interrupt fails, and publishes no manifest.
+    """A command that continues after an interrupt fails, and publishes no manifest.
 
-    Without `preload`, changed files are cancelled before their upload is submitted.
+    The error names all files that were not uploaded. Without `preload`, changed files
+    are cancelled before their upload is submitted.
     """
     site.backend = MANIFEST
     site.options |= {"collectfast_preload": preload, "collectfast_threads": 1}
@@ -590,18 +640,18 @@ def test_error_names_the_files_that_an_interrupt_cancelled(
     finder = finder_of({**new, "z.txt": Interrupting})
     with site.active(STATICFILES_FINDERS=[finder]):
         with pytest.raises(UploadError, match="the upload was interrupted") as caught:
-            _call(Undeterred())
+            _call(IgnoringInterrupts())
         over.set()
-    # The first upload may have begun, or not, when the source interrupts.
+    # The first upload may or may not have begun when the source raises the interrupt.
     assert caught.value.failures.keys() | {"0.txt"} == new.keys()
     assert site.bucket.read("staticfiles.json") == manifest
 
 
-# The process ends.
+# Processes that end after a failed run.
 
 
 def tolerate(name: str, ending: str) -> None:
-    """Run the command `name` in a process of its own, and end as `ending` says."""
+    """Run the command `name`, and end this process in the way of `ending`."""
     command = globals()[name]()
     _call(command)
     assert command.caught
@@ -615,7 +665,7 @@ def tolerate(name: str, ending: str) -> None:
 
 
 def tolerate_in_a_thread(name: str) -> None:
-    """Run the command `name` in a thread, which ends before the process does."""
+    """Run the command `name` in a thread that ends before the process does."""
     command = globals()[name]()
     thread = threading.Thread(target=_call, args=(command,))
     thread.start()
@@ -624,14 +674,14 @@ def tolerate_in_a_thread(name: str) -> None:
 
 
 def _process(site: Site, call: str) -> tuple[int, list[str], str]:
-    """Call a function of this module in a process of its own."""
+    """Call a function of this module in a new process."""
     code = f"import {__name__} as t; t.{call}"
     with managing(site, "shell", "-c", code) as process:
         try:
             output, errors = process.communicate(timeout=LONG)
         except subprocess.TimeoutExpired:
             pytest.fail("the process hangs")
-    copied = output.splitlines()[-1] if output else "[]"  # The shell may say more.
+    copied = output.splitlines()[-1] if output else "[]"  # The shell may print more.
     return process.returncode, json.loads(copied), errors
 
 
@@ -644,10 +694,13 @@ def _process(site: Site, call: str) -> tuple[int, list[str], str]:
         (InDelete, "raise", 1),
     ],
 )
-def test_copied_files_arrive_before_the_process_ends(
+def test_copied_files_are_uploaded_before_the_process_ends(
     site: Site, command: type[Tolerant], ending: str, status: int
 ) -> None:
-    """However the process ends, all copied files are there, with its own status."""
+    """All files that a failed run copied are uploaded before the process ends.
+
+    The process may return, exit or raise, and its exit status does not change.
+    """
     files = _write(site)
     _prepare(site, command)
     site.proxy.fault = SlowPuts()
@@ -658,10 +711,11 @@ def test_copied_files_arrive_before_the_process_ends(
     _assert_all_arrived(site, {name: files[name] for name in copied})
 
 
-def test_copied_files_of_a_thread_that_ended_arrive_before_the_process_ends(
-    site: Site,
-) -> None:
-    """A thread whose collectstatic failed may be gone; its files arrive."""
+def test_copied_files_of_a_thread_that_ended_are_uploaded(site: Site) -> None:
+    """All files that a failed run copied in a thread are uploaded before exit.
+
+    The thread has already ended when the process exits.
+    """
     files = _write(site)
     _prepare(site, InCopy)
     site.proxy.fault = SlowPuts()
@@ -672,7 +726,10 @@ def test_copied_files_of_a_thread_that_ended_arrive_before_the_process_ends(
 
 
 def test_failure_is_logged_before_the_process_ends(site: Site) -> None:
-    """The process's standard error names the file that was refused."""
+    """A refused upload of a failed run is on standard error before the process ends.
+
+    The message names the file and the reason.
+    """
     files = _write(site)
     _prepare(site, AfterCopy)
     refused = _first_source(site)
@@ -685,8 +742,11 @@ def test_failure_is_logged_before_the_process_ends(site: Site) -> None:
     _assert_all_arrived(site, expected)
 
 
-def test_hashed_files_arrive_before_the_process_ends(site: Site) -> None:
-    """Hashed files that post-processing has saved arrive, and no manifest does."""
+def test_hashed_files_are_uploaded_before_the_process_ends(site: Site) -> None:
+    """Hashed files that post-processing saved before it failed are uploaded.
+
+    No manifest is published.
+    """
     site.write("a.css", "a { background: url(i.png) }")
     site.write("i.png", "image")
     site.backend = f"{__name__}.RaisingAtTheEnd"
@@ -702,7 +762,7 @@ def test_hashed_files_arrive_before_the_process_ends(site: Site) -> None:
 
 
 class AfterLarge(Tolerant):
-    """Raises when a large file was just saved, after all small files."""
+    """A command that raises immediately after it saved a large file as the last one."""
 
     def copy_file(self, path: str, *rest: Any) -> None:
         super().copy_file(path, *rest)
@@ -710,10 +770,10 @@ class AfterLarge(Tolerant):
             raise self.error
 
 
-def test_large_file_arrives_before_the_process_ends(site: Site) -> None:
-    """A large file arrives although its upload begins when the interpreter exits.
+def test_large_file_is_uploaded_before_the_process_ends(site: Site) -> None:
+    """A large file is uploaded even if its upload begins when the interpreter exits.
 
-    The executors of s3transfer accept no calls then.
+    The executors of s3transfer accept no more calls at that time.
     """
     files = {f"{n}.txt": b"%d" % n for n in range(3)}
     files["large/a.bin"] = bytes(9 << 20)  # More than boto3's threshold.

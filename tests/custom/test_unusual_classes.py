@@ -1,4 +1,4 @@
-"""Subclasses and contents that are odd, but that django-storages works with."""
+"""Unusual subclasses and contents that django-storages supports."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.covering]
 PLAIN = "storages.backends.s3.S3StaticStorage"
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 
-# What get_object_parameters() is called with.
+# Arguments of `get_object_parameters`.
 
 
 class NotesNames:
-    """Notes the names that get_object_parameters() is called with."""
+    """A storage that records the arguments of `get_object_parameters`."""
 
     names: ClassVar[list[str]] = []
 
@@ -107,7 +107,10 @@ def _look(storage: Any) -> None:
 def test_names_for_get_object_parameters_of_a_program(
     site: Site, backend: str, plain: str, use: Callable[[Any], None]
 ) -> None:
-    """They are those that django-storages passes for the same calls."""
+    """A program's calls pass the same names to `get_object_parameters`.
+
+    They are compared with the names that django-storages passes.
+    """
     names = []
     for each in (plain, backend):
         site.backend = f"{__name__}.{each}"
@@ -125,11 +128,14 @@ def test_names_for_get_object_parameters_of_a_program(
 def test_names_for_get_object_parameters_in_a_collectstatic(
     site: Site, backend: str, plain: str, preload: bool, arguments: list[str]
 ) -> None:
-    """Two deploys pass no name that django-storages would not pass, cache or not."""
+    """Deploys pass no name to `get_object_parameters` that django-storages does not.
+
+    The storage may list the bucket or not.
+    """
     site.write("css/a.css", "a { background: url(../b.png) }")
     site.write("b.png", "image")
-    none = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
-    site.settings["CACHES"] = none
+    dummy = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+    site.settings["CACHES"] = dummy
     passed: list[set[str]] = []
     for each in (plain, backend):
         site.backend = f"{__name__}.{each}"
@@ -143,13 +149,13 @@ def test_names_for_get_object_parameters_in_a_collectstatic(
             site.collect(*arguments)
         passed.append({*NotesNames.names})
     assert passed[1] <= passed[0]
-    # Only opening a file passes the name below the location: the manifest's.
+    # Only `open` passes names that are relative to the location, here the manifest's.
     below = {n for n in passed[1] if not n.startswith(f"{site.bucket.location}/")}
     assert below <= {"staticfiles.json"}
 
 
 class PaysByKey:
-    """Has the requester pay, for keys below its location."""
+    """A storage that sets `RequestPayer` and `CacheControl` for full keys."""
 
     def get_object_parameters(self, name: str) -> dict[str, Any]:
         parameters = dict(super().get_object_parameters(name))  # type: ignore[misc]
@@ -172,7 +178,7 @@ class PlainPays(PaysByKey, S3StaticStorage):
 def test_parameters_by_key_are_sent_with_each_request_of_a_save(
     site: Site, backend: str
 ) -> None:
-    """A parameter that depends on the key is in the HEAD and in the PUT."""
+    """Parameters that depend on the key are sent with each HEAD and PUT of a save."""
     site.backend = f"{__name__}.{backend}"
     with site.storage() as storage:
         for content in (b"one", b"two", b"two"):
@@ -187,12 +193,15 @@ def test_parameters_by_key_are_sent_with_each_request_of_a_save(
 def test_parameters_by_key_are_sent_with_each_head_of_a_collectstatic(
     site: Site, cold: bool
 ) -> None:
-    """With preload=False a deploy sends HEAD requests, with the parameters by key."""
+    """Parameters that depend on the key are sent with each HEAD request of a deploy.
+
+    With `collectfast_preload=False` a deploy sends HEAD requests instead of a LIST.
+    """
     site.backend = f"{__name__}.Pays"
     site.options["collectfast_preload"] = False
-    none = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+    dummy = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
     if cold:
-        site.settings["CACHES"] = none
+        site.settings["CACHES"] = dummy
     files = site.write_many(5)
     for _ in range(2):
         site.collect()
@@ -201,7 +210,7 @@ def test_parameters_by_key_are_sent_with_each_head_of_a_collectstatic(
     assert site.bucket.files() == files
 
 
-# A client_config that cannot be assigned.
+# A `client_config` that cannot be assigned.
 
 
 def _config() -> Config:
@@ -209,13 +218,15 @@ def _config() -> Config:
 
 
 class ReadOnly:
+    """A storage with a property `client_config` that has no setter."""
+
     @property
     def client_config(self) -> Config:
         return _config()
 
 
 class Descriptor:
-    """Refuses to be assigned with an exception of its own."""
+    """A descriptor that raises TypeError when it is assigned."""
 
     def __get__(self, storage: Any, owner: type | None = None) -> Config:
         return _config()
@@ -225,11 +236,13 @@ class Descriptor:
 
 
 class Fixed:
+    """A storage with a descriptor `client_config` that refuses assignments."""
+
     client_config = Descriptor()
 
 
 class Cached:
-    """Has the same object each time, which must stay as it is."""
+    """A storage that returns the same `client_config` object each time."""
 
     @cached_property
     def _own_config(self) -> Config:
@@ -279,7 +292,10 @@ CONFIGURED = pytest.mark.parametrize(
 
 @CONFIGURED
 def test_client_config_that_cannot_be_assigned(site: Site, backend: str) -> None:
-    """A program saves, opens and looks, and the property is as the site wrote it."""
+    """A storage works in a program if its `client_config` cannot be assigned.
+
+    The attribute keeps the value of the subclass.
+    """
     site.backend = f"{__name__}.{backend}"
     with site.storage() as storage:
         storage.save("a.txt", ContentFile(b"one"))
@@ -297,7 +313,10 @@ def test_client_config_that_cannot_be_assigned(site: Site, backend: str) -> None
 def test_collectstatic_with_a_client_config_that_cannot_be_assigned(
     site: Site, backend: str
 ) -> None:
-    """All files arrive; the site's retries are those of the client."""
+    """Collectstatic uploads all files if `client_config` cannot be assigned.
+
+    The client uses the retries of the subclass's `client_config`.
+    """
     site.backend = f"{__name__}.{backend}"
     files = site.write_many(8)
     site.collect()
@@ -307,18 +326,18 @@ def test_collectstatic_with_a_client_config_that_cannot_be_assigned(
         assert used.retries["total_max_attempts"] == 2
 
 
-# Contents whose seek() returns nothing.
+# Contents that return None from `seek`.
 
 
 class SilentBytes(io.BytesIO):
-    """Returns None from seek(), as file objects of old libraries do."""
+    """A file object that returns None from `seek`, as old libraries do."""
 
     def seek(self, *position: int) -> None:  # type: ignore[override]
         super().seek(*position)
 
 
 class SilentFile:
-    """A file object with as few methods as django-storages needs."""
+    """A file object with only the methods that django-storages needs."""
 
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)
@@ -352,18 +371,21 @@ CONTENTS: dict[str, Callable[[bytes], Any]] = {
 }
 
 
-# All but the smallest contents are sent in parts, of a file that is read as it goes.
+# Contents of more than eight bytes are streamed, in parts of 5 MiB.
 IN_PARTS = TransferConfig(multipart_threshold=8, multipart_chunksize=5 << 20)
 
 
 @pytest.mark.parametrize("backend", [STATIC, PLAIN])
 @pytest.mark.parametrize("kind", CONTENTS)
 @pytest.mark.parametrize("gzip", [True, False])
-@pytest.mark.parametrize("config", [None, IN_PARTS], ids=["at once", "in parts"])
+@pytest.mark.parametrize("config", [None, IN_PARTS], ids=["whole", "streamed"])
 def test_content_whose_seek_returns_none(
     site: Site, backend: str, kind: str, gzip: bool, config: Any
 ) -> None:
-    """It is saved from its start, whole, and once more after a change."""
+    """A content that returns None from `seek` is saved completely, from its start.
+
+    A changed content is saved again.
+    """
     site.backend = backend
     site.options |= {"gzip": gzip, "transfer_config": config}
     with site.storage() as storage:
@@ -376,9 +398,12 @@ def test_content_whose_seek_returns_none(
 
 
 @BACKENDS
-@pytest.mark.parametrize("config", [None, IN_PARTS], ids=["at once", "in parts"])
+@pytest.mark.parametrize("config", [None, IN_PARTS], ids=["whole", "streamed"])
 def test_sources_whose_seek_returns_none(site: Site, backend: str, config: Any) -> None:
-    """A finder's files are collected, unchanged ones are not uploaded again."""
+    """Sources that return None from `seek` are uploaded in the first deploy only.
+
+    The second deploy counts both files as unmodified.
+    """
     site.backend = backend
     site.options["transfer_config"] = config
     contents = {"a.css": b"a { background: url(b.png) }", "b.png": b"larger image"}
@@ -393,11 +418,11 @@ def test_sources_whose_seek_returns_none(site: Site, backend: str, config: Any) 
     assert again.summary.startswith("0 static files copied, 2 unmodified")
 
 
-# The time of a name that is missing.
+# Modification times of missing files.
 
 
 class Times:
-    """What get_modified_time() raised, by name."""
+    """The exceptions that `get_modified_time` raised, by name."""
 
     raised: ClassVar[dict[str, BaseException | None]] = {}
 
@@ -415,6 +440,8 @@ NAMES = ("no/such.txt", "no.css", "a.txt.map", "no-such-folder")
 
 
 class InPostProcess:
+    """A storage that reads the times of missing files in `post_process`."""
+
     def post_process(self, paths: Any, **options: Any) -> Iterator[Any]:
         for name in NAMES:
             Times.take(self, name)
@@ -423,6 +450,8 @@ class InPostProcess:
 
 
 class InSave:
+    """A storage that reads the times of missing files in `save`."""
+
     def save(self, name: str, *args: Any, **kwargs: Any) -> str:
         for missing in NAMES:
             Times.take(self, missing)
@@ -431,6 +460,8 @@ class InSave:
 
 
 class InCopy(Command):
+    """A command that reads the times of missing files in `copy_file`."""
+
     def copy_file(self, *args: Any) -> None:
         for name in NAMES:
             Times.take(self.storage, name)
@@ -473,7 +504,10 @@ class PlainInSave(InSave, S3StaticStorage):
 def test_modified_time_of_a_missing_name_in_a_collectstatic(
     site: Site, backend: str, command: type[Command]
 ) -> None:
-    """get_modified_time() raises ClientError with status 404, as django-storages'."""
+    """`get_modified_time` of a missing file raises ClientError with status 404.
+
+    django-storages raises the same error, and custom code may catch it during a run.
+    """
     site.backend = backend
     site.write_all({"a.txt": b"a", "b.txt": b"b"})
     Times.raised.clear()
@@ -487,12 +521,12 @@ def test_modified_time_of_a_missing_name_in_a_collectstatic(
         assert error.operation_name == "HeadObject"
 
 
-# Parameters that there are not.
+# Object parameters that do not exist.
 
 WRONG: dict[str, dict[str, Any]] = {
     "unknown": {"CacheContrl": "max-age=60"},
     "unknown, of another request": {"Prefix": "a"},
-    "unknown, beside one that is known": {"CacheControl": "no-cache", "Expirse": 1},
+    "unknown, with one that is known": {"CacheControl": "no-cache", "Expirse": 1},
     "of put_object only": {"Body": b"another"},
     "a wrong type": {"CacheControl": 60},
     "a wrong type of metadata": {"Metadata": "a=b"},
@@ -500,6 +534,8 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 class ByMethod:
+    """A storage that returns `parameters` from `get_object_parameters`."""
+
     parameters: ClassVar[dict[str, Any]] = {}
 
     def get_object_parameters(self, name: str) -> dict[str, Any]:
@@ -520,7 +556,10 @@ class PlainByMethod(ByMethod, S3StaticStorage):
 def test_wrong_parameter_in_save(
     site: Site, wrong: str, place: str, there: bool
 ) -> None:
-    """save() raises the same exception with the same text as django-storages."""
+    """A wrong object parameter makes `save` raise the same error as django-storages.
+
+    Both the type and the text of the exception are the same.
+    """
     raised = []
     ByMethod.parameters = WRONG[wrong]
     backends = {
@@ -545,7 +584,10 @@ def test_wrong_parameter_in_save(
 def test_wrong_parameter_in_a_collectstatic(
     site: Site, backend: str, wrong: str
 ) -> None:
-    """The command ends with an error that names the parameter; nothing is uploaded."""
+    """A wrong object parameter ends collectstatic with an error that names it.
+
+    No file is uploaded.
+    """
     site.backend = backend
     site.options["object_parameters"] = WRONG[wrong]
     site.write_many(30)

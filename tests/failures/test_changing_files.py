@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def _patterns(one: bytes, other: bytes, *, each_read: bool) -> dict[str, Source]:
-    """Return a file for each order of the states `one` and `other`, four at a time."""
+    """Return a source for each sequence of four states that are `one` or `other`."""
 
     def changing(number: int) -> Source:
         states = cycle(other if number >> bit & 1 else one for bit in range(4))
@@ -29,7 +29,7 @@ def _patterns(one: bytes, other: bytes, *, each_read: bool) -> dict[str, Source]
 
 
 def _noise(seed: int, size: int) -> bytes:
-    """What gzip makes no smaller."""
+    """Return random bytes, which gzip cannot compress."""
     return random.Random(seed).randbytes(size)
 
 
@@ -43,7 +43,7 @@ def _stored(site: Site, name: str) -> bytes:
 def _collect(
     site: Site, sources: Mapping[str, Source], *, cache: int
 ) -> dict[str, str]:
-    """Collect with the cache of that number, and return what went wrong, by name."""
+    """Collect with the cache of that number, and return the failures by name."""
     backend = "django.core.cache.backends.locmem.LocMemCache"
     caches = {"default": {"BACKEND": backend, "LOCATION": f"{site.root}-{cache}"}}
     finders = [finder_of(sources)]
@@ -64,14 +64,14 @@ STATES = {
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("each_read", [False, True], ids=["replaced", "overwritten"])
-def test_file_that_changes_while_it_is_read_is_never_remembered_as_another(
+def test_file_that_changes_while_it_is_read_is_correct_after_the_next_run(
     site: Site, each_read: bool, streamed: bool, compress: bool
 ) -> None:
-    """
-    One state of it arrives, or an error names it; and whatever it settles on, the next
-    run leaves that in the bucket.
+    """A file that changed while it was read is correct after the next run.
 
-    Whatever the order in which it changes, and whether the cache knew it before.
+    The first run uploads one complete state of the file, or an error names it. The
+    upload cache must not contain a wrong hash of it, because the next run would then
+    skip the file.
     """
     site.options["gzip"] = compress
     if streamed:
@@ -79,10 +79,11 @@ def test_file_that_changes_while_it_is_read_is_never_remembered_as_another(
     sources, states = {}, {}
     for kind, pair in STATES.items():
         for name, source in _patterns(*pair, each_read=each_read).items():
-            sources[f"{kind}-{name}"], states[f"{kind}-{name}"] = source, pair
+            sources[f"{kind}-{name}"] = source
+            states[f"{kind}-{name}"] = pair
     for turn in (0, 1):
         errors = _collect(site, sources, cache=turn)
-        # What is overwritten in place may look like a mixture whenever it is read.
+        # A read of a file that is overwritten in place may return a mixture of both.
         if not each_read:
             arrived = [name for name in sources if name not in errors]
             assert all(_stored(site, name) in states[name] for name in arrived)
@@ -95,7 +96,10 @@ def test_file_that_changes_while_it_is_read_is_never_remembered_as_another(
 def test_large_file_that_is_replaced_while_it_is_read(
     site: Site, compress: bool
 ) -> None:
-    """All parts of a multipart upload are of one state, or there is an error."""
+    """A multipart upload contains one complete state of the file, or it fails.
+
+    The next run uploads the final state.
+    """
     site.options |= {"transfer_config": IN_PARTS, "gzip": compress}
     states = _noise(1, 6 * MIB), _noise(2, 6 * MIB)
     sources = _patterns(*states, each_read=False)
@@ -108,7 +112,10 @@ def test_large_file_that_is_replaced_while_it_is_read(
 
 
 def test_file_that_changed_while_it_was_read_is_named(site: Site) -> None:
-    """With what happened to it; those beside it arrive."""
+    """A file that changed while it was read is named in the error, with this reason.
+
+    Files that did not change are uploaded.
+    """
     site.options["transfer_config"] = STREAMED
     states = STATES["text"]
     errors = _collect(site, _patterns(*states, each_read=False), cache=0)

@@ -1,4 +1,4 @@
-"""Objects, manifests, listings and answers that are damaged, or made by an attacker."""
+"""Objects, manifests, listings and responses that are damaged or malicious."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ONE_ATTEMPT = Config(retries={"total_max_attempts": 1}, connect_timeout=2)
 
 
 def _fingerprint(site: Site, name: str) -> dict[str, str]:
-    """Return the metadata that the package writes where ETags are opaque."""
+    """Return the metadata that the package writes if ETags are opaque."""
     Opaque(site.proxy)
     site.write("0.txt", "This file shows that ETags are opaque.")
     site.collect()
@@ -57,7 +57,7 @@ def _fingerprint(site: Site, name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("encryption", "content", "preload"),
     [
-        ("no", b"wante!", True),  # Another file shows that ETags are MD5s here.
+        ("no", b"wante!", True),  # Another file shows that these ETags are MD5s.
         ("no", b"short", True),
         ("no", b"a longer one", False),
         ("aws:kms", b"short", True),
@@ -68,9 +68,10 @@ def _fingerprint(site: Site, name: str) -> dict[str, str]:
 def test_object_that_was_rewritten_with_its_old_metadata_is_uploaded(
     site: Site, preload: bool, encryption: str, content: bytes
 ) -> None:
-    """A fingerprint is not trusted if the object's ETag or length contradicts it.
+    """An object is uploaded again if its ETag or length contradicts its fingerprint.
 
-    Tools that rewrite objects, to minify or to scan them, keep the metadata.
+    Tools that rewrite objects, for example to minify or to scan them, keep the old
+    metadata.
     """
     site.write("a.css", b"wanted")
     metadata = _fingerprint(site, "a.css")
@@ -85,14 +86,15 @@ def test_object_that_was_rewritten_with_its_old_metadata_is_uploaded(
     assert "a.css" not in site.collect(**cold(site)).put
 
 
-@pytest.mark.parametrize("worthless", ["0-0", "-", "", "x" * 100, "0-0-0"])
-def test_worthless_fingerprints_cost_few_requests(site: Site, worthless: str) -> None:
-    """A plain bucket stays one, although objects have fingerprints of another place.
+@pytest.mark.parametrize("invalid", ["0-0", "-", "", "x" * 100, "0-0-0"])
+def test_invalid_fingerprints_cost_few_requests(site: Site, invalid: str) -> None:
+    """A bucket with invalid fingerprints is still treated as one with MD5 ETags.
 
-    The run sends a HEAD for a sample of the files, and tags none of them.
+    The run sends HEAD requests for a sample of the files only, and adds a fingerprint
+    to none of them.
     """
     for number in range(48):
-        metadata = {FINGERPRINT: worthless} if number % 2 == 0 else {}
+        metadata = {FINGERPRINT: invalid} if number % 2 == 0 else {}
         name = f"{number:02}.css"
         site.bucket.put(name, b"old", ContentType="text/css", Metadata=metadata)
         site.write(name, "new")
@@ -103,7 +105,7 @@ def test_worthless_fingerprints_cost_few_requests(site: Site, worthless: str) ->
     assert {*site.bucket.files().values()} == {b"new"}
 
 
-# The manifest.
+# Damaged manifests.
 
 PATHS = {
     "outside": {"a.css": "../x"},
@@ -133,12 +135,12 @@ PATHS = {
 def test_damaged_manifest_is_replaced(
     site: Site, backend: str, arguments: list[str], paths: str
 ) -> None:
-    """A deploy ignores the paths that are not names, and writes a good manifest.
+    """A deploy ignores paths in the manifest that are not names, and replaces it.
 
-    django-storages does so too, which is the control.
+    django-storages alone, as a control case, does the same.
     """
     if backend == PLAIN_MANIFEST and arguments:
-        pytest.skip("--clear of django-storages is another matter")
+        pytest.skip("django-storages implements --clear differently")
     site.backend = backend
     site.write("a.css", "a { background: url(b.png) }")
     site.write("b.png", "b")
@@ -158,7 +160,10 @@ def test_damaged_manifest_is_replaced(
 def test_names_of_the_manifest_that_a_complete_listing_lacks_cost_nothing(
     site: Site,
 ) -> None:
-    """A manifest with a thousand missing names causes no HEAD for each of them."""
+    """A manifest with a thousand missing names does not cause a HEAD for each name.
+
+    The listing is complete, so it shows that these objects do not exist.
+    """
     site.backend = MANIFEST
     site.write_many(3)
     Opaque(site.proxy)
@@ -173,18 +178,18 @@ def test_names_of_the_manifest_that_a_complete_listing_lacks_cost_nothing(
     assert not {*missing} & {*site.manifest()}
 
 
-# Keys.
+# Unusual and malicious keys.
 
 
 class OwnDelete(CollectfastS3StaticStorage):
-    """Has a `delete` that does nothing else than Django's."""
+    """A storage with a `delete` that only calls the inherited one."""
 
     def delete(self, name: str) -> None:
         super().delete(name)
 
 
 class DirectDelete(CollectfastS3StaticStorage):
-    """Deletes in the way of django-storages, without calling it."""
+    """A storage with a `delete` that repeats the code of django-storages."""
 
     def delete(self, name: str) -> None:
         self.bucket.Object(self._normalize_name(clean_name(name))).delete()
@@ -208,9 +213,9 @@ class DirectDelete(CollectfastS3StaticStorage):
 def test_clear_does_not_delete_a_collected_file_by_another_spelling(
     site: Site, odd: str, storage: type
 ) -> None:
-    """An object with an odd key is deleted by that key or not at all.
+    """`--clear` deletes an object with an unusual key by exactly that key, or not.
 
-    The file that has the normalized key stays, and other objects are deleted.
+    A file with the normalized key is not deleted. Other left-over objects are.
     """
     module = __name__ if storage.__module__ == __name__ else "collectfast_storage"
     site.backend = f"{module}.{storage.__name__}"
@@ -256,7 +261,7 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 def test_control_characters_in_keys_are_printed_escaped(
     site: Site, caplog: pytest.LogCaptureFixture, arguments: list[str]
 ) -> None:
-    """`--clear` prints the key of a deleted object in one line, as text."""
+    """`--clear` prints the key of a deleted object in one line, with escapes."""
     site.write("a.css", "a")
     site.bucket.put(EVIL, b"x")
     with caplog.at_level("DEBUG", "collectfast_storage"):
@@ -267,7 +272,7 @@ def test_control_characters_in_keys_are_printed_escaped(
 
 
 def _messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the package has logged."""
+    """Return the messages that the package has logged."""
     return [r.getMessage() for r in caplog.records if r.name == "collectfast_storage"]
 
 
@@ -277,7 +282,7 @@ def _messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_control_characters_in_names_that_failed_are_escaped(
     site: Site, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """The error names a file as text, and `failures` has its name as it is."""
+    """The text of an error has escapes in names, and `failures` has the exact names."""
     site.write("a.css", "a")
     if kind == "PUT":
         site.write(EVIL, "x")
@@ -310,7 +315,7 @@ def test_control_characters_in_names_that_failed_are_escaped(
 def test_control_characters_in_header_values_are_escaped(
     site: Site, caplog: pytest.LogCaptureFixture, value: str
 ) -> None:
-    """The warning about changed headers quotes the old value as text."""
+    """The warning about changed headers prints the old value with escapes."""
     site.options["object_parameters"] = {"CacheControl": "max-age=1"}
     site.write_many(8)
     site.collect()
@@ -332,7 +337,7 @@ def test_control_characters_in_header_values_are_escaped(
     assert not any(CONTROL.search(message) for message in [output, *messages])
 
 
-# Secrets in the endpoint's URL.
+# Secrets in the URL of the endpoint.
 
 SECRET = "secret-word"
 
@@ -340,7 +345,7 @@ SECRET = "secret-word"
 def _without_secrets(
     site: Site, caplog: pytest.LogCaptureFixture, *arguments: str
 ) -> str:
-    """Run a deploy that fails; return its error, which must not have the secret."""
+    """Run a deploy that fails, and return its error, which must not contain secrets."""
     with (
         caplog.at_level("DEBUG", "collectfast_storage"),
         pytest.raises(CommandError) as caught,
@@ -369,7 +374,10 @@ def test_password_of_an_endpoint_that_cannot_be_reached_is_not_printed(
     arguments: list[str],
     preload: bool,
 ) -> None:
-    """Errors and log lines have the endpoint without user and password."""
+    """Errors and log lines about an unreachable endpoint contain no user or password.
+
+    They contain its host.
+    """
     site.options |= {
         "endpoint_url": f"{scheme}://some-user:{SECRET}@{host}",
         "client_config": ONE_ATTEMPT,
@@ -393,7 +401,7 @@ def test_password_of_an_endpoint_that_cannot_be_reached_is_not_printed(
 def test_password_of_an_endpoint_that_fails_is_not_printed(
     site: Site, caplog: pytest.LogCaptureFixture, kind: str, how: str
 ) -> None:
-    """Whatever request fails, and in whatever way, no line has the password."""
+    """Errors and log lines about any failed request contain no user or password."""
     location = site.proxy.endpoint.replace("://", f"://some-user:{SECRET}@")
     config = Config(retries={"total_max_attempts": 1}, read_timeout=0.3)
     site.options |= {"endpoint_url": location, "client_config": config}
@@ -407,7 +415,7 @@ def test_password_of_an_endpoint_that_fails_is_not_printed(
         elif request.kind in (kind, kind.split()[0]):
             if how == "silent":
                 handler.connection.settimeout(2)
-                handler.connection.recv(1)  # Until the client closes the connection.
+                handler.connection.recv(1)  # Wait until the client disconnects.
             handler.reset()
         elif request.kind == "LIST":
             key = site.bucket.key("left over.css").replace(" ", "+")
@@ -420,7 +428,7 @@ def test_password_of_an_endpoint_that_fails_is_not_printed(
     _without_secrets(site, caplog, *(["--clear"] if kind == "DELETE MANY" else []))
 
 
-# Listings that do not end.
+# Endless listings.
 
 
 def _descending(number: int) -> str:
@@ -437,7 +445,7 @@ def _two_sequences(number: int) -> str:
 
 @pytest.mark.parametrize("arguments", [[], ["--clear"]], ids=["", "clear"])
 @pytest.mark.parametrize("key", [_descending, _zigzag, _two_sequences])
-@pytest.mark.parametrize("first", [0, 3], ids=["at once", "later"])
+@pytest.mark.parametrize("first", [0, 3], ids=["first page", "later"])
 def test_listing_whose_keys_do_not_advance_ends(
     site: Site,
     caplog: pytest.LogCaptureFixture,
@@ -445,12 +453,13 @@ def test_listing_whose_keys_do_not_advance_ends(
     key: Callable[[int], str],
     first: int,
 ) -> None:
-    """A listing of ever new keys in no order is not a listing, and nothing is deleted.
+    """A listing with keys that are not sorted is rejected, and nothing is deleted.
 
-    With `--clear` the deploy fails. Otherwise it may send a HEAD for each file instead,
-    as for any bucket that cannot be listed, and says so.
+    Such a listing might never end. With `--clear` the deploy fails. Otherwise it may
+    send one HEAD per file instead, as for any bucket that cannot be listed, and logs a
+    warning.
     """
-    limit = 200  # pages, after which this listing does end
+    limit = 200  # pages after which this listing ends
     pages = itertools.count()
     number = 0
     site.write("a.css", "a")
@@ -472,13 +481,13 @@ def test_listing_whose_keys_do_not_advance_ends(
         try:
             site.collect(*arguments)
         except CommandError as error:
-            said = str(error)
+            message = str(error)
         else:
             assert not arguments
             assert site.bucket.read("a.css") == b"a"
-            said = " ".join(_messages(caplog))
+            message = " ".join(_messages(caplog))
     assert number < limit
-    assert "listing" in said.lower()
+    assert "listing" in message.lower()
     assert "left over.css" in site.bucket.names()
     assert not any(kind.startswith("DELETE") for kind in site.proxy.count())
 
@@ -488,7 +497,7 @@ def test_listing_whose_keys_do_not_advance_ends(
 
 @contextmanager
 def _other_host(address: str) -> Iterator[tuple[int, list[str]]]:
-    """Run a server at `address`; give its port and the requests that it has got."""
+    """Run a server at `address`; yield its port and the list of its requests."""
     requests: list[str] = []
 
     class Recording(BaseHTTPRequestHandler):
@@ -520,13 +529,18 @@ def _other_host(address: str) -> Iterator[tuple[int, list[str]]]:
 def test_redirect_of_an_upload_by_obstore_is_not_followed(
     site: Site, server: Server, status: int, host: str
 ) -> None:
-    """No request goes to another host, and boto3 uploads the file."""
+    """obstore does not follow a redirect to another host, and boto3 uploads the file.
+
+    A followed redirect would send credentials to the other host.
+    """
     files = site.write_many(4)
     by_obstore: list[str] = []
     address = "127.0.0.1" if host == "localhost" else host
     with (
         _other_host(address) as (port, requests),
-        proxy(server.endpoint, sign=server.signed, tls=False) as plain,
+        proxy(
+            server.endpoint, sign=server.signed, tls=False, trusted=server.authority
+        ) as plain,
     ):
         site.proxy = plain
         site.options["security_token"] = "session-token"
@@ -537,7 +551,7 @@ def test_redirect_of_an_upload_by_obstore_is_not_followed(
                 by_obstore.append(request.key)
                 location = f"http://{host}:{port}{handler.path}"
                 handler.answer(status, b"", [("Location", location)])
-            else:  # The server knows no tokens.
+            else:  # The server does not support session tokens.
                 sign_again(handler, server, body)
                 handler.pass_on(body)
             return True

@@ -1,4 +1,4 @@
-"""What concerns every file is said once, and ends the run soon."""
+"""Errors that concern every file: reported once, and the run ends early."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 
 
 def _fails(site: Site, capsys: pytest.CaptureFixture[str]) -> str:
-    """Deploy; return the error, which is short, as is all that Django says before."""
+    """Run a deploy that fails, and return its error.
+
+    The error is short, and so is the rest of standard error.
+    """
     with pytest.raises(CommandError) as caught:
         site.collect()
     error = str(caught.value)
     assert len(error.splitlines()) <= 5
     assert "Traceback" not in error
     assert "try again" not in error
-    told = capsys.readouterr().err
-    assert len(told) < 1000
-    assert "failed!" not in told
+    printed = capsys.readouterr().err
+    assert len(printed) < 1000
+    assert "failed!" not in printed
     return error
 
 
@@ -45,7 +48,10 @@ def test_every_upload_is_refused(
     advice: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Twenty are enough to see it; they are one line, with what to look at."""
+    """A run ends after twenty uploads failed for the same reason.
+
+    The error has one line for all of them, which says what to check.
+    """
     site.backend = backend
     site.write_many(300)
 
@@ -56,17 +62,19 @@ def test_every_upload_is_refused(
 
     site.proxy.fault = fault
     error = _fails(site, capsys)
-    first_line = "Could not upload 20 files; the other files were not tried:"
-    assert error.startswith(first_line)
+    assert error.startswith(
+        "Could not upload 20 files; the other files were not tried:"
+    )
     assert re.search(rf"  20 files, for example \S+: .*{code}.*{advice}", error)
-    # One by one, until the first success tells what ETags are like.
+    # Files are uploaded one by one before the first success, because its ETag shows
+    # whether ETags are MD5s.
     assert 20 <= len(site.put()) <= 60
 
 
-def test_parameter_that_there_is_not(
+def test_unknown_object_parameter(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is found before anything is sent."""
+    """An unknown object parameter is an error before any file is uploaded."""
     site.write_many(300)
     site.options["object_parameters"] = {"CacheContrl": "max-age=60"}
     error = _fails(site, capsys)
@@ -85,10 +93,13 @@ def test_parameter_that_there_is_not(
         (404, "NoSuchBucket"),
     ],
 )
-def test_in_the_middle(
+def test_bucket_error_in_the_middle_of_a_deploy(
     site: Site, status: int, code: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One sentence about the bucket; what arrived before is remembered."""
+    """An error that concerns the whole bucket ends the run with one sentence.
+
+    The next deploy uploads the remaining files, and few of the others again.
+    """
     files = site.write_many(300)
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
@@ -105,7 +116,8 @@ def test_in_the_middle(
     arrived = set(site.bucket.names())
     assert 30 <= len(arrived) < 300
     site.proxy.fault = None
-    # But those that were under way, of which nobody knows.
+    # Uploads that were running when the run ended may be repeated, because the result
+    # of those requests is not known.
     assert len(set(site.collect().put) & arrived) <= 20
     assert site.bucket.files() == files
 
@@ -116,7 +128,10 @@ def test_credentials_that_cannot_be_refreshed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A program that is to bring them fails: no file is to blame."""
+    """A failing `credential_process` is an error of the bucket, and not of a file.
+
+    No request is sent.
+    """
     config = tmp_path / "config"
     config.write_text("[default]\ncredential_process = false\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
@@ -127,8 +142,11 @@ def test_credentials_that_cannot_be_refreshed(
     assert site.proxy.count() == {}
 
 
-def test_some_that_fail_of_their_own_stop_nobody(site: Site) -> None:
-    """All others arrive; with a success between them, no number is too many."""
+def test_single_failures_do_not_end_the_run(site: Site) -> None:
+    """All other files are uploaded if thirty single uploads fail.
+
+    A run ends early only if uploads fail without a successful one between them.
+    """
     files = site.write_many(150)
     refused = {name for name in files if re.search(r"file\d*[05]\.", name)}
 
@@ -147,8 +165,8 @@ def test_some_that_fail_of_their_own_stop_nobody(site: Site) -> None:
     assert str(caught.value).startswith("Could not upload 30 files:\n  30 files, for")
 
 
-def test_few_of_one_reason_are_each_named(site: Site) -> None:
-    """And each reason has its line."""
+def test_single_failed_file_is_named_with_its_reason(site: Site) -> None:
+    """The error for a single failed file has a line with its name and the reason."""
     site.write_all({f"{n}.css": b"x" for n in range(8)})
     site.proxy.fault = refuse("PUT", "/3", "three")
     with pytest.raises(
@@ -157,8 +175,11 @@ def test_few_of_one_reason_are_each_named(site: Site) -> None:
         site.collect()
 
 
-def test_urls_are_cut_to_their_host(site: Site) -> None:
-    """They may be signed, and differ for each file."""
+def test_urls_in_errors_are_shortened_to_their_host(site: Site) -> None:
+    """URLs in errors contain only the host.
+
+    A complete URL may contain a signature, and differs for each file.
+    """
     cause = ValueError('at "https://s3.example.com/b/a.css?X-Amz-Signature=1" it ended')
     text = str(BucketError("b", cause))
     assert text == ("Cannot use bucket 'b': at \"https://s3.example.com/…\" it ended")

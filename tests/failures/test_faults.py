@@ -1,7 +1,9 @@
-"""What goes wrong on the way to S3: all arrives, or the exit status says what did not.
+"""Faults between the deploy and S3.
 
-Each fault befalls the second release of a site. Whatever it is, the first release stays
-whole until the second one is, and the next run sends what is missing and nothing else.
+Either all files are uploaded, or the command fails and names those that are missing.
+Each fault occurs in the deploy of a site's second release. The first release is
+Each fault occurs in the deploy of a site's second release. The first release remains
+missing files.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ from tests.support.site import MANIFEST as MANIFEST_STORAGE
 pytestmark = pytest.mark.slow
 
 MANIFEST = "staticfiles.json"
-# One attempt of boto3's own, so that no test waits for its patience to end.
-HASTY = Config(retries={"total_max_attempts": 1})
+# One attempt of boto3, because tests need not wait for its retries.
+ONE_ATTEMPT = Config(retries={"total_max_attempts": 1})
 
 
 def _is(*parts: str) -> faults.Victim:
@@ -46,7 +48,7 @@ def _is(*parts: str) -> faults.Victim:
 
 @dataclass
 class Trial:
-    """A site whose second release meets a fault."""
+    """A site with a first release, and the deploy of a second one with a fault."""
 
     site: Site
     by_obstore: bool
@@ -59,9 +61,9 @@ class Trial:
 
     def release_one(self) -> None:
         site = self.site
-        site.options.setdefault("client_config", HASTY)
+        site.options.setdefault("client_config", ONE_ATTEMPT)
         self.secrets.append(site.bucket.server.secret_key)
-        if not self.by_obstore:  # Which does not know of storage classes.
+        if not self.by_obstore:  # obstore does not support storage classes.
             site.options["object_parameters"] = {"StorageClass": "STANDARD"}
         for number in range(7):
             site.write(f"dir{number % 3}/file{number}.txt", f"one {number}")
@@ -84,7 +86,7 @@ class Trial:
         self.expected = self._locally()
 
     def _locally(self) -> dict[str, bytes]:
-        """What the bucket must hold in the end."""
+        """Return the files that must be in the bucket in the end."""
         storages = {"staticfiles": {"BACKEND": LOCAL[self.site.backend]}}
         self.site.collect(STORAGES=storages)
         root = self.site.root / "collected"
@@ -94,16 +96,19 @@ class Trial:
     def deploy(
         self, fault: faults.Fault, *arguments: str, backend: str | None = None
     ) -> None:
-        """Run into `fault`, and look at what no fault excuses."""
+        """Deploy with `fault`, and check all that must hold with every fault.
+
+        No output contains a secret, and the cache contains no wrong entry.
+        """
         self.error = ""
         site = replace(self.site, backend=backend or self.site.backend)
         with self.caplog.at_level("INFO"), fault.in_force(site.proxy):
-            said = self._collect(site, *arguments)
+            output = self._collect(site, *arguments)
         assert fault.harmed
         self.requests = list(self.site.proxy.requests)
         self.put = self.site.put()
         self.after = self.site.bucket.files()
-        text = said + self.caplog.text + "".join(self.capsys.readouterr())
+        text = output + self.caplog.text + "".join(self.capsys.readouterr())
         assert [secret for secret in self.secrets if secret in text] == []
         self.check_cache()
 
@@ -113,33 +118,36 @@ class Trial:
         except CommandError as error:
             self.error = str(error)
             self.failed = {*getattr(error, "failures", ())}
-            said = "".join(traceback.format_exception(error)) + repr(error)
+            output = "".join(traceback.format_exception(error)) + repr(error)
         else:
             return deploy.output
-        gc.collect()  # The run ends with its command, which the error held.
-        return said
+        gc.collect()  # Release the command, and with it the run.
+        return output
 
     def check_cache(self) -> None:
-        """Nothing is remembered but what the bucket really holds."""
+        """Assert that the upload cache contains only objects that are in the bucket."""
         with self.site.storage() as storage:
-            memory = storage._collectfast_cache("default")
+            cache = storage._collectfast_cache("default")
         etags = self.site.bucket.etags()
         for name in {*self.after, *self.before, *self.expected}:
-            remembered = memory.get(name)
-            if remembered is not None and remembered is not DOUBTFUL:
+            cached = cache.get(name)
+            if cached is not None and cached is not DOUBTFUL:
                 md5 = hashlib.md5(self.after[name]).hexdigest()
-                assert remembered.fingerprint.md5 == md5, name
-                assert remembered.etag == etags[name], name
+                assert cached.fingerprint.md5 == md5, name
+                assert cached.etag == etags[name], name
 
-    def arrives(self) -> None:
+    def check_success(self) -> None:
+        """Assert that the deploy succeeded with all files of the second release."""
         assert self.error == ""
-        self.new_release_is_whole()
-        self.converges(set())
+        self.check_new_release()
+        self.check_next_deploys(set())
 
-    def fails(self, *, uncertain: bool = False) -> None:
-        """Missing files are named, each once if few; the old release is whole.
+    def check_failure(self, *, uncertain: bool = False) -> None:
+        """Assert that the error names the missing files, and the old release is kept.
 
-        Files of which the answer was lost are there, and named as well: `uncertain`.
+        Up to five files are named one by one. With `uncertain` the responses to some
+        uploads were lost, so these files are in the bucket although the error names
+        them.
         """
         assert self.error
         failed = self.failed
@@ -151,20 +159,23 @@ class Trial:
             assert missing - {MANIFEST} == set()
         else:
             assert missing - {MANIFEST} == failed
-        self.old_release_is_whole()
-        self.converges(missing | failed)
+        self.check_old_release()
+        self.check_next_deploys(missing | failed)
 
-    def fails_as_a_whole(self, reason: str) -> None:
-        """The bucket is named, as it is not for a file that all this fails."""
+    def check_bucket_error(self, reason: str) -> None:
+        """Assert that the error names the bucket and `reason`, and not single files."""
         assert re.search(rf"Cannot use bucket 'tests': .*{reason}", self.error)
-        self.old_release_is_whole()
-        self.converges()
+        self.check_old_release()
+        self.check_next_deploys()
 
     def missing(self) -> set[str]:
         return {n for n, c in self.expected.items() if self.after.get(n) != c}
 
-    def new_release_is_whole(self) -> None:
-        """Beside it there is nothing but what the old manifest names, if anything."""
+    def check_new_release(self) -> None:
+        """Assert that the new release is complete.
+
+        The only other objects are those that the old manifest names, if there is one.
+        """
         assert {n: c for n, c in self.after.items() if n in self.expected} == (
             self.expected
         )
@@ -173,8 +184,8 @@ class Trial:
             named = {*json.loads(self.before[MANIFEST])["paths"].values()}
         assert self.after.keys() - self.expected.keys() <= named
 
-    def old_release_is_whole(self) -> None:
-        """Nothing was deleted, and what the old manifest names is as it was."""
+    def check_old_release(self) -> None:
+        """Assert that no file was deleted, and that the old release is unchanged."""
         assert [r.kind for r in self.requests if r.kind.startswith("DELETE")] == []
         assert self.after.keys() >= self.before.keys()
         own = {*self.before} - {*self.expected}
@@ -183,8 +194,11 @@ class Trial:
             own |= {*json.loads(self.before[MANIFEST])["paths"].values()}
         assert {n: self.after[n] for n in own} == {n: self.before[n] for n in own}
 
-    def converges(self, missing: set[str] | None = None) -> None:
-        """From a fresh checkout, with no fault: what is missing, and then nothing."""
+    def check_next_deploys(self, missing: set[str] | None = None) -> None:
+        """Assert that the next deploy uploads the missing files, and later ones none.
+
+        These deploys meet no fault, and all sources have new modification times.
+        """
         missing = self.missing() if missing is None else missing
         for expected in (missing, set[str](), set[str]()):
             self.site.touch()
@@ -192,7 +206,7 @@ class Trial:
             assert {*deploy.put} == expected
             assert len(deploy.put) == len(expected)
             self.after = self.site.bucket.files()
-            self.new_release_is_whole()
+            self.check_new_release()
             self.check_cache()
         assert self.after == self.expected
         assert deploy.requests["DELETE MANY"] == 0
@@ -200,7 +214,8 @@ class Trial:
         bucket = self.site.bucket
         bucket.client.head_object(Bucket=bucket.name, Key=other)
 
-    def obstore_sent_what_was_not_harmed(self, fault: faults.Fault) -> None:
+    def check_obstore(self, fault: faults.Fault) -> None:
+        """Assert that obstore uploaded the files that the fault did not affect."""
         harmed = {self.site.name(key) for key in fault.harmed} | {MANIFEST}
         by_obstore = {
             self.site.name(request.key)
@@ -210,7 +225,7 @@ class Trial:
         }
         others = {*self.put} - harmed if self.by_obstore else set()
         assert by_obstore - harmed <= others
-        if len(harmed) < 3:  # In a row, they are reason enough to stop using it.
+        if len(harmed) < 3:  # After three failures in a row, obstore is not used.
             assert by_obstore - harmed == others
 
 
@@ -228,7 +243,7 @@ def trial(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> Trial:
-    """A first release is up, and the sources are those of the second."""
+    """Return a trial with the first release deployed and the second one's sources."""
     by_obstore = request.param == "obstore"
     if by_obstore and importlib.util.find_spec("obstore") is None:
         pytest.skip("obstore is not installed")
@@ -239,17 +254,17 @@ def trial(
     return trial
 
 
-MadeFor = Callable[..., faults.Fault]
-FAULTS: dict[str, tuple[MadeFor, faults.Victim, str]] = {
+FaultFactory = Callable[..., faults.Fault]
+FAULTS: dict[str, tuple[FaultFactory, faults.Victim, str]] = {
     "slow down": (
         partial(faults.Refusal, 503, "SlowDown"),
-        _is("/file0.", "/file5."),  # A fifth of them.
+        _is("/file0.", "/file5."),  # A fifth of the files.
         "SlowDown",
     ),
     "reset": (
         faults.ResetInBody,
         _is("/file1.", "/pixel."),
-        # OpenSSL calls it an EOF, if it comes while it writes.
+        # OpenSSL reports an EOF if the reset occurs while it writes.
         "Connection (was closed|reset|aborted)|Could not connect|EOF occurred",
     ),
     "damage": (
@@ -258,7 +273,7 @@ FAULTS: dict[str, tuple[MadeFor, faults.Victim, str]] = {
         "BadDigest|SHA256|SignatureDoesNotMatch",
     ),
     "refusal": (
-        # An ETag is no proof that anything was stored.
+        # The ETag must not be taken for a proof that the object was stored.
         partial(faults.Refusal, 403, "AccessDenied", ETag='"of another"'),
         _is("/file3."),
         "AccessDenied.*injected",
@@ -266,23 +281,27 @@ FAULTS: dict[str, tuple[MadeFor, faults.Victim, str]] = {
 }
 
 
-def test_what_passes_is_mended_in_the_run(trial: Trial) -> None:
-    """Where boto3 gets through, all arrives, and the exit status is 0."""
+def test_transient_faults_are_corrected_within_the_run(trial: Trial) -> None:
+    """The deploy succeeds with all files if each fault occurs once for a file."""
     trial.site.options["client_config"] = Config(retries={"total_max_attempts": 2})
-    # A refusal boto3 takes for an answer (and obstore's is mended in test_obstore.py).
+    # Without the refusal, because boto3 does not retry it. test_obstore.py contains a
+    # refusal of obstore's requests.
     names = [name for name in FAULTS if name != "refusal"]
     each = [FAULTS[name][0](victim=FAULTS[name][1], times=1) for name in names]
     fault = faults.Several(*each, faults.LostAnswer(_is("/new."), 1))
     trial.deploy(fault, "--clear")
     assert all(each.harmed for each in fault.faults)
     assert {*fault.harmed.values()} == {1}
-    trial.obstore_sent_what_was_not_harmed(fault)
-    trial.arrives()
+    trial.check_obstore(fault)
+    trial.check_success()
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_does_not_pass_is_named(trial: Trial, name: str) -> None:
-    """And everything else arrives."""
+def test_permanent_faults_are_named(trial: Trial, name: str) -> None:
+    """The error names each file with a permanent fault, and its reason.
+
+    All other files are uploaded.
+    """
     make, victim, reason = FAULTS[name]
     fault = make(victim=victim)
     trial.deploy(fault, "--clear")
@@ -290,41 +309,47 @@ def test_what_does_not_pass_is_named(trial: Trial, name: str) -> None:
     assert trial.missing() - {MANIFEST} == failed
     lines = trial.error.splitlines()[1:]
     assert [line for line in lines if not re.search(reason, line)] == []
-    trial.obstore_sent_what_was_not_harmed(fault)
-    trial.fails()
+    trial.check_obstore(fault)
+    trial.check_failure()
 
 
-def test_lost_answer(trial: Trial) -> None:
-    """Stored or not, nobody knows: it is sent again until an answer says so."""
+def test_lost_response(trial: Trial) -> None:
+    """A file without a response to its upload is an error, and is uploaded again.
+
+    The file may or may not have been stored, because the response was lost.
+    """
     fault = faults.LostAnswer(_is("/file1.", "/pixel."))
     trial.deploy(fault, "--clear")
-    trial.obstore_sent_what_was_not_harmed(fault)
-    trial.fails(uncertain=True)
+    trial.check_obstore(fault)
+    trial.check_failure(uncertain=True)
 
 
-def test_answer_that_never_comes(trial: Trial) -> None:
-    """No way waits longer than the site's own `read_timeout`."""
+def test_response_that_never_comes(trial: Trial) -> None:
+    """Uploads wait for a response only as long as `read_timeout` of `client_config`.
+
+    This applies to uploads by boto3 and by obstore.
+    """
     limits = Config(read_timeout=1.5, connect_timeout=5)
-    trial.site.options["client_config"] = HASTY.merge(limits)
+    trial.site.options["client_config"] = ONE_ATTEMPT.merge(limits)
     fault = faults.Silence(_is("/file4."))
     trial.deploy(fault, "--clear")
     assert "/file4.txt: Read timeout on endpoint" in trial.error
-    trial.fails()
+    trial.check_failure()
 
 
 @pytest.mark.parametrize("backend", [MANIFEST_STORAGE])
 def test_refused_manifest_leaves_the_old_one(trial: Trial) -> None:
-    """The last of all requests is no less a failure."""
+    """A refused upload of the manifest is an error, and the old manifest is kept."""
     fault = faults.Refusal(403, "AccessDenied", _is(MANIFEST))
     trial.deploy(fault, "--clear")
     assert f"  {MANIFEST}: " in trial.error
     assert trial.missing() == {MANIFEST}
-    trial.old_release_is_whole()
-    trial.converges({MANIFEST})
+    trial.check_old_release()
+    trial.check_next_deploys({MANIFEST})
 
 
 class WithTokens(CollectfastS3StaticStorage):
-    """As a site does it whose credentials come from a service of its own."""
+    """A storage with a session that gets its credentials from a custom service."""
 
     fault: faults.ExpiringToken
 
@@ -339,7 +364,7 @@ class ManifestWithTokens(WithTokens, CollectfastS3ManifestStaticStorage):
 
 
 def _deploy_with_tokens(trial: Trial, **options: Any) -> faults.ExpiringToken:
-    """Deploy the second release with a token that expires meanwhile."""
+    """Deploy the second release with a token that expires during the deploy."""
     fault = faults.ExpiringToken(trial.site.bucket.server, **options)
     trial.secrets += [fault.first, fault.second]
     WithTokens.fault = fault
@@ -348,28 +373,34 @@ def _deploy_with_tokens(trial: Trial, **options: Any) -> faults.ExpiringToken:
     return fault
 
 
-def test_token_that_is_refreshed_in_mid_run(trial: Trial) -> None:
-    """What was signed with the old one goes up with the new one."""
+def test_token_that_is_refreshed_during_the_run(trial: Trial) -> None:
+    """Uploads that fail with an expired token are sent again with the new token."""
     fault = _deploy_with_tokens(trial, life=5)
     assert fault.expired
-    trial.arrives()
+    trial.check_success()
 
 
-def test_token_that_nobody_refreshes(trial: Trial) -> None:
-    """Then nothing would go up any more: one error, which is about the bucket."""
+def test_token_that_cannot_be_refreshed(trial: Trial) -> None:
+    """An expired token that cannot be refreshed fails the deploy.
+
+    The error is about the bucket, or names the files that were not uploaded.
+    """
     _deploy_with_tokens(trial, life=5, refreshable=False)
-    if trial.error.startswith("The bucket"):
-        trial.fails_as_a_whole("ExpiredToken")
+    if trial.error.startswith("Cannot use bucket"):
+        trial.check_bucket_error("ExpiredToken")
     else:
-        trial.fails()
+        trial.check_failure()
 
 
-def test_token_that_expires_under_a_large_file(trial: Trial) -> None:
-    """Which only boto3 sends: it is asked to do so again, with the new one."""
+def test_token_that_expires_during_a_large_file(trial: Trial) -> None:
+    """A large file is uploaded again with the new token if its token expires.
+
+    Only boto3 uploads large files.
+    """
     trial.site.options["transfer_config"] = TransferConfig(multipart_threshold=60_000)
     fault = _deploy_with_tokens(trial, at="/pixel.")
     assert any("/pixel." in key for key in fault.harmed)
-    trial.arrives()
+    trial.check_success()
 
 
 @pytest.mark.parametrize(
@@ -377,17 +408,20 @@ def test_token_that_expires_under_a_large_file(trial: Trial) -> None:
     [(STATIC, 301, {"PUT"}), (MANIFEST_STORAGE, 307, {"LIST", "HEAD", "PUT"})],
 )
 def test_bucket_in_another_region(trial: Trial, status: int, kinds: set[str]) -> None:
-    """boto3 follows S3 there, with a signature for the other region."""
+    """All files are uploaded if the bucket is in another region.
+
+    boto3 follows the redirect of S3, and signs requests for the other region.
+    """
     trial.deploy(faults.OtherRegion(status, kinds), "--clear")
-    trial.arrives()
+    trial.check_success()
 
 
 @pytest.mark.parametrize("backend", [MANIFEST_STORAGE])
-def test_bucket_in_another_region_that_nobody_tells(trial: Trial) -> None:
-    """What S3 said is passed on, for each file."""
+def test_bucket_in_another_region_that_is_not_named(trial: Trial) -> None:
+    """Each line of the error has S3's reason if no response names the region."""
     trial.deploy(faults.OtherRegion(301, {"PUT"}, tells=False), "--clear")
     assert trial.error.count("PermanentRedirect") == len(trial.error.splitlines()) - 1
-    trial.fails()
+    trial.check_failure()
 
 
 def _half(handler: Handler, body: bytes, *, announced: bool) -> None:
@@ -402,7 +436,7 @@ def _half(handler: Handler, body: bytes, *, announced: bool) -> None:
     return handler.reset()
 
 
-def _say(handler: Handler, body: bytes, *, content: bytes) -> None:
+def _answer(handler: Handler, body: bytes, *, content: bytes) -> None:
     handler.answer(200, content)
 
 
@@ -412,11 +446,11 @@ LISTINGS: dict[str, Callable[[Handler, bytes], None]] = {
     "reset": lambda handler, body: handler.reset(),
     "reset in its middle": partial(_half, announced=False),
     "half": partial(_half, announced=True),
-    "empty": partial(_say, content=b""),
-    "text": partial(_say, content=b"Welcome to nginx!"),
-    "page": partial(_say, content=b"<html><body>Welcome</body></html>"),
-    "nothing": partial(_say, content=b"<ListBucketResult></ListBucketResult>"),
-    "error": partial(_say, content=b"<Error><Code>InternalError</Code></Error>"),
+    "empty": partial(_answer, content=b""),
+    "text": partial(_answer, content=b"Welcome to nginx!"),
+    "page": partial(_answer, content=b"<html><body>Welcome</body></html>"),
+    "nothing": partial(_answer, content=b"<ListBucketResult></ListBucketResult>"),
+    "error": partial(_answer, content=b"<Error><Code>InternalError</Code></Error>"),
     "the same": faults.first_page,
 }
 
@@ -424,14 +458,17 @@ LISTINGS: dict[str, Callable[[Handler, bytes], None]] = {
 @pytest.mark.parametrize(
     ("backend", "page"), [(STATIC, 1), (STATIC, 2), (MANIFEST_STORAGE, 2)]
 )
-def test_listing_that_breaks(
+def test_broken_listing_is_an_error(
     site: Site,
     backend: str,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
     page: int,
 ) -> None:
-    """It is never taken for the end of the bucket: one error, which names that."""
+    """A broken listing ends the deploy with an error that names the bucket.
+
+    It is not treated as the end of the listing, so nothing is uploaded or deleted.
+    """
     site.backend = backend
     trial = Trial(site, False, caplog, capsys, backend != STATIC)
     trial.release_one()
@@ -441,16 +478,19 @@ def test_listing_that_breaks(
         assert trial.error.startswith("Cannot use bucket 'tests': "), name
         assert {r.kind for r in trial.requests} <= {"LIST", "HEAD", "GET"}, name
         assert trial.after == trial.before
-    trial.fails_as_a_whole("")
+    trial.check_bucket_error("")
 
 
 @pytest.mark.parametrize("name", ["access_key", "security_token"])
 def test_line_break_in_credentials(
     site: Site, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """It came with them from a file; what they are is not for the log."""
+    """A line break in the credentials is an error that does not contain them.
+
+    Such a line break may come from a file. No request is sent.
+    """
     site.write("a.css", "a")
-    site.options |= {name: "not-for-the-log\n", "client_config": HASTY}
+    site.options |= {name: "not-for-the-log\n", "client_config": ONE_ATTEMPT}
     with caplog.at_level("INFO"), pytest.raises(CommandError) as caught:
         site.collect()
     text = f"{caught.value} {caught.value!r} {caplog.text}"

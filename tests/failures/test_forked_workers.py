@@ -1,4 +1,4 @@
-"""Workers that are forked when the storage is in use already, as Celery and RQ do."""
+"""Workers that are forked after the storage has been used, as with Celery and RQ."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
 ]
 
-LIMIT = 30  # seconds, after which a child hangs
+LIMIT = 30  # seconds after which a child is considered to hang
 BOTH = pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["static", "hashed"])
 
 
 def _fork(work: Callable[[], object]) -> int:
-    """Do the `work` in a child process; return its id."""
+    """Do the `work` in a child process, and return its id."""
     with warnings.catch_warnings():
-        # Python 3.12 warns of threads, of which here are those of the proxy.
+        # Python 3.12 warns of forks while threads run, here those of the proxy.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child:
@@ -57,7 +57,7 @@ def _fork(work: Callable[[], object]) -> int:
 
 
 def _status(child: int) -> int:
-    """Wait for a child to end, and not for ever; return its exit status."""
+    """Wait for a child to end, up to `LIMIT` seconds, and return its exit status."""
     deadline = time.monotonic() + LIMIT
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -80,7 +80,7 @@ def _kinds(site: Site) -> list[str]:
     return [request.kind for request in site.proxy.requests]
 
 
-# How the parent has used the storage.
+# Ways in which the parent process has used the storage.
 
 
 def _build() -> None:
@@ -88,11 +88,11 @@ def _build() -> None:
 
 
 def _use() -> None:
-    """Use it as a web application does."""
+    """Use the storage as a web application does."""
     assert staticfiles_storage.save("program.txt", ContentFile(b"program"))
     with staticfiles_storage.open("program.txt") as file:
         assert file.read() == b"program"
-    with suppress(ValueError):  # No manifest has it.
+    with suppress(ValueError):  # The manifest does not contain the file.
         staticfiles_storage.url("program.txt")
 
 
@@ -125,10 +125,13 @@ def _without_programs(site: Site) -> dict[str, bytes]:
 
 @USES
 @BOTH
-def test_worker_has_a_run_of_its_own(
+def test_worker_uploads_a_changed_site(
     site: Site, use: Callable[[], None], backend: str
 ) -> None:
-    """A collectstatic in a fork lists once, and deletes nothing before it uploads."""
+    """A collectstatic in a fork uploads all changed files after one LIST request.
+
+    It deletes no object.
+    """
     site.backend = backend
     _write(site, "old")
     site.collect()
@@ -157,7 +160,10 @@ def test_worker_has_a_run_of_its_own(
 def test_worker_uploads_a_file_that_was_put_back(
     site: Site, use: Callable[[], None], backend: str
 ) -> None:
-    """A source that is older than the object is uploaded, because contents decide."""
+    """A collectstatic in a fork uploads a changed source that is older than its object.
+
+    Contents are compared, and not modification times.
+    """
     site.backend = backend
     _write(site, "new")
     site.collect()
@@ -176,7 +182,10 @@ def test_worker_uploads_a_file_that_was_put_back(
 
 @BOTH
 def test_worker_of_an_unchanged_site_only_lists(site: Site, backend: str) -> None:
-    """An unchanged site costs a fork one LIST, and is reported as unmodified."""
+    """A collectstatic in a fork sends one LIST request for an unchanged site.
+
+    The summary counts all files as unmodified.
+    """
     site.backend = backend
     _write(site, "one")
     site.collect()
@@ -194,8 +203,11 @@ def test_worker_of_an_unchanged_site_only_lists(site: Site, backend: str) -> Non
     assert counted["PUT"] == counted["DELETE"] == counted["HEAD"] == 0
 
 
-def test_worker_that_is_refused_ends_with_an_error(site: Site) -> None:
-    """A refused upload in a fork is an error that names the file."""
+def test_refused_upload_in_a_worker_is_an_error(site: Site) -> None:
+    """A refused upload in a fork is an error that names the file.
+
+    All other files are uploaded.
+    """
     _write(site, "one")
 
     def work() -> None:
@@ -211,7 +223,10 @@ def test_worker_that_is_refused_ends_with_an_error(site: Site) -> None:
 
 @pytest.mark.parametrize("argument", ["--clear", "--no-post-process"])
 def test_arguments_work_in_a_worker(site: Site, argument: str) -> None:
-    """`--clear` deletes leftovers, and only these, after everything has arrived."""
+    """`--clear` and `--no-post-process` have their effect in a fork, too.
+
+    `--clear` deletes only left-over files, and only after all files were uploaded.
+    """
     _write(site, "old")
     site.collect()
     site.bucket.put("left over.txt", b"left over")
@@ -231,12 +246,15 @@ def test_arguments_work_in_a_worker(site: Site, argument: str) -> None:
         assert _without_programs(site).items() >= _plain(site).items()
 
 
-# Several workers, and workers of workers.
+# Several workers, and workers that fork.
 
 
 @BOTH
 def test_workers_one_after_another(site: Site, backend: str) -> None:
-    """Each job of a worker that forks for each has a run of its own, as in RQ."""
+    """Each of several forks, one after the other, uploads the release of its time.
+
+    RQ forks for each job.
+    """
     site.backend = backend
     _write(site, "0")
     with site.active():
@@ -244,7 +262,7 @@ def test_workers_one_after_another(site: Site, backend: str) -> None:
         for release in range(1, 4):
             _write(site, str(release))
             for path in site.static.iterdir():
-                os.utime(path, (release, release))  # Older than any object.
+                os.utime(path, (release, release))  # Older than all objects.
             site.proxy.requests.clear()
             assert _status(_fork(_call)) == 0
             assert site.proxy.count()["LIST"] == 1
@@ -253,7 +271,10 @@ def test_workers_one_after_another(site: Site, backend: str) -> None:
 
 
 def test_workers_at_the_same_time(site: Site) -> None:
-    """Two forks that collect at the same time both list, and both succeed."""
+    """Two forks that run collectstatic simultaneously both succeed.
+
+    Each sends its own LIST request, and neither deletes an object.
+    """
     _write(site, "old")
     site.collect()
     with site.active():
@@ -269,7 +290,7 @@ def test_workers_at_the_same_time(site: Site) -> None:
 
 
 def test_worker_of_a_worker(site: Site) -> None:
-    """A fork of a fork, as Celery's pools make, has a run of its own too."""
+    """A fork of a fork, as in Celery's pools, uploads changed files after one LIST."""
     _write(site, "new")
     site.collect()
 
@@ -287,7 +308,7 @@ def test_worker_of_a_worker(site: Site) -> None:
 
 
 def test_worker_uses_the_storage_before_and_after_its_run(site: Site) -> None:
-    """A fork's program calls work around its collectstatic, and a second one does."""
+    """A fork can use the storage before and after it runs collectstatic twice."""
     _write(site, "one")
 
     def worker() -> None:
@@ -307,7 +328,10 @@ def test_worker_uses_the_storage_before_and_after_its_run(site: Site) -> None:
 
 
 def test_parent_collects_after_its_worker(site: Site) -> None:
-    """Parent and child each have their own runs, in any order."""
+    """Collectstatic works in the parent after a fork's, and in a fork after that.
+
+    Each uploads only the file that changed.
+    """
     _write(site, "one")
     with site.active():
         _use()
@@ -323,15 +347,21 @@ def test_parent_collects_after_its_worker(site: Site) -> None:
     assert site.proxy.count()["LIST"] == 1
 
 
-# Forks in the midst of a collectstatic have no run.
+# Forks during a collectstatic: they do not take part in the parent's run.
 
 
 class Forking(Command):
-    """Lets a child copy each file whose turn it is, and notes what is there then."""
+    """A command that copies some files in a child process, and checks the bucket.
+
+    The letters of `turns` say for each file in turn if the parent ("p") or a child
+    ("c") copies it.
+    """
 
     def __init__(self, site: Site, turns: str) -> None:
         super().__init__()
-        self.site, self.turns, self.number = site, turns, 0
+        self.site = site
+        self.turns = turns
+        self.number = 0
 
     def copy_file(self, path: str, *rest: Any) -> None:
         turn = self.turns[self.number % len(self.turns)]
@@ -342,7 +372,7 @@ class Forking(Command):
         copy = super().copy_file
         assert _status(_fork(lambda: copy(path, *rest))) == 0
         source = (self.site.static / path).read_bytes()
-        assert self.site.bucket.read(path) == source, f"{path} has not arrived"
+        assert self.site.bucket.read(path) == source, f"{path} is not uploaded"
 
 
 @BOTH
@@ -351,7 +381,7 @@ class Forking(Command):
 def test_fork_in_copy_file_has_no_run(
     site: Site, backend: str, turns: str, in_worker: bool
 ) -> None:
-    """A file that a fork of the command copies is there when the fork has ended."""
+    """A file that a fork of the command copies is uploaded before the fork ends."""
     site.backend = backend
     for release in ("one", "two"):
         _write(site, release, 4)
@@ -370,7 +400,7 @@ def test_fork_in_copy_file_has_no_run(
 
 
 class ForkingFinder(FileSystemFinder):
-    """Saves something in a child, while the command collects."""
+    """A finder that saves files in child processes while the command collects."""
 
     def list(self, ignore_patterns: Any) -> Iterator[Any]:
         for number, each in enumerate(super().list(ignore_patterns)):
@@ -384,7 +414,7 @@ class ForkingFinder(FileSystemFinder):
 
 @BOTH
 def test_fork_in_a_finder_has_no_run(site: Site, backend: str) -> None:
-    """What a fork saves while the parent collects is there, and stays."""
+    """A file that a fork saves during a collectstatic is in the bucket afterwards."""
     site.backend = backend
     site.settings["STATICFILES_FINDERS"] = [f"{__name__}.ForkingFinder"]
     _write(site, "one")
@@ -396,14 +426,17 @@ def test_fork_in_a_finder_has_no_run(site: Site, backend: str) -> None:
 
 
 def test_child_that_returns_from_collect(site: Site) -> None:
-    """A fork in `copy_file` that runs to its end neither lists nor deletes anything."""
+    """A fork in `copy_file` that returns from `collect` neither lists nor deletes.
+
+    All files are uploaded, some by the parent and some by the fork.
+    """
     _write(site, "old")
     site.collect()
     _write(site, "new")
     site.touch()
 
     class Splitting(Command):
-        """Goes on in two processes, one of which copies what the other leaves."""
+        """A command that forks, and copies some files in each of the two processes."""
 
         child = -1
 
@@ -433,11 +466,11 @@ def test_child_that_returns_from_collect(site: Site) -> None:
     assert site.proxy.count()["LIST"] <= 1
 
 
-# What a worker's run must not do to its parent's.
+# Forks and runs of their parent: neither affects the other.
 
 
 def test_worker_during_the_uploads_of_its_parent(site: Site) -> None:
-    """A worker that was forked before the parent's run collects beside it."""
+    """A fork can run collectstatic while its parent does, and both succeed."""
     _write(site, "one")
     pipe = os.pipe()
 
@@ -465,7 +498,10 @@ def test_worker_during_the_uploads_of_its_parent(site: Site) -> None:
 
 @BOTH
 def test_report_of_a_worker_counts_its_own_files(site: Site, backend: str) -> None:
-    """The summary in a fork is that of a command of its own process."""
+    """The summary of a collectstatic in a fork counts only its own files.
+
+    It does not include files that the parent copied before the fork.
+    """
     site.backend = backend
     _write(site, "one")
     reading, writing = os.pipe()
@@ -487,7 +523,7 @@ def test_report_of_a_worker_counts_its_own_files(site: Site, backend: str) -> No
 
 
 def exit_in_a_child() -> None:
-    """Fork while a file is uploaded; the child exits as a script does."""
+    """Fork during an upload, and let the child exit with `sys.exit`."""
     with staticfiles_storage.batch() as batch:
         batch.save("first.txt", ContentFile(b"first"))
         batch.save("slow.txt", ContentFile(b"slow"))
@@ -498,7 +534,10 @@ def exit_in_a_child() -> None:
 
 
 def test_child_that_exits_while_its_parent_uploads(site: Site) -> None:
-    """A fork does not wait at its exit for threads that only its parent has."""
+    """A fork exits although its parent uploads, because it has none of the threads.
+
+    The parent's uploads succeed.
+    """
 
     def delay(handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind == "PUT" and request.key.endswith("slow.txt"):
@@ -517,16 +556,21 @@ def test_child_that_exits_while_its_parent_uploads(site: Site) -> None:
     assert site.bucket.files() == {"first.txt": b"first", "slow.txt": b"slow"}
 
 
-def test_uploads_have_arrived_when_a_command_forks(site: Site) -> None:
-    """A fork during a request could inherit a lock of OpenSSL's, and hang."""
+def test_uploads_have_ended_when_a_command_forks(site: Site) -> None:
+    """All uploads that have begun end before a fork.
+
+    A fork during a request could inherit a locked OpenSSL lock, and hang.
+    """
     _write(site, "one")
-    arrived: list[list[str]] = []
+    uploaded: list[list[str]] = []
 
     class Splitting(Command):
+        """A command that forks after each file."""
+
         def copy_file(self, *source: Any) -> None:
             super().copy_file(*source)
             child = _fork(lambda: None)
-            arrived.append(site.bucket.names())
+            uploaded.append(site.bucket.names())
             assert _status(child) == 0
 
     def slow(handler: Handler, request: Request, body: bytes) -> bool:
@@ -536,4 +580,4 @@ def test_uploads_have_arrived_when_a_command_forks(site: Site) -> None:
     site.proxy.fault = slow
     with site.active():
         _call(Splitting())
-    assert [len(names) for names in arrived] == list(range(1, len(arrived) + 1))
+    assert [len(names) for names in uploaded] == list(range(1, len(uploaded) + 1))

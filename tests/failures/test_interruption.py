@@ -1,4 +1,4 @@
-"""Deploys that are interrupted at any moment, and what the next one makes of it."""
+"""Deploys that are interrupted at any moment, and the deploys that follow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = 36
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is deployed, after what, and how."""
+    """A kind of deploy: the first or a later one, with options and arguments."""
 
     name: str
     redeploys: bool = True
@@ -59,7 +59,7 @@ SCENARIOS = [
 
 
 def _write_release(site: Site, number: int) -> dict[str, bytes]:
-    """Write a release; every other one of its files is the same in all releases."""
+    """Write a release, in which every second file is the same in all releases."""
     shutil.rmtree(site.static)
     files = {}
     for n in range(FILES):
@@ -75,7 +75,7 @@ def _write_release(site: Site, number: int) -> dict[str, bytes]:
 
 
 def _expected(site: Site, scenario: Scenario, number: int) -> dict[str, bytes]:
-    """Write a release, and return all that its deploy is to leave in the bucket."""
+    """Write a release, and return the files that its deploy adds to the bucket."""
     files = _write_release(site, number)
     if not scenario.manifest:
         return files
@@ -87,7 +87,7 @@ def _expected(site: Site, scenario: Scenario, number: int) -> dict[str, bytes]:
 
 
 def _contents(bucket: BucketView) -> dict[str, bytes]:
-    """What a browser would see of each object."""
+    """Return the content of each object as a browser sees it."""
     return {name: _content(bucket.get(name)) for name in bucket.names()}
 
 
@@ -97,8 +97,8 @@ def _content(answer: Any) -> bytes:
     return gzip.decompress(content) if zipped else content
 
 
-def _troubles_of_manifest(contents: dict[str, bytes]) -> list[str]:
-    """The names in the manifest, if there is one, that are not what they say."""
+def _wrong_names(contents: dict[str, bytes]) -> list[str]:
+    """Return hashed names in the manifest, if any, that do not match the content."""
     manifest = json.loads(contents.get("staticfiles.json", b'{"paths": {}}'))
     return [
         name
@@ -108,7 +108,7 @@ def _troubles_of_manifest(contents: dict[str, bytes]) -> list[str]:
 
 
 class Strike:
-    """Slows requests down, and at one of them sends a signal to who makes them."""
+    """A fault that delays requests, and at one of them sends a signal to the deploy."""
 
     def __init__(self, signum: int, moment: int, how: str) -> None:
         self._signum = signum
@@ -126,7 +126,7 @@ class Strike:
     def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
         time.sleep(0.02)
         if int(request.headers.get("content-length", 0)) != len(body):
-            handler.close_connection = True  # The dead send but half of it.
+            handler.close_connection = True  # A killed process sent only a part.
         elif next(self._numbers) == self._moment:
             self._strike(handler, body)
         else:
@@ -134,7 +134,7 @@ class Strike:
         return True
 
     def _strike(self, handler: Handler, body: bytes) -> None:
-        if self._how == "arrives":
+        if self._how == "stored":
             handler.pass_on_silently(body)
         elif self._how == "answered":
             handler.pass_on(body)
@@ -146,10 +146,13 @@ class Strike:
 
 
 def _chance(chance: random.Random, changed: int) -> tuple[int, str]:
-    """Some request, or one of the last, of which the order matters most."""
+    """Choose the request at which to send the signal, and the outcome of that request.
+
+    One of the last requests is chosen often, because their order matters most.
+    """
     last = chance.randint(changed - 3, changed + 3)
     moment = chance.choice([chance.randint(1, changed), last])
-    return moment, chance.choice(["lost", "arrives", "answered"])
+    return moment, chance.choice(["lost", "stored", "answered"])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,11 @@ def _chance(chance: random.Random, changed: int) -> tuple[int, str]:
 def test_interrupted_at_a_random_moment_the_next_run_completes(
     site: Site, tmp_path: Path, scenario: Scenario, signum: int
 ) -> None:
-    """A deploy that is killed costs nothing but a deploy; no visitor sees a hole."""
+    """A deploy that is killed leaves no wrong manifest, and the next one completes it.
+
+    All names in the manifest exist with the right content after the kill, so visitors
+    see no missing files. No unknown objects are left.
+    """
     seed, chance = seeded()
     site.settings = file_cache(tmp_path / "cache")
     site.backend = MANIFEST if scenario.manifest else STATIC
@@ -174,7 +181,7 @@ def test_interrupted_at_a_random_moment_the_next_run_completes(
     expected = _expected(site, scenario, 2)
     changed = sum(before.get(name) != content for name, content in expected.items())
     moment, how = _chance(chance, changed)
-    what = f"TEST_SEED={seed}: at request {moment}, which is {how}"
+    context = f"TEST_SEED={seed}: at request {moment}, which is {how}"
 
     strike = Strike(signum, moment, how)
     site.proxy.fault = strike
@@ -183,40 +190,39 @@ def test_interrupted_at_a_random_moment_the_next_run_completes(
         strike.at(process)
         _, errors = process.communicate(timeout=LONG)
     if strike.struck.is_set() and how != "answered":
-        assert process.returncode == -signum, f"{what}\n{errors}"
+        assert process.returncode == -signum, f"{context}\n{errors}"
     site.proxy.fault = None
     contents = _contents(site.bucket)
-    assert _troubles_of_manifest(contents) == [], what
-    assert contents.keys() <= before.keys() | expected.keys(), what
+    assert _wrong_names(contents) == [], context
+    assert contents.keys() <= before.keys() | expected.keys(), context
 
     status, errors = deploy(site, *scenario.arguments)
-    assert status == 0, f"{what}\n{errors}"
+    assert status == 0, f"{context}\n{errors}"
     contents = _contents(site.bucket)
     wrong = [name for name in expected if contents.get(name) != expected[name]]
-    assert wrong == [], what
+    assert wrong == [], context
     left = before.keys()
-    if scenario.arguments:  # It clears, but for what the manifest before it names.
+    if scenario.arguments:
+        # --clear deletes all other files but those that the previous manifest names.
         manifest = json.loads(before.get("staticfiles.json", b'{"paths": {}}'))
         left = {*manifest["paths"].values()}
-    assert contents.keys() <= expected.keys() | left, what
+    assert contents.keys() <= expected.keys() | left, context
 
 
 # Ctrl-C.
 
-LARGE = 9 * 1024 * 1024  # In parts, as boto3's default threshold is 8 MB.
-
 
 def _interrupt(site: Site, hanging: Hanging, *arguments: str) -> str:
-    """Send SIGINT when the server hangs, and return what the process complained."""
+    """Send SIGINT when the server hangs, and return the process's standard error."""
     site.proxy.fault = hanging
     with settled(site.proxy), deploying(site, *arguments, traced=False) as process:
         hanging.wait()
-        time.sleep(0.1)  # Until it does nothing but wait.
+        time.sleep(0.1)  # Give the process time until it only waits.
         process.send_signal(signal.SIGINT)
         try:
             _, errors = process.communicate(timeout=PROMPT)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"it hangs with the server, {PROMPT} s after SIGINT")
+            pytest.fail(f"the process still runs {PROMPT} s after SIGINT")
     assert process.returncode != 0
     assert site.bucket.server.secret_key not in errors
     assert "Signature=" not in errors
@@ -227,7 +233,10 @@ def _interrupt(site: Site, hanging: Hanging, *arguments: str) -> str:
 @pytest.mark.parametrize("threads", [0, 1, 64])
 @pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 def test_ctrl_c_while_uploads_hang(site: Site, backend: str, threads: int) -> None:
-    """It ends the deploy within two seconds, whatever the server does or does not."""
+    """Ctrl-C ends a deploy within two seconds, even if the server does not respond.
+
+    The next deploy uploads all files.
+    """
     site.backend = backend
     site.options["collectfast_threads"] = threads
     files = site.write_many(100)
@@ -245,10 +254,13 @@ def test_ctrl_c_while_uploads_hang(site: Site, backend: str, threads: int) -> No
         ("PUT", {}, ("--no-post-process",)),
     ],
 )
-def test_ctrl_c_while_another_question_hangs(
+def test_ctrl_c_while_another_request_hangs(
     site: Site, kind: str, options: dict[str, Any], arguments: tuple[str, ...]
 ) -> None:
-    """No request is one that Ctrl-C has to wait for."""
+    """Ctrl-C ends a deploy within two seconds during each kind of request.
+
+    The next deploy uploads all files.
+    """
     site.bucket.put("left over.txt", b"left over")
     site.options = options
     files = site.write_many(20)
@@ -262,8 +274,11 @@ def _slow(handler: Handler, request: Request, body: bytes) -> bool:
     return False
 
 
-def test_ctrl_c_twice_in_the_midst_of_a_deploy(site: Site) -> None:
-    """Twice in a row, as the impatient do; what had arrived is not sent again."""
+def test_ctrl_c_twice_during_a_deploy(site: Site) -> None:
+    """Ctrl-C twice in a row ends a deploy within two seconds.
+
+    The next deploy uploads only the files that are not in the bucket.
+    """
     files = site.write_many(400)
     site.proxy.fault = _slow
     with settled(site.proxy), deploying(site, traced=False) as process:
@@ -279,11 +294,12 @@ def test_ctrl_c_twice_in_the_midst_of_a_deploy(site: Site) -> None:
 
 
 class Throttling(Hanging):
-    """Takes 40 uploads, and from then on none."""
+    """A fault that accepts 40 uploads, and throttles all later ones."""
 
     def __init__(self, site: Site, *headers: tuple[str, str]) -> None:
         super().__init__("PUT")
-        self.site, self.headers = site, headers
+        self.site = site
+        self.headers = headers
 
     def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
         if request.kind != self.kind or len(self.site.put()) <= 40:
@@ -298,7 +314,11 @@ class Throttling(Hanging):
 def test_ctrl_c_while_throttled(
     site: Site, threads: int, headers: tuple[tuple[str, str], ...]
 ) -> None:
-    """Or while it waits as it was told to: at once; what arrived is not sent again."""
+    """Ctrl-C ends a deploy within two seconds while the server throttles it.
+
+    This includes waiting for the time of a Retry-After header. The next deploy uploads
+    only the files that are not in the bucket.
+    """
     site.options["collectfast_threads"] = threads
     files = site.write_many(200)
     errors = _interrupt(site, Throttling(site, *headers))

@@ -1,4 +1,7 @@
-"""Ctrl-C at each moment in turn of sending or deleting, and what comes after it."""
+"""Ctrl-C before each line of a module in turn, and the deploys that follow.
+
+No interrupt may leave a wrong entry in the upload cache.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,15 @@ pytestmark = pytest.mark.slow
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt ahead of one of the lines of `room` that are run.
+    """A trace function that raises KeyboardInterrupt at one line of a module.
 
-    Or ahead of the return from a function: as Python does on SIGINT, between two
-    instructions of the main thread. Each counts when it is come to for the first time.
+    The interrupt comes before the line, or before the return from a function, as
+    Python raises it on SIGINT between two instructions of the main thread. Lines and
+    returns are numbered in the order in which they are first reached.
     """
 
-    def __init__(self, room: str, number: int) -> None:
-        self._file = str(Path(collectfast_storage.__file__).with_name(f"{room}.py"))
+    def __init__(self, module: str, number: int) -> None:
+        self._file = str(Path(collectfast_storage.__file__).with_name(f"{module}.py"))
         self._left = number
         self._seen: set[object] = set()
         self.where = ""
@@ -42,7 +46,7 @@ class Interrupt:
             self._seen.add(moment)
             self._left -= 1
             if self._left == 0:
-                time.sleep(0.01)  # Other threads get on meanwhile.
+                time.sleep(0.01)  # Let other threads continue.
                 self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
                 raise KeyboardInterrupt
         return self
@@ -63,18 +67,16 @@ def _call(site: Site) -> None:
 
 
 def _interrupted(
-    site: Site, room: str, *arguments: str, first: int = 1
+    site: Site, module: str, *arguments: str, first: int = 1
 ) -> Iterator[str]:
-    """Deploy, interrupted at every other moment of `room`; yield where that was."""
+    """Deploy with an interrupt at every second place of `module`; yield the place."""
     for number in itertools.count(first, 2):
-        interrupt = Interrupt(room, number)
+        interrupt = Interrupt(module, number)
         with settled(site.proxy), site.active():
             with suppress(KeyboardInterrupt), interrupt.tracing():
                 site.collect(*arguments)
-            _call(
-                site
-            )  # The next call of a storage forgets a run whose caller left it.
-            gc.collect()  # Its connections end with it.
+            _call(site)  # The next call of a storage ends an unfinished run.
+            gc.collect()  # Close the connections of that run.
         if not interrupt.where:
             assert number > 10
             return
@@ -91,10 +93,14 @@ def _headers(site: Site) -> set[str]:
     ("preload", "threads", "first"),
     [(True, 2, 1), (False, 2, 2), (False, 0, 1), (False, 0, 2)],
 )
-def test_back_to_the_headers_before(
+def test_previous_headers_are_restored_after_an_interrupt(
     site: Site, preload: bool, threads: int, first: int
 ) -> None:
-    """Nobody believes that the headers are there which the interrupted one replaced."""
+    """A deploy with the previous headers restores them after an interrupted deploy.
+
+    The interrupted deploy may have changed the headers of some objects, so the upload
+    cache must not list these objects with their previous headers.
+    """
     site.options = {"collectfast_preload": preload, "collectfast_threads": threads}
     for name in ("a", "b", "c"):
         site.write(name, name)
@@ -116,29 +122,35 @@ def test_back_to_the_headers_before(
     assert wrong == []
 
 
-# A file that is interrupted between its opening and its `with` is Python's to close.
+# If the interrupt comes between `open` and its `with` block, only Python's garbage
+# collector can close the file, which causes a warning.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("first", [1, 2])
-def test_back_to_what_was_cleared(site: Site, first: int) -> None:
-    """Nobody believes that what may have been deleted is there."""
+def test_deleted_files_are_uploaded_after_an_interrupted_clear(
+    site: Site, first: int
+) -> None:
+    """A file is uploaded again if an interrupted `--clear` may have deleted it.
+
+    The upload cache must therefore not list files that are about to be deleted.
+    """
     site.options = {"collectfast_preload": False}
     for name in ("a", "b", "c"):
         site.write(name, name)
     site.collect()
     wrong = []
 
-    def leave(*names: str) -> None:
+    def keep_only(*names: str) -> None:
         for name in "abc":
             (site.static / name).unlink(missing_ok=True)
         for name in names:
             site.write(name, name)
 
-    leave("a")
+    keep_only("a")
     for where in _interrupted(site, "run", "--clear", first=first):
-        leave("a", "b", "c")
+        keep_only("a", "b", "c")
         site.collect()
         if site.bucket.names() != ["a", "b", "c"]:
             wrong.append(where)
             site.collect(COLLECTFAST_IGNORE_ETAG=True)
-        leave("a")
+        keep_only("a")
     assert wrong == []

@@ -1,4 +1,4 @@
-"""Names that cannot be keys, limits of the machine, and the errors about them."""
+"""Invalid names, limits of the machine, and configurations that cannot work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 PLAIN = "storages.backends.s3.S3StaticStorage"
-ENOUGH = 25  # More than so many failures of one kind that a run is ended.
+ENOUGH = 25  # More than the number of equal failures that ends a run.
 
 # Names that cannot be keys.
 
@@ -60,7 +60,11 @@ NAMES: dict[str, Callable[[int], str]] = {
 def test_many_names_that_cannot_be_keys(
     site: Site, kind: str, order: str, threads: int
 ) -> None:
-    """All other files arrive, in any order, and each bad name counts as a failure."""
+    """Invalid names are failures of single files, and all other files are uploaded.
+
+    This holds for any order of the files, and for more invalid names than the number
+    of failures that would otherwise end a run.
+    """
     site.options["collectfast_threads"] = threads
     bad = {NAMES[kind](number): b"bad %d" % number for number in range(ENOUGH)}
     good = {f"good/{number}.txt": b"good %d" % number for number in range(ENOUGH)}
@@ -71,23 +75,26 @@ def test_many_names_that_cannot_be_keys(
     assert caught.value.failures.keys() == bad.keys()
     assert str(caught.value).startswith(f"Could not upload {ENOUGH} files:\n")
     assert site.bucket.files() == good
-    # The next deploy uploads nothing of what arrived.
+    # The next deploy does not upload the other files again.
     with pytest.raises(UploadError):
         site.collect()
     assert not {*site.put()} & good.keys()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere names are text")
+@pytest.mark.skipif(os.name != "posix", reason="names are text on other systems")
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=" ".join)
 @pytest.mark.parametrize("preload", [True, False])
 def test_many_files_on_disk_whose_names_are_not_utf8(
     site: Site, arguments: list[str], preload: bool
 ) -> None:
-    """The error names some of them, and can be printed."""
+    """Files with names that are not UTF-8 are failures, and all others are uploaded.
+
+    The text of the error contains "UTF-8".
+    """
     site.options["collectfast_preload"] = preload
     for number in range(ENOUGH):
         path = os.fsencode(site.static) + b"/%d-\xff.txt" % number
-        with open(path, "wb") as file:  # noqa: PTH123 (not a text)
+        with open(path, "wb") as file:  # noqa: PTH123 (the path is bytes)
             file.write(b"bad %d" % number)
     good = site.write_many(10)
     with pytest.raises(UploadError, match="UTF-8") as caught:
@@ -99,7 +106,10 @@ def test_many_files_on_disk_whose_names_are_not_utf8(
 
 @pytest.mark.parametrize("code", ["KeyTooLongError", "XMinioInvalidObjectName"])
 def test_many_names_that_the_server_refuses(site: Site, code: str) -> None:
-    """An answer about one key is not a reason to stop."""
+    """A run does not end early if the server refuses many names.
+
+    Such a response concerns one key only, so all other files are uploaded.
+    """
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
         is_refused = request.kind == "PUT" and "refused" in request.key
@@ -117,7 +127,7 @@ def test_many_names_that_the_server_refuses(site: Site, code: str) -> None:
     assert site.bucket.files() == good
 
 
-# Processes with less than they would like to have.
+# Processes with few threads or file descriptors.
 
 FEW_THREADS = """
 import threading
@@ -169,7 +179,7 @@ def _deploy(
 @BACKENDS
 @pytest.mark.parametrize("limit", [0, 1, 5])
 def test_threads_that_cannot_be_started(site: Site, backend: str, limit: int) -> None:
-    """The deploy goes on with the threads there are, even with none."""
+    """A deploy succeeds if only a few threads can be started, or none at all."""
     site.backend = backend
     files = site.write_many(29) | {"large.bin": bytes(9 << 20)}  # uploaded in parts
     site.write("large.bin", files["large.bin"])
@@ -177,7 +187,7 @@ def test_threads_that_cannot_be_started(site: Site, backend: str, limit: int) ->
     assert (status, "Traceback" in errors) == (0, False), errors
     assert "30 static files copied" in output
     assert site.bucket.files().items() >= files.items()
-    # Also with HEAD requests instead of a listing, and if there is nothing to do.
+    # The same holds with HEAD requests instead of a listing, and without changes.
     site.options["collectfast_preload"] = False
     site.proxy.requests.clear()
     status, output, errors = _deploy(site, FEW_THREADS.format(limit=limit))
@@ -187,7 +197,7 @@ def test_threads_that_cannot_be_started(site: Site, backend: str, limit: int) ->
 
 
 class FewDescriptors:
-    """Leaves few file descriptors to its process, once the bucket was listed."""
+    """A storage that leaves few file descriptors to its process after the listing."""
 
     def exists(self, name: str) -> bool:
         found: bool = super().exists(name)  # type: ignore[misc]
@@ -213,7 +223,10 @@ class ManifestFewDescriptors(FewDescriptors, CollectfastS3ManifestStaticStorage)
 @pytest.mark.parametrize("backend", ["StaticFewDescriptors", "ManifestFewDescriptors"])
 @pytest.mark.parametrize("limit", [1, 3, 4])
 def test_too_few_file_descriptors(site: Site, backend: str, limit: int) -> None:
-    """If a deploy fails for them, the error names open files, and not the network."""
+    """A deploy with too few file descriptors succeeds, or its error names open files.
+
+    The error does not blame the network or the certificates.
+    """
     site.backend = f"{__name__}.{backend}"
     files = site.write_many(60)
     status, _, errors = _deploy(site, LEAVE_DESCRIPTORS=str(limit))
@@ -226,7 +239,7 @@ def test_too_few_file_descriptors(site: Site, backend: str, limit: int) -> None:
     assert "staticfiles.json" not in site.bucket.names()
 
 
-# Credentials in files that are not there.
+# Missing credential files.
 
 
 def _web_identity(tmp_path: Path, patch: pytest.MonkeyPatch) -> str:
@@ -276,7 +289,7 @@ PROVIDERS = [
 @BACKENDS
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("preload", [True, False])
-def test_file_of_the_credentials_that_is_missing(
+def test_missing_credential_file(
     site: Site,
     backend: str,
     provider: Callable[[Path, pytest.MonkeyPatch], str],
@@ -284,7 +297,10 @@ def test_file_of_the_credentials_that_is_missing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The command ends with an error that names the file and the bucket."""
+    """A missing credential file ends collectstatic with one line.
+
+    The error names the file and the bucket, and no request is sent.
+    """
     missing = provider(tmp_path, monkeypatch)
     site.backend = backend
     site.options |= {
@@ -301,10 +317,13 @@ def test_file_of_the_credentials_that_is_missing(
     assert site.proxy.count() == {}
 
 
-def test_token_file_that_is_missing_is_no_traceback(
+def test_missing_token_file_causes_no_traceback(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """manage.py prints one sentence, and exits with status 1."""
+    """manage.py exits with status 1 and without a traceback if a token file is missing.
+
+    Its standard error names the file.
+    """
     missing = _web_identity(tmp_path, monkeypatch)
     site.options |= {"access_key": None, "secret_key": None}
     site.write("a.txt", "a")
@@ -315,10 +334,13 @@ def test_token_file_that_is_missing_is_no_traceback(
 
 
 @pytest.mark.parametrize("backend", [STATIC, PLAIN])
-def test_token_file_that_is_missing_for_a_program(
+def test_missing_token_file_in_a_program(
     site: Site, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program's save() raises as django-storages' does."""
+    """A missing token file makes a program's `save` raise FileNotFoundError.
+
+    django-storages raises the same exception.
+    """
     _web_identity(tmp_path, monkeypatch)
     site.backend = backend
     site.options |= {"access_key": None, "secret_key": None}
@@ -326,16 +348,19 @@ def test_token_file_that_is_missing_for_a_program(
         storage.save("a.txt", ContentFile(b"a"))
 
 
-# An https endpoint that speaks HTTP.
+# An https URL for an endpoint that uses plain HTTP.
 
 
 @BACKENDS
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("verify", ["a CA", True])
-def test_https_endpoint_that_speaks_http(
+def test_https_url_of_an_http_endpoint(
     site: Site, server: Server, backend: str, preload: bool, verify: Any
 ) -> None:
-    """The error says that the endpoint may speak HTTP, and not to set a CA file."""
+    """The error about an https URL of an HTTP endpoint mentions HTTP.
+
+    It does not advise to set a CA file, because that would not help.
+    """
     site.backend = backend
     site.options["collectfast_preload"] = preload
     site.options["verify"] = str(site.proxy.authority) if verify == "a CA" else verify
@@ -353,11 +378,11 @@ def test_https_endpoint_that_speaks_http(
     assert len(error.splitlines()) == 1
 
 
-# The bucket's name in the endpoint's host, too.
+# Endpoints with a host that already contains the name of the bucket.
 
 
 def _no_such_key(handler: Handler, request: Request, body: bytes) -> bool:
-    """Answer a LIST as for a key that is named like the bucket."""
+    """Answer a LIST as if it were a GET of a missing key."""
     if request.kind == "LIST":
         handler.error(404, "NoSuchKey", "The specified key does not exist.")
     return request.kind == "LIST"
@@ -373,10 +398,13 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @BACKENDS
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]], ids=" ".join)
-def test_listing_that_answers_no_such_key(
+def test_no_such_key_in_response_to_a_listing(
     site: Site, backend: str, arguments: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A warning names the endpoint and the bucket; HEAD requests do instead."""
+    """A deploy sends HEAD requests if the server responds NoSuchKey to the LIST.
+
+    One warning names the bucket and mentions the endpoint.
+    """
     site.backend = backend
     files = site.write_many(20)
     site.proxy.fault = _no_such_key
@@ -396,8 +424,11 @@ def test_listing_that_answers_no_such_key(
     assert site.bucket.read("dir0/file0.css") == b"changed"
 
 
-def test_clear_with_a_listing_that_answers_no_such_key(site: Site) -> None:
-    """--clear needs the listing: it ends with an error, and deletes nothing."""
+def test_clear_with_no_such_key_in_response_to_a_listing(site: Site) -> None:
+    """`--clear` is an error if the server responds NoSuchKey to the LIST.
+
+    It deletes nothing, because it needs the listing.
+    """
     files = site.write_many(5)
     site.collect()
     site.bucket.put("left-over.txt", b"left over")
@@ -407,8 +438,8 @@ def test_clear_with_a_listing_that_answers_no_such_key(site: Site) -> None:
     assert site.bucket.names() == sorted([*files, "left-over.txt"])
 
 
-def test_bucket_that_is_missing_is_still_an_error(site: Site) -> None:
-    """NoSuchBucket, unlike NoSuchKey, ends the deploy."""
+def test_missing_bucket_is_an_error(site: Site) -> None:
+    """The response NoSuchBucket ends the deploy, unlike NoSuchKey."""
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
         handler.error(404, "NoSuchBucket")
@@ -421,7 +452,7 @@ def test_bucket_that_is_missing_is_still_an_error(site: Site) -> None:
     assert site.put() == []
 
 
-# Another package's command.
+# Other packages with a collectstatic command.
 
 COMMAND = """
 from django.contrib.staticfiles.management.commands.collectstatic import Command
@@ -430,7 +461,7 @@ from django.contrib.staticfiles.management.commands.collectstatic import Command
 
 @pytest.fixture
 def packages(tmp_path: Path) -> str:
-    """Return a folder with Collectfast, collectfasta, and one that is neither."""
+    """Return a folder with packages named collectfast, collectfasta and other."""
     for name in ("collectfast", "collectfasta", "other"):
         commands = tmp_path / "packages" / name / "management" / "commands"
         commands.mkdir(parents=True)
@@ -451,7 +482,7 @@ logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
 def _warned(
     site: Site, packages: str, apps: list[str], *arguments: str
 ) -> tuple[str, list[str]]:
-    """Deploy with `apps`; return the output, and the lines that were logged."""
+    """Deploy with `apps`, and return the output and the logged warnings."""
     variables = environment(site)
     path = os.pathsep.join([packages, variables["PYTHONPATH"]])
     listed = ", ".join(f'"{app}"' for app in apps)
@@ -468,10 +499,13 @@ def _warned(
 
 @BACKENDS
 @pytest.mark.parametrize("predecessor", ["collectfast", "collectfasta"])
-def test_predecessor_is_warned_of_without_this_app(
+def test_warning_about_a_predecessor_without_this_app(
     site: Site, packages: str, backend: str, predecessor: str
 ) -> None:
-    """The storage logs one warning that names the app and what to do."""
+    """The storage logs one warning if a predecessor is in INSTALLED_APPS.
+
+    The warning names that app and the setting.
+    """
     site.backend = backend
     files = site.write_many(10)
     _, lines = _warned(site, packages, ["other", predecessor])
@@ -483,10 +517,8 @@ def test_predecessor_is_warned_of_without_this_app(
     assert site.bucket.files().items() >= files.items()
 
 
-def test_apps_that_are_no_predecessor_are_not_warned_of(
-    site: Site, packages: str
-) -> None:
-    """Another app is none of the storage's concern."""
+def test_no_warning_about_other_apps(site: Site, packages: str) -> None:
+    """The storage logs no warning about apps that are not predecessors."""
     site.write_many(10)
     _, lines = _warned(site, packages, ["other"])
     assert lines == []

@@ -1,4 +1,8 @@
-"""Cache entries after deploys that were killed, or that were not alone."""
+"""The upload cache after deploys that were killed or not alone, or if it fails.
+
+A deploy marks cache entries as doubtful before it changes their objects. A later deploy
+therefore does not trust an entry of a killed deploy.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,16 @@ MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("answers", [True, False])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_back_to_the_release_before_the_killed_one(
+def test_previous_release_is_restored_after_a_killed_deploy(
     site: Site, tmp_path: Path, preload: bool, answers: bool, signum: int
 ) -> None:
-    """A and remembered, B but killed, A again: nobody believes that A is there."""
+    """A deploy of the previous release restores it after a killed deploy.
+
+    The cache contains the previous release, although the bucket no longer does.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": preload}
-    count = 20 if answers else 5  # Unanswered, no more than a few are under way.
+    count = 20 if answers else 5  # Only a few requests run without responses.
     release = {f"{n}.txt": b"A %d" % n for n in range(count)}
     site.write_all(release)
     site.collect()
@@ -48,10 +55,13 @@ def test_back_to_the_release_before_the_killed_one(
     assert site.bucket.files() == release
 
 
-def test_what_is_remembered_is_trusted_again_after_the_next_whole_run(
+def test_cache_is_trusted_after_the_next_complete_run(
     site: Site, tmp_path: Path
 ) -> None:
-    """One deploy uploads once more what may be there, and not all that follow."""
+    """Only the first deploy after a killed one uploads its files again.
+
+    The second one trusts the cache, and sends no request.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": False}
     site.write_many(5)
@@ -63,10 +73,14 @@ def test_what_is_remembered_is_trusted_again_after_the_next_whole_run(
     assert site.collect().requests == {}
 
 
-def test_what_a_killed_deploy_did_not_touch_is_trusted_again_too(
+def test_cache_is_trusted_after_the_previous_release_is_restored(
     site: Site, tmp_path: Path
 ) -> None:
-    """The whole run after it has seen to it."""
+    """Only the first deploy after a killed one uploads a file that is unchanged again.
+
+    The killed deploy had marked the cache entry, but not yet replaced the object. The
+    second deploy trusts the cache, and sends no request.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": False}
     site.write("a.txt", "A")
@@ -80,10 +94,13 @@ def test_what_a_killed_deploy_did_not_touch_is_trusted_again_too(
 
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_back_to_the_headers_before_the_killed_deploy(
+def test_previous_headers_are_restored_after_a_killed_deploy(
     site: Site, tmp_path: Path, preload: bool, signum: int
 ) -> None:
-    """Headers are part of the promise, and no ETag tells of them."""
+    """A deploy with the previous headers restores them after a killed deploy.
+
+    ETags do not show that the headers of an object changed.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": preload}
     names = sorted(site.write_many(10))
@@ -96,30 +113,34 @@ def test_back_to_the_headers_before_the_killed_deploy(
 
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_back_to_what_a_killed_deploy_has_cleared(
+def test_deleted_file_is_uploaded_after_a_killed_clear(
     site: Site, tmp_path: Path, preload: bool, signum: int
 ) -> None:
-    """What was deleted is not taken to be there, though nobody could note its end."""
+    """A file that a killed `--clear` deleted is uploaded by the next deploy.
+
+    The killed deploy could not note in the cache that the deletion succeeded.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": preload}
-    site.write("stays.txt", "stays")
-    site.write("goes.txt", "goes")
+    site.write("kept.txt", "kept")
+    site.write("deleted.txt", "deleted")
     site.collect()
-    (site.static / "goes.txt").unlink()
+    (site.static / "deleted.txt").unlink()
     kill_at_the_last(site, Last(False, 1, "DELETE MANY"), signum, "--clear")
-    assert site.bucket.names() == ["stays.txt"]
+    assert site.bucket.names() == ["kept.txt"]
 
-    site.write("goes.txt", "goes")
+    site.write("deleted.txt", "deleted")
     site.collect()
-    assert site.bucket.files() == {"stays.txt": b"stays", "goes.txt": b"goes"}
+    assert site.bucket.files() == {"kept.txt": b"kept", "deleted.txt": b"deleted"}
 
 
-# After Ctrl-C, boto3's own upload waits for the server, also with django-storages.
+# Without SIGINT, because an upload by boto3 waits for the server after Ctrl-C, as with
+# django-storages.
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_back_to_the_file_before_a_killed_save(
+def test_previous_file_is_restored_after_a_killed_save(
     site: Site, tmp_path: Path, signum: int
 ) -> None:
-    """A save that was killed leaves nothing that makes a later save skip the upload."""
+    """A save of the previous content uploads it after a save that was killed."""
     site.settings = file_cache(tmp_path / "cache")
     site.write("a.txt", "A")
     with site.storage() as storage, (site.static / "a.txt").open("rb") as file:
@@ -134,7 +155,7 @@ def test_back_to_the_file_before_a_killed_save(
     assert site.bucket.files() == {"a.txt": b"A"}
 
 
-# Headers: no ETag tells of them.
+# Headers, of which ETags show nothing.
 
 
 def _cached_for(site: Site, age: int) -> Site:
@@ -147,18 +168,22 @@ def _ages(site: Site) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("preload", "forced"), [(True, True), (False, True), (True, False)]
+    ("preload", "ignores_etag"), [(True, True), (False, True), (True, False)]
 )
-def test_back_to_the_headers_before_a_killed_deploy_that_compared_nothing(
-    site: Site, tmp_path: Path, preload: bool, forced: bool
+def test_previous_headers_are_restored_after_a_killed_deploy_of_all_files(
+    site: Site, tmp_path: Path, preload: bool, ignores_etag: bool
 ) -> None:
-    """What is remembered becomes doubtful whyever it is overwritten."""
+    """Cache entries become doubtful for any upload, and not only for changed contents.
+
+    The killed deploy uploads all files because it ignores ETags, or because the bucket
+    is empty.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": preload}
     files = site.write_many(5)
     _cached_for(site, 60).collect()
-    site.options["collectfast_ignore_etag"] = forced
-    if not forced:
+    site.options["collectfast_ignore_etag"] = ignores_etag
+    if not ignores_etag:
         site.bucket.clear()
     kill_at_the_last(_cached_for(site, 99), Last(True, 5), signal.SIGTERM)
     assert _ages(site) == dict.fromkeys(sorted(files), "max-age=99")
@@ -167,10 +192,14 @@ def test_back_to_the_headers_before_a_killed_deploy_that_compared_nothing(
     assert _ages(site) == dict.fromkeys(sorted(files), "max-age=60")
 
 
-def test_back_to_the_headers_of_hashed_names_that_no_manifest_has_any_more(
+def test_headers_of_hashed_files_of_an_older_release_are_restored(
     site: Site, tmp_path: Path
 ) -> None:
-    """Back to v1, of which the manifest of v2 knows nothing; killed; with others."""
+    """A deploy restores the headers of hashed files that the manifest does not name.
+
+    The current manifest is that of a second release. A deploy of the first release with
+    other headers was killed.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.backend = MANIFEST
 
@@ -190,13 +219,13 @@ def test_back_to_the_headers_of_hashed_names_that_no_manifest_has_any_more(
 
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("worker", ["save_all", "save_all_in_a_batch"])
-def test_back_to_the_release_before_a_killed_program(
+def test_previous_release_is_restored_after_a_killed_program(
     site: Site, tmp_path: Path, preload: bool, worker: str
 ) -> None:
-    """A deploy after a program that was killed sets contents and headers right.
+    """A deploy restores contents and headers after a program that was killed.
 
-    Without a preload the program has removed the entries that it makes wrong. With one,
-    ETags show that they are wrong.
+    With `collectfast_preload=False` the program has removed the cache entries of its
+    files. Otherwise ETags show that the entries are wrong.
     """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": preload}
@@ -213,8 +242,13 @@ def test_back_to_the_release_before_a_killed_program(
     assert _ages(site) == dict.fromkeys(sorted(release), "max-age=60")
 
 
-def test_two_deploys_at_once_with_other_headers(site: Site, tmp_path: Path) -> None:
-    """Neither can know whose were the last to arrive; the next deploy sets them."""
+def test_next_deploy_corrects_headers_after_simultaneous_deploys(
+    site: Site, tmp_path: Path
+) -> None:
+    """A deploy sets its headers after two simultaneous deploys with different headers.
+
+    Neither of the two deploys can know which of their uploads was the last one.
+    """
     site.settings = file_cache(tmp_path / "cache")
     names = sorted(site.write_many(3))
     _cached_for(site, 0).collect()
@@ -238,7 +272,10 @@ def test_two_deploys_at_once_with_other_headers(site: Site, tmp_path: Path) -> N
 def test_headers_of_a_killed_deploy_of_the_same_contents(
     site: Site, tmp_path: Path, preload: bool
 ) -> None:
-    """It changed contents and headers; the next has those contents, and old headers."""
+    """A deploy with the contents of a killed one and the previous headers sets these.
+
+    The killed deploy had changed both contents and headers.
+    """
     site.settings = file_cache(tmp_path / "cache")
     site.options = {"collectfast_preload": preload}
     names = sorted(site.write_many(5))
@@ -250,7 +287,7 @@ def test_headers_of_a_killed_deploy_of_the_same_contents(
     assert _ages(site) == dict.fromkeys(names, "max-age=60")
 
 
-# Where the cache is trusted without a look at the bucket.
+# Deploys that trust the cache without a listing of the bucket.
 
 
 def _trusting(site: Site, cache: Path) -> Site:
@@ -260,10 +297,13 @@ def _trusting(site: Site, cache: Path) -> Site:
 
 
 @pytest.mark.parametrize("clear", [True, False])
-def test_smaller_release_after_a_killed_one(
+def test_smaller_release_after_a_killed_deploy(
     site: Site, tmp_path: Path, clear: bool
 ) -> None:
-    """It has compared its own files, and knows nothing of the others."""
+    """A smaller release after a killed deploy does not make other entries trusted.
+
+    It compares only its own files. The full release is restored afterwards.
+    """
     _trusting(site, tmp_path / "cache")
     release = {"a.txt": b"a", "b.txt": b"b"}
 
@@ -290,10 +330,14 @@ def test_smaller_release_after_a_killed_one(
     assert site.bucket.files() == release
 
 
-def test_smaller_release_after_a_killed_one_of_other_headers(
+def test_smaller_release_after_a_killed_deploy_with_other_headers(
     site: Site, tmp_path: Path
 ) -> None:
-    """What is doubtful stays so until it is uploaded."""
+    """A cache entry remains doubtful until its file is uploaded.
+
+    A smaller release after the killed deploy does not upload the file. The next full
+    release does, and restores the previous headers.
+    """
     _trusting(site, tmp_path / "cache")
     for name in ("a.txt", "b.txt"):
         site.write(name, name)
@@ -306,10 +350,14 @@ def test_smaller_release_after_a_killed_one_of_other_headers(
     assert _ages(site) == {"a.txt": "max-age=60", "b.txt": "max-age=60"}
 
 
-def test_marks_of_a_killed_deploy_go_with_the_next_that_uploads(
+def test_marks_of_a_killed_deploy_are_removed_by_the_next_upload(
     site: Site, tmp_path: Path
 ) -> None:
-    """After a deploy with a listing, its entries are trusted without one again."""
+    """The entries of uploaded files are trusted again after a killed deploy.
+
+    A deploy with a listing uploads the files. The next one without a listing sends no
+    request.
+    """
     site.settings = file_cache(tmp_path / "cache")
     names = sorted(site.write_many(4))
     site.collect()
@@ -324,10 +372,13 @@ def test_marks_of_a_killed_deploy_go_with_the_next_that_uploads(
 
 
 @pytest.mark.parametrize("how", ["a batch", "an interrupted deploy"])
-def test_back_after_a_killed_deploy_and_one_that_compares_not_all(
+def test_previous_release_after_a_killed_deploy_and_partial_uploads(
     site: Site, tmp_path: Path, how: str
 ) -> None:
-    """What the killed one left is still to be asked for."""
+    """A deploy restores the previous release after a killed deploy and partial uploads.
+
+    A batch or an interrupted deploy does not make the entries of all files trusted.
+    """
     _trusting(site, tmp_path / "cache")
     release = site.write_many(4)
     site.collect()
@@ -347,7 +398,10 @@ def test_back_after_a_killed_deploy_and_one_that_compares_not_all(
 
 
 class Faulty(FileBasedCache):
-    """Fails once, as one does whose server is restarted: when `left` comes to 0."""
+    """A cache that fails once, at the call of `method` that sets `left` to 0.
+
+    A cache fails in this way when its server is restarted.
+    """
 
     method = ""
     error: type[BaseException] = ConnectionError
@@ -389,14 +443,17 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ("method", "at_call"),
     [("set_many", 1), ("set_many", 2), ("get_many", 2), ("get_many", 3)],
 )
-def test_back_after_a_deploy_whose_cache_failed(
+def test_previous_release_after_a_deploy_with_a_failing_cache(
     site: Site,
     tmp_path: Path,
     faulty: Callable[..., None],
     method: str,
     at_call: int,
 ) -> None:
-    """A cache that fails once, after the marks, does not bring older entries back."""
+    """A deploy restores the previous release if the cache failed once in between.
+
+    The failure must not leave entries of the previous release that are out of date.
+    """
     _with_cache(site, tmp_path / "cache", Faulty)
     release = site.write_many(5)
     site.collect()
@@ -404,38 +461,45 @@ def test_back_after_a_deploy_whose_cache_failed(
         site.write(name, "new")
     faulty(method, ConnectionError, at_call)
     site.collect()
-    assert Faulty.left < 1  # It failed.
+    assert Faulty.left < 1  # The cache failed.
     site.write_all(release)
     site.collect()
     assert site.bucket.files() == release
 
 
-def test_back_after_ctrl_c_as_the_doubt_is_written(
+def test_previous_release_after_ctrl_c_while_entries_are_marked(
     site: Site, tmp_path: Path, faulty: Callable[..., None]
 ) -> None:
-    """What had arrived by then is remembered, or doubtful, and not forgotten."""
+    """A deploy restores the previous release after Ctrl-C while entries were marked.
+
+    The files that were already uploaded are in the cache, or have doubtful entries.
+    """
     _with_cache(site, tmp_path / "cache", Faulty)
     release = {f"{n}.txt": b"%d" % n for n in range(5)}
     site.write_all(release)
     _cached_for(site, 60).collect()
-    # The last to be collected is the one of which the headers alone are new.
+    # Only the headers of the file that is collected last are new.
     for name in [entry.name for entry in os.scandir(site.static)][:-1]:
         site.write(name, "new")
     faulty("get_many", KeyboardInterrupt, 2)
     with site.active():
         with suppress(KeyboardInterrupt):
             _cached_for(site, 99).collect()
-        gc.collect()  # The run ends with the process.
-    assert Faulty.left < 1  # It failed.
+        gc.collect()  # End the run, as the end of the process would.
+    assert Faulty.left < 1  # The cache failed.
     site.write_all(release)
     _cached_for(site, 60).collect()
     assert site.bucket.files() == release
 
 
-def test_headers_after_ctrl_c_as_the_doubt_is_written(
+def test_headers_after_ctrl_c_while_entries_are_marked(
     site: Site, tmp_path: Path, faulty: Callable[..., None]
 ) -> None:
-    """When what was there is deleted already: what is known is not lost."""
+    """A deploy sets its headers after Ctrl-C ended an equal one that marked entries.
+
+    The interrupted deploy must not leave entries with the new headers for objects that
+    still have the previous ones.
+    """
     _with_cache(site, tmp_path / "cache", Faulty)
     names = sorted(site.write_many(4))
     _cached_for(site, 60).collect()
@@ -449,10 +513,14 @@ def test_headers_after_ctrl_c_as_the_doubt_is_written(
     assert _ages(site) == dict.fromkeys(names, "max-age=99")
 
 
-def test_smaller_release_that_could_not_read_what_is_remembered(
+def test_smaller_release_that_could_not_read_the_cache(
     site: Site, tmp_path: Path, faulty: Callable[..., None]
 ) -> None:
-    """It does not know what it has not seen: the note of the killed one stays."""
+    """A deploy that could not read the cache does not make entries trusted.
+
+    The killed deploy before it had marked them as doubtful, so the next deploy of the
+    full release restores it.
+    """
     _with_cache(site, tmp_path / "cache", Faulty)
     release = site.write_many(4)
     site.collect()
@@ -471,10 +539,13 @@ def test_smaller_release_that_could_not_read_what_is_remembered(
     assert site.bucket.files() == release
 
 
-def test_doubt_that_could_not_be_written(
+def test_marks_that_could_not_be_written(
     site: Site, tmp_path: Path, faulty: Callable[..., None]
 ) -> None:
-    """If the marks cannot be written, the entries at the end are right all the same."""
+    """The entries after a complete deploy are right even if marking them failed.
+
+    The next deploy sends no request, and one with the previous headers restores them.
+    """
     _with_cache(site, tmp_path / "cache", Faulty)
     names = sorted(site.write_many(4))
     _cached_for(site, 60).collect()

@@ -1,6 +1,7 @@
-"""Ordinary bad days: throttled, slow, reset, silent. What stock manages, this manages.
+"""Poor networks and busy servers: throttling, slow lines, resets and silence.
 
-Requests and bytes are counted, not seconds: `make bench NETWORKS=1` is for those.
+The tests count requests and bytes, and not seconds, because times depend on the
+machine. `make bench NETWORKS=1` measures times.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ KB = 1000
 
 
 class Limit:
-    """Lets through so many PUTs in any second, and refuses the others."""
+    """A fault that accepts `rate` PUTs in any second, and refuses the others."""
 
     def __init__(
         self, rate: int, status: int, code: str, *headers: tuple[str, str]
     ) -> None:
-        self.rate, self.status, self.code, self.headers = rate, status, code, headers
+        self.rate = rate
+        self.status = status
+        self.code = code
+        self.headers = headers
         self.taken: deque[float] = deque()
         self.lock = threading.Lock()
         self.refused = 0
@@ -42,7 +46,7 @@ class Limit:
             now = time.monotonic()
             while self.taken and self.taken[0] < now - 1:
                 self.taken.popleft()
-            # One is too many in any case, on however slow a machine.
+            # At least one PUT is refused, even if a slow machine stays below the rate.
             is_full = len(self.taken) == self.rate // 2 and not self.refused
             if len(self.taken) < self.rate and not is_full:
                 self.taken.append(now)
@@ -62,7 +66,7 @@ class Limit:
     ],
 )
 def test_throttled(site: Site, way: str, status: int, code: str) -> None:
-    """All arrive, with a tenth more requests."""
+    """All files are uploaded despite throttling, with at most 10 % more requests."""
     files = site.write_many(240)
     site.proxy.fault = limit = Limit(80, status, code)
     site.collect()
@@ -72,19 +76,20 @@ def test_throttled(site: Site, way: str, status: int, code: str) -> None:
 
 
 def test_throttled_heads(site: Site) -> None:
-    """They go at a pace, too: none is taken for absent, or fails the run."""
+    """Throttled HEAD requests are sent again, and each file counts as unchanged."""
     files = site.write_many(120)
     site.collect()
     site.options["collectfast_preload"] = False
     site.settings["CACHES"] = {
         "default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
     }
-    busy = {"left": 5}
+    left = 5
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
-        throttles = request.kind == "HEAD" and busy["left"] > 0
+        nonlocal left
+        throttles = request.kind == "HEAD" and left > 0
         if throttles:
-            busy["left"] -= 1
+            left -= 1
             handler.error(503, "SlowDown")
         return throttles
 
@@ -94,8 +99,11 @@ def test_throttled_heads(site: Site) -> None:
     assert deploy.requests == {"HEAD": len(files) + 5}
 
 
-def test_line_that_is_slow(site: Site, way: str) -> None:
-    """400 kB/s: no request waits for the others until it is given up."""
+def test_slow_line(site: Site, way: str) -> None:
+    """Uploads through a line of 400 kB/s do not time out because of each other.
+
+    The deploy therefore sends hardly more bytes than the files contain.
+    """
     files = {f"{n}.bin": os.urandom(100 * KB) for n in range(24)}
     site.write_all(files)
     site.options["client_config"] = Config(read_timeout=2)
@@ -104,7 +112,7 @@ def test_line_that_is_slow(site: Site, way: str) -> None:
 
     def slowly(handler: Handler, request: Request, body: bytes) -> bool:
         for _ in range(0, len(body), 10 * KB):
-            with line:  # One for all.
+            with line:  # All uploads share one line.
                 time.sleep(0.025)
         uploaded.append(len(body))
         return False
@@ -116,14 +124,18 @@ def test_line_that_is_slow(site: Site, way: str) -> None:
 
 
 def test_every_tenth_connection_is_reset(site: Site, way: str) -> None:
-    """Those go again; and again, if it comes to that."""
+    """All files are uploaded if every tenth upload is reset, even repeatedly."""
     files = site.write_many(150)
-    lock, seen = threading.Lock(), [0]
+    lock = threading.Lock()
+    count = 0
 
     def reset(handler: Handler, request: Request, body: bytes) -> bool:
+        nonlocal count
+        if request.kind != "PUT":
+            return False
         with lock:
-            seen[0] += request.kind == "PUT"
-            is_hit = request.kind == "PUT" and seen[0] % 10 == 5
+            count += 1
+            is_hit = count % 10 == 5
         if is_hit:
             handler.reset()
         return is_hit
@@ -135,8 +147,11 @@ def test_every_tenth_connection_is_reset(site: Site, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["plain"], indirect=True)
-def test_server_says_when_to_come_back(site: Site, way: str) -> None:
-    """``Retry-After``: until then, nobody comes. obstore does not tell how long."""
+def test_server_sends_retry_after(site: Site, way: str) -> None:
+    """No request is sent before the time of a Retry-After header.
+
+    This is tested with boto3 only, because obstore does not report the header.
+    """
     site.write_many(30)
     limit = Limit(10, 503, "SlowDown", ("Retry-After", "2"))
     starts: list[float] = []
@@ -159,8 +174,11 @@ def _never(handler: Handler, request: Request, body: bytes) -> bool:
     return request.kind == "PUT"
 
 
-def test_throttled_for_good(site: Site, way: str) -> None:
-    """It gives up on all at once, and says what it saw: once, and not for each file."""
+def test_permanent_throttling(site: Site, way: str) -> None:
+    """A deploy that is always throttled ends with one error that gives the reason.
+
+    The error does not repeat the reason for each file, and few requests are sent.
+    """
     site.write_many(300)
     site.options["client_config"] = Config(retries={"total_max_attempts": 2})
     site.proxy.fault = _never
@@ -171,8 +189,11 @@ def test_throttled_for_good(site: Site, way: str) -> None:
     assert site.bucket.names() == []
 
 
-def test_server_that_falls_silent(site: Site, way: str) -> None:
-    """In the middle: what arrived is remembered, and the rest is not tried for long."""
+def test_server_that_stops_responding(site: Site, way: str) -> None:
+    """A deploy ends with one error if the server stops responding in the middle.
+
+    The next deploy uploads only the files that are not in the bucket.
+    """
     site.write_many(200)
     site.options["client_config"] = Config(
         read_timeout=0.5, connect_timeout=0.5, retries={"total_max_attempts": 2}

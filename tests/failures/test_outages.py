@@ -1,4 +1,4 @@
-"""Outages: each state of a gateway or server, at each phase of a deploy."""
+"""Outages of a gateway or server, in each state and at each phase of a deploy."""
 
 from __future__ import annotations
 
@@ -28,19 +28,25 @@ PHASES = ["manifest", "LIST", "HEAD", "PUT", "part", "DELETE"]
 
 
 class Outage:
-    """Begins with the `number`th request that `matches`, and lasts for some seconds."""
+    """A fault that begins with the `number`th request that `matches`.
+
+    It lasts for some seconds.
+    """
 
     def __init__(
         self,
         site: Site,
-        before: Gate,
+        gateway: Gate,
         state: str,
         matches: Callable[[Request], bool],
         seconds: float,
         number: int = 1,
     ) -> None:
-        self.gate, self.state, self.matches = before, state, matches
-        self.seconds, self.left = seconds, number
+        self.gateway = gateway
+        self.state = state
+        self.matches = matches
+        self.seconds = seconds
+        self.left = number
         self.begin = float("inf")
         self.lock = threading.Lock()
         self.requests = 0  # during the outage
@@ -62,25 +68,28 @@ class Outage:
                 handler.error(int(self.state), "Trouble")
             return self.is_on
         if begins:
-            timer = threading.Timer(self.seconds, setattr, [self.gate, "mode", ""])
+            timer = threading.Timer(self.seconds, setattr, [self.gateway, "mode", ""])
             timer.daemon = True
             timer.start()
-            self.gate.mode = self.state  # It cuts this connection, too.
+            self.gateway.mode = self.state  # This also resets this connection.
         return begins
 
 
 @pytest.fixture
-def before(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """What the site takes for its server; in the mode "name", it has none."""
+def gateway(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Yield a gateway between the site and its server.
+
+    In the mode "name", its host name cannot be resolved.
+    """
     port = urlsplit(site.proxy.endpoint).port
     assert port is not None
-    known = socket.getaddrinfo
+    original = socket.getaddrinfo
     with gate(port) as running:
 
         def getaddrinfo(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
             if running.mode == "name" and port == running.port:
                 raise socket.gaierror(-3, "Temporary failure in name resolution")
-            return known(host, port, *args, **kwargs)
+            return original(host, port, *args, **kwargs)
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         site.options |= {
@@ -95,16 +104,18 @@ def before(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("state", STATES)
 def test_outage_delays_a_deploy_and_does_not_end_it(
-    site: Site, before: Gate, state: str, phase: str
+    site: Site, gateway: Gate, state: str, phase: str
 ) -> None:
-    """All files arrive, and the exit status is 0."""
-    arguments, matches = (
-        [],
-        {
-            "manifest": lambda request: request.key.endswith("staticfiles.json"),
-            "part": lambda request: request.query.get("partNumber") == ["2"],
-        }.get(phase, lambda request: request.kind.startswith(phase)),
-    )
+    """A deploy succeeds with all files although an outage interrupts it."""
+    arguments: list[str] = []
+
+    def matches(request: Request) -> bool:
+        if phase == "manifest":
+            return request.key.endswith("staticfiles.json")
+        if phase == "part":
+            return request.query.get("partNumber") == ["2"]
+        return request.kind.startswith(phase)
+
     files = site.write_many(12)
     if phase == "manifest":
         site.backend = MANIFEST
@@ -121,7 +132,7 @@ def test_outage_delays_a_deploy_and_does_not_end_it(
         files["large.bin"] = bytes(11 * MIB)
         site.write("large.bin", files["large.bin"])
     number = 5 if phase == "PUT" else 1
-    outage = Outage(site, before, state, matches, 0.8, number)
+    outage = Outage(site, gateway, state, matches, 0.8, number)
     site.collect(*arguments)
     assert outage.begin < time.monotonic()
     stored = site.bucket.files()
@@ -132,24 +143,30 @@ def test_outage_delays_a_deploy_and_does_not_end_it(
 @pytest.mark.parametrize("state", ["refused", "503"])
 @pytest.mark.parametrize("mode", ["legacy", "standard", "adaptive"])
 def test_retry_mode_of_boto3_does_not_matter(
-    site: Site, before: Gate, mode: str, state: str
+    site: Site, gateway: Gate, mode: str, state: str
 ) -> None:
-    """Nor do its attempts, or its quota of retries."""
+    """A deploy survives an outage in each of boto3's retry modes.
+
+    boto3's number of attempts and its quota of retries do not matter, either.
+    """
     retries: Any = {"mode": mode, "total_max_attempts": 1}
     site.options["client_config"] = Config(read_timeout=1, retries=retries)
     files = site.write_many(60)
-    Outage(site, before, state, lambda request: request.kind == "PUT", 2, number=20)
+    Outage(site, gateway, state, lambda request: request.kind == "PUT", 2, number=20)
     site.collect()
     assert site.bucket.files() == files
 
 
-def test_log_says_when_the_waiting_begins_and_ends(
-    site: Site, before: Gate, caplog: pytest.LogCaptureFixture
+def test_outage_is_logged_when_it_begins_and_ends(
+    site: Site, gateway: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning, one information, and few requests meanwhile."""
+    """An outage causes one message when it begins, and one when it ends.
+
+    Few requests are sent between them.
+    """
     site.write_many(100)
     outage = Outage(
-        site, before, "500", lambda request: request.kind == "PUT", 3, number=40
+        site, gateway, "500", lambda request: request.kind == "PUT", 3, number=40
     )
     with caplog.at_level(logging.INFO, logger="collectfast_storage"):
         site.collect()
@@ -159,28 +176,31 @@ def test_log_says_when_the_waiting_begins_and_ends(
         "No request to bucket 'tests' succeeds (500 Trouble); retrying for up to 20 s."
     ]
     assert sum("succeed again after" in text for text in texts) == 1
-    # As many as were under way when it began, and the probes.
+    # Up to 64 uploads were running when the outage began. All others are probes.
     assert outage.requests <= 64 + 10
 
 
 @pytest.mark.parametrize(
     ("state", "text"), [("refused", "Could not connect"), ("500", r"\(Trouble\)")]
 )
-def test_error_says_how_long_it_was_tried(
-    site: Site, before: Gate, state: str, text: str
+def test_error_contains_the_duration_of_the_retries(
+    site: Site, gateway: Gate, state: str, text: str
 ) -> None:
-    """The bucket is the reason, no file is; the next deploy sends what is missing."""
+    """An outage that does not end is a BucketError with the duration of the retries.
+
+    The next deploy uploads the missing files.
+    """
     site.options["collectfast_retry_timeout"] = 1
     site.write_many(30)
-    Outage(site, before, state, lambda request: request.kind == "PUT", 60, 10)
+    Outage(site, gateway, state, lambda request: request.kind == "PUT", 60, 10)
     with pytest.raises(BucketError, match=text + r".* \(No request succeeded for \d"):
         site.collect()
-    before.mode = ""
+    gateway.mode = ""
     site.proxy.fault = None
     missing = 30 - len(site.bucket.names())
     requests = site.collect().requests
     assert requests["LIST"] == 1
-    # An upload whose answer was lost is in doubt.
+    # Uploads that were stored, but whose responses were lost, are repeated.
     assert requests["PUT"] == missing or state == "refused"
     assert requests["PUT"] >= missing > 0
 
@@ -190,7 +210,10 @@ def test_error_says_how_long_it_was_tried(
 def test_large_file_that_always_fails_does_not_stop_the_others(
     site: Site, fails: str, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The error names that file alone."""
+    """A large file that always fails is the only one that the error names.
+
+    All other files are uploaded.
+    """
     site.options |= {
         "transfer_config": IN_PARTS,
         "collectfast_retry_timeout": 1,
@@ -200,25 +223,30 @@ def test_large_file_that_always_fails_does_not_stop_the_others(
     site.write("a large.bin", bytes(36 * MIB))
 
     def fault(handler: Handler, request: Request, body: bytes) -> bool:
-        is_part = "partNumber" in request.query
-        is_part &= fails != "403" or request.query.get("partNumber") == ["2"]
-        if is_part and fails == "cut":
+        part = request.query.get("partNumber")
+        if part is None or (fails == "403" and part != ["2"]):
+            return False
+        if fails == "cut":
             handler.close_connection = True
-        elif is_part:
+        else:
             handler.error(int(fails), "Trouble")
-        return is_part
+        return True
 
     site.proxy.fault = fault
     with pytest.raises(UploadError) as caught:
         site.collect()
     assert {*caught.value.failures} == {"a large.bin"}
     assert site.bucket.files() == files
-    # A part that is refused ends the others, which is no outage.
+    # The other parts end when one part is refused, which is not an outage.
     assert fails != "403" or "No request to bucket" not in caplog.text
 
 
 def test_head_that_always_fails_does_not_stop_the_others(site: Site) -> None:
-    """The file is uploaded, as it is not known what the bucket has."""
+    """A file is uploaded if its HEAD request always fails.
+
+    Without the response it is not known if the object is unchanged. All other files
+    are not uploaded again.
+    """
     site.options |= {"collectfast_preload": False, "collectfast_retry_timeout": 1}
     site.settings["CACHES"] = NO_CACHE
     site.write_many(10)
@@ -238,10 +266,10 @@ def test_head_that_always_fails_does_not_stop_the_others(site: Site) -> None:
     ("state", "threads", "parts"),
     [("refused", 64, 0), ("silent", 64, 0), ("refused", 0, 0), ("500", 0, 8)],
 )
-def test_interrupt_while_it_waits(
-    site: Site, before: Gate, state: str, threads: int, parts: int
+def test_interrupt_during_an_outage(
+    site: Site, gateway: Gate, state: str, threads: int, parts: int
 ) -> None:
-    """Ctrl-C ends the command within a second."""
+    """Ctrl-C ends the command within a second during an outage."""
     site.options["collectfast_threads"] = threads
     if parts:
         site.options["transfer_config"] = IN_PARTS
@@ -252,7 +280,7 @@ def test_interrupt_while_it_waits(
     def matches(request: Request) -> bool:
         return request.kind == "PUT" and (first in request.query or not parts)
 
-    Outage(site, before, state, matches, 60, 1 if parts else 10)
+    Outage(site, gateway, state, matches, 60, 1 if parts else 10)
     interrupted: list[float] = []
     main = threading.get_ident()
 
@@ -261,20 +289,20 @@ def test_interrupt_while_it_waits(
         signal.pthread_kill(main, signal.SIGINT)
 
     timer = threading.Timer(2.5, interrupt)
-    # Whoever started the tests in the background may have it ignored.
-    known = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A process in the background may ignore SIGINT.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             site.collect()
     finally:
         timer.cancel()
-        signal.signal(signal.SIGINT, known)
+        signal.signal(signal.SIGINT, previous)
     assert time.monotonic() - interrupted[0] < 1
 
 
 def test_site_may_set_the_time_to_connect(site: Site) -> None:
-    """It is ten seconds, or that of the site's own configuration."""
+    """The `connect_timeout` is ten seconds, or that of the site's `client_config`."""
     with site.storage() as storage:
         assert storage.connection.meta.client.meta.config.connect_timeout == 10
     site.options["client_config"] = Config(connect_timeout=60)
@@ -282,8 +310,12 @@ def test_site_may_set_the_time_to_connect(site: Site) -> None:
         assert storage.connection.meta.client.meta.config.connect_timeout == 60
 
 
-def test_completion_whose_answer_is_lost(site: Site) -> None:
-    """The upload is known to be complete by a HEAD, although it is unknown by then."""
+def test_lost_response_to_the_completion_of_a_multipart_upload(site: Site) -> None:
+    """A multipart upload succeeds although the response to its completion is lost.
+
+    A second completion fails, because the server has already completed the upload. A
+    HEAD request then shows that the object exists.
+    """
     site.options["transfer_config"] = IN_PARTS
     site.write("large.bin", bytes(11 * MIB))
     lost = []

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from collectfast_storage import CollectfastS3StaticStorage
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 from collectfast_storage.payload import Payload
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
@@ -45,7 +45,7 @@ HASTY = Config(retries={"total_max_attempts": 1})
 
 
 def _sender() -> RetryingSender:
-    return RetryingSender("tests", Pace(8, 60), 2, Progress())
+    return RetryingSender("tests", Congestion(8, 60), 2, Progress())
 
 
 @dataclass
@@ -403,7 +403,8 @@ def test_site_behind_a_proxy_uses_boto3(
 
     The endpoint has no TLS, because the test's proxy could not read requests with TLS.
     """
-    with proxy(server.endpoint, sign=server.signed, tls=False) as plain:
+    trusted, sign = server.authority, server.signed
+    with proxy(server.endpoint, sign=sign, tls=False, trusted=trusted) as plain:
         site.proxy = plain
         PROXIED[name](site, monkeypatch)
         _assert_boto3_uploads(site, "a proxy is configured", monkeypatch, caplog)

@@ -12,6 +12,7 @@ import pytest
 from django.core.files.base import ContentFile
 
 from tests.support.caches import cold
+from tests.support.faults import sign_again
 from tests.support.opaque_etags import METADATA, Opaque
 from tests.support.proxy import Handler, Request
 from tests.support.site import MANIFEST, STATIC, Site
@@ -157,7 +158,7 @@ def test_encryption_with_a_customers_key(site: Site, gzip: bool) -> None:
         "SSECustomerAlgorithm": "AES256",
         "SSECustomerKey": key.decode(),
     }
-    opaque = Opaque(site.proxy, None)
+    Opaque(site.proxy, None)
     site.write_many(6)
     site.collect()
     puts = [r for r in site.proxy.requests if r.kind == "PUT"]
@@ -167,7 +168,71 @@ def test_encryption_with_a_customers_key(site: Site, gzip: bool) -> None:
     heads = [r for r in site.proxy.requests if r.kind == "HEAD"]
     sent = {r.headers["x-amz-server-side-encryption-customer-key"] for r in heads}
     assert sent == {base64.b64encode(key).decode()}
-    assert opaque is not None
+
+
+class Encrypting:
+    """Reports that objects are encrypted by KMS, although their ETags are MD5s.
+
+    Ceph does so.
+    """
+
+    def __init__(self, site: Site, *plain: str) -> None:
+        self._server, self._plain = site.bucket.server, plain
+        site.proxy.fault = self
+
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        is_encrypted = not request.key.endswith(self._plain)
+        if request.method == "PUT":
+            del handler.headers["x-amz-server-side-encryption"]
+            sign_again(handler, self._server, body)
+        elif request.kind != "HEAD" or not is_encrypted:
+            return False
+        status, content, headers = handler.ask(body)
+        encryption = ("x-amz-server-side-encryption", "aws:kms")
+        handler.answer(status, content, [*headers, encryption])
+        return True
+
+
+def test_encrypted_objects_with_md5s_need_no_head_each(site: Site) -> None:
+    """A sample of encrypted objects shows that their ETags are MD5s of contents."""
+    site.options["object_parameters"] = {"ServerSideEncryption": "aws:kms"}
+    Encrypting(site)
+    files = site.write_many(80)
+    site.collect()
+    deploy = site.collect(**cold(site))
+    assert deploy.requests["HEAD"] <= 9  # Eight, and perhaps the first file.
+    assert deploy.summary == "0 static files copied, 80 unmodified."
+    site.write("dir0/file0.css", "changed")
+    site.write("dir1/file1.js", "changed too")
+    deploy = site.collect(**cold(site))
+    assert deploy.put == ["dir0/file0.css", "dir1/file1.js"]
+    assert deploy.requests["HEAD"] <= 11  # Also the two that changed.
+    files |= {"dir0/file0.css": b"changed", "dir1/file1.js": b"changed too"}
+    assert site.bucket.files() == files
+
+
+def test_manifest_of_encrypted_objects_with_md5s(site: Site) -> None:
+    """Hashed names need no HEAD request either."""
+    site.backend = MANIFEST
+    site.options["object_parameters"] = {"ServerSideEncryption": "aws:kms"}
+    Encrypting(site)
+    site.write_many(40)
+    site.collect()
+    deploy = site.collect(**cold(site))
+    assert deploy.put == []
+    manifest = [key for key in site.proxy.keys("HEAD") if "staticfiles" in key]
+    assert deploy.requests["HEAD"] - len(manifest) <= 9
+
+
+def test_md5_of_an_object_that_is_not_encrypted_proves_nothing_of_others(
+    site: Site,
+) -> None:
+    """Files are uploaded again if encryption is switched on, although ETags agree."""
+    files = site.write_many(40)
+    site.collect()
+    site.options["object_parameters"] = {"ServerSideEncryption": "aws:kms"}
+    Encrypting(site, *files)
+    assert site.collect(**cold(site)).put == sorted(files)
 
 
 def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:

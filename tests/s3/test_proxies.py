@@ -39,8 +39,11 @@ def forward(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         monkeypatch.delenv(name)
     assert site.bucket.client  # The owner's client is made before, without the proxy.
     # There is no TLS, because a proxy could not read requests in a tunnel.
+    target = site.bucket.server
     with (
-        proxy(site.bucket.server.endpoint, site.bucket.server.signed, tls=False) as s3,
+        proxy(
+            target.endpoint, target.signed, tls=False, trusted=target.authority
+        ) as s3,
         proxy(s3.endpoint, tls=False) as server,
     ):
         site.proxy = s3

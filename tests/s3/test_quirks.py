@@ -155,6 +155,60 @@ def test_only_responses_to_uploads_have_reliable_etags(
     assert site.bucket.files() == files
 
 
+SILENT = ("LIST: ETag none", "HEAD: ETag none")
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST], ids=["plain", "manifest"])
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_gateway_without_etags_and_metadata(
+    site: Site, backend: str, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eight HEAD requests show that HEAD requests are useless; a warning names options.
+
+    JuiceFS's gateway is such a server by default.
+    """
+    site.backend = backend
+    files = site.write_many(40)
+    Quirks(site.proxy, site.bucket.server, *SILENT, "no metadata")
+    site.collect()
+    for _ in range(2):
+        caplog.clear()
+        deploy = _collect(site, cache)
+        assert {*deploy.put} >= files.keys()
+        manifest = [key for key in site.proxy.keys("HEAD") if "staticfiles" in key]
+        assert deploy.requests["HEAD"] - len(manifest) == 8
+        assert caplog.messages == [
+            "Objects in bucket 'tests' have neither ETags nor the fingerprints of "
+            "earlier uploads; uploading 40 files again. If each deploy logs this "
+            "warning, set collectfast_preload=False and a persistent cache, or start a "
+            "JuiceFS gateway with --keep-etag."
+        ]
+    site.options["collectfast_preload"] = False
+    site.collect()
+    caplog.clear()
+    deploy = site.collect()
+    assert deploy.put == []
+    assert deploy.requests["LIST"] == 0
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_server_without_etags_that_keeps_metadata(site: Site, cache: str) -> None:
+    """The second deploy uploads all files with a fingerprint, and then no deploy does.
+
+    The first one got MD5s in the responses to its uploads.
+    """
+    files = site.write_many(40)
+    Quirks(site.proxy, site.bucket.server, *SILENT)
+    site.collect()
+    deploy = _collect(site, cache)
+    assert deploy.put == sorted(files)
+    assert deploy.requests["HEAD"] == 8
+    deploy = _collect(site, cache)
+    assert deploy.put == []
+    assert deploy.requests["HEAD"] == 40
+
+
 def test_file_that_comes_back_while_its_deleted_key_is_listed(site: Site) -> None:
     """A file is uploaded again although its deleted object is still listed."""
     files = site.write_many(3)

@@ -27,7 +27,10 @@ def other(tmp_path: Path) -> str:
 @pytest.fixture
 def elsewhere(site: Site, server: Server) -> Iterator[None]:
     """Give the server a certificate of the right CA for another host."""
-    with proxy(server.endpoint, sign=server.signed, host="s3.example.com") as running:
+    trusted, host = server.authority, "s3.example.com"
+    with proxy(
+        server.endpoint, sign=server.signed, host=host, trusted=trusted
+    ) as running:
         site.proxy = running
         yield
 

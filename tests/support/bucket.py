@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -87,7 +88,12 @@ class BucketView:
 
     def clear(self) -> None:
         """Delete all objects."""
-        keys = [{"Key": self.key(name)} for name in self.names()]
+        # XML cannot contain control characters, so these names are deleted singly.
+        names = self.names()
+        singly = [name for name in names if re.search(r"[\x00-\x1f]", name)]
+        for name in singly:
+            self.delete(name)
+        keys = [{"Key": self.key(name)} for name in sorted({*names} - {*singly})]
         while keys:
             objects = {"Objects": keys[:1000], "Quiet": True}
             self.client.delete_objects(Bucket=self.name, Delete=objects)

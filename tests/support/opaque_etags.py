@@ -49,8 +49,7 @@ class Opaque:
             key = re.search("<Key>(.*?)</Key>", match[0])
             assert key is not None
             etag = self._made.get(unquote_plus(key[1]))
-            return re.sub(
-                "&#34;.*?&#34;|&quot;.*?&quot;", f"&quot;{etag}&quot;", match[0]
-            )
+            quoted = f"<ETag>&quot;{etag}&quot;</ETag>"
+            return re.sub("<ETag>.*?</ETag>", quoted, match[0])
 
         return re.sub("<Contents>.*?</Contents>", entry, listing, flags=re.DOTALL)

@@ -247,13 +247,16 @@ class Proxy(ThreadingHTTPServer):
         sign: Sign | None = None,
         context: ssl.SSLContext | None = None,
         authority: Path | None = None,
+        trusted: str | None = None,
     ) -> None:
         """Pass requests on to `upstream`.
 
         With a `context`, clients connect by TLS, and have to trust the CA in the file
-        `authority`.
+        `authority`. The file
+        `trusted` contains the CA of the server's certificate.
         """
         parts = urlsplit(upstream)
+        self._upstream_context = ssl.create_default_context(cafile=trusted)
         self.context = context
         self.authority = authority
         # Only a server behind TLS may insist on a signature for its own host name.
@@ -289,7 +292,10 @@ class Proxy(ThreadingHTTPServer):
         parts = urlsplit(self.upstream)
         assert parts.hostname
         if parts.scheme == "https":
-            return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=60)
+            context = self._upstream_context
+            return http.client.HTTPSConnection(
+                parts.hostname, parts.port, timeout=60, context=context
+            )
         return http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
 
     def reset(self) -> None:
@@ -325,20 +331,22 @@ def proxy(
     *,
     tls: bool = True,
     host: str = "127.0.0.1",
+    trusted: str | None = None,
 ) -> Iterator[Proxy]:
     """Run a proxy in front of the server `upstream` until the block ends.
 
     Clients sign their requests for the proxy's host name. If the server is behind TLS,
     the function `sign` signs each request again. It takes method, URL, headers and
     body, and returns headers. The proxy's certificate is made for `host`. Without `tls`
-    it has no certificate.
+    it has no certificate. The file `trusted` contains the CA of the server's
+    certificate, if that is not a public one.
     """
     with tempfile.TemporaryDirectory(prefix="certificates-") as directory:
         context = authority = None
         if tls:
             authority, own = certificates.make(Path(directory), host)
             context = certificates.server_context(own)
-        server = Proxy(upstream, sign, context, authority)
+        server = Proxy(upstream, sign, context, authority, trusted)
         thread = threading.Thread(
             target=server.serve_forever, args=(0.05,), daemon=True
         )

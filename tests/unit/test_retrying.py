@@ -22,7 +22,12 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import ProtocolError
 
-from collectfast_storage.congestion import Attempts, Next, Pace, Patience
+from collectfast_storage.congestion import (
+    Attempts,
+    Congestion,
+    RetryDecision,
+    RetryPolicy,
+)
 from collectfast_storage.reporting import Progress
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3.errors import (
@@ -37,7 +42,7 @@ URL = "https://example.com"
 
 
 def _sender(timeout: float = 60, threads: int = 8) -> RetryingSender:
-    return RetryingSender("bucket", Pace(threads, 60), timeout, Progress())
+    return RetryingSender("bucket", Congestion(threads, 60), timeout, Progress())
 
 
 def _answer(status: int, code: str = "", **headers: str) -> ClientError:
@@ -246,7 +251,7 @@ def test_request_that_times_out_while_others_succeed_is_sent_five_times() -> Non
 
     Its time-out may be as long as the time of all retries, which would allow no retry.
     """
-    patience = Patience(60)
+    patience = RetryPolicy(60)
     alone = Attempts()
     now = 0.0
     outcomes = []
@@ -256,12 +261,12 @@ def test_request_that_times_out_while_others_succeed_is_sent_five_times() -> Non
         patience.succeeded(now, ends_outage=False)
         alone.add(now)
         outcomes.append(patience.failed(now, began, alone))
-    assert outcomes == [Next.RETRY] * 4 + [Next.SET_ASIDE]
+    assert outcomes == [RetryDecision.RETRY] * 4 + [RetryDecision.RAISE]
 
 
 def test_time_without_requests_does_not_count() -> None:
     """Time without requests is no outage, because a program may wait in a batch."""
-    patience = Patience(60)
+    patience = RetryPolicy(60)
     patience.succeeded(0.0, ends_outage=False)
     outcomes = [patience.failed(t, t, Attempts()) for t in (1.0, 62.0, 9000.0)]
-    assert outcomes == [Next.RETRY, Next.SET_ASIDE, Next.RETRY]
+    assert outcomes == [RetryDecision.RETRY, RetryDecision.RAISE, RetryDecision.RETRY]

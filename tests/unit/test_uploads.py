@@ -125,7 +125,7 @@ def test_cancelled_calls_do_not_run() -> None:
 def test_call_of_a_transfer_runs_once(
     monkeypatch: pytest.MonkeyPatch, can_start: bool
 ) -> None:
-    """Each call of a transfer runs exactly once, even if no thread can be started."""
+    """Each call of a transfer runs once, in a thread if one can be started."""
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -134,8 +134,9 @@ def test_call_of_a_transfer_runs_once(
         monkeypatch.setattr(threading.Thread, "start", refuse)
     ran: list[int] = []
     with TransferExecutor(2) as executor:
-        done = executor.submit(ran.append, threading.get_ident())
+        done = executor.submit(lambda: ran.append(threading.get_ident()))
         failed = executor.submit(int, "no number")
         assert done.result(10) is None
         assert isinstance(failed.exception(10), ValueError)
     assert len(ran) == 1
+    assert (ran[0] == threading.get_ident()) is not can_start
