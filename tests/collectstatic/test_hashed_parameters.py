@@ -173,6 +173,33 @@ def test_names_that_are_not_hashed_do_not_get_them(site: Site) -> None:
         assert {"i.png", "index.html", "report.0123456789ab.html"} <= lifetimes.keys()
 
 
+class OwnNames(CollectfastS3ManifestStaticStorage):
+    """A storage that keeps the names of some files."""
+
+    def hashed_name(self, name: str, content: Any = None, filename: Any = None) -> str:
+        if name in ("i.png", "c.css", "large.bin"):
+            return name
+        return str(super().hashed_name(name, content, filename))
+
+
+@pytest.mark.parametrize("only_hashed", [True, False])
+def test_files_with_their_own_names_do_not_get_them(
+    site: Site, only_hashed: bool
+) -> None:
+    """A file whose hashed name is its own name does not get them.
+
+    Its content may change without a change of the name.
+    """
+    site.backend = _here(OwnNames)
+    site.options["collectfast_only_hashed"] = only_hashed
+    for _ in range(2):
+        site.collect()
+        own = {name for name, hashed in site.manifest().items() if name == hashed}
+        assert own == {"i.png", "c.css", "large.bin"}
+        assert _lifetimes(site) == _expected(site) | dict.fromkeys(own, PLAIN)
+    assert site.collect().put == []
+
+
 class OwnSave(CollectfastS3ManifestStaticStorage):
     def _save(self, name: str, content: Any) -> str:
         return str(super()._save(name, content))

@@ -398,6 +398,7 @@ def test_dry_run_writes_no_list(site: Site, cls: type) -> None:
     assert site.bucket.files() == before
     gone = set().union(*releases[:2]) - set().union(*releases[2:])
     assert {name for name in named if HASHED.search(name)} == gone
+    assert RELEASES not in named
     _deploy(site, "5", "--clear")
     assert not gone & _kept(site)
 
