@@ -22,7 +22,12 @@ from s3transfer.manager import TransferManager
 from s3transfer.subscribers import BaseSubscriber
 
 from collectfast_storage.decision import Remote
-from collectfast_storage.fingerprint import FINGERPRINT, normal_etag
+from collectfast_storage.fingerprint import (
+    FINGERPRINT,
+    looks_like_md5,
+    md5_of,
+    normal_etag,
+)
 from collectfast_storage.payload import Payload
 from collectfast_storage.retrying import RetryingSender
 from collectfast_storage.s3 import errors
@@ -427,6 +432,8 @@ class _RetryingClient:
             self._has_failed = True
             raise
         self.etag = normal_etag(response.get("ETag"))
+        if not self.etag and "MultipartUpload" in arguments:  # as on Ceph 16
+            self.etag = _etag_of_parts(arguments["MultipartUpload"]["Parts"])
         return response
 
 
@@ -479,6 +486,14 @@ def _checksum(client: Any, parameters: Mapping[str, Any], body: Any) -> dict[str
     else:
         return {}
     return {f"Checksum{algorithm}": b64encode(digest).decode()}
+
+
+def _etag_of_parts(parts: list[dict[str, Any]]) -> str:
+    """Return the ETag of a multipart upload whose `parts` have these ETags."""
+    etags = [normal_etag(part.get("ETag")) for part in parts]
+    if not all(map(looks_like_md5, etags)):
+        return ""
+    return f"{md5_of(map(bytes.fromhex, etags))}-{len(etags)}"
 
 
 def write_parameters(payload: Payload, tagged: bool) -> dict[str, Any]:

@@ -267,6 +267,7 @@ class UncachedFast(Uncached):
     manifest_storage_class = CollectfastS3Storage
 
 
+@pytest.mark.needs("trailing checksums")
 @pytest.mark.parametrize("backend", [Uncached, UncachedFast])
 def test_manifest_that_another_storage_saves_at_the_location_is_kept(
     site: Site, backend: type

@@ -181,6 +181,7 @@ def test_no_post_process_uploads_new_and_changed_files(site: Site) -> None:
     assert site.bucket.read("dir0/file0.css") == b"changed"
 
 
+@pytest.mark.needs("trailing checksums")
 def test_another_thread_uses_the_plain_storage(site: Site) -> None:
     """During a run, calls from another thread go to the bucket.
 
@@ -354,6 +355,7 @@ def test_default_cache_holds_more_files_than_it_holds_entries(site: Site) -> Non
     assert site.collect().requests == {}
 
 
+@pytest.mark.needs("trailing checksums")
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"], ["--dry-run"]])
 def test_disabled_storage_sends_the_requests_of_django_storages(
     site: Site, arguments: list[str]
@@ -494,6 +496,7 @@ class UploadingOnce(CollectfastMixin, Uploading):
     pass
 
 
+@pytest.mark.needs("trailing checksums")
 def test_files_that_a_base_class_uploads_count_as_copied(site: Site) -> None:
     """The summary counts files that the base class uploads without the run."""
     site.backend = f"{__name__}.UploadingOnce"

@@ -78,6 +78,7 @@ def _compressed(site: Site) -> set[str]:
     return {name for name, (_, encoding) in contents.items() if encoding == "gzip"}
 
 
+@pytest.mark.needs("trailing checksums")
 def test_objects_are_those_of_django_storages(site: Site) -> None:
     """Contents and headers are those of django-storages, compressed or not."""
     plain = replace(
@@ -242,6 +243,7 @@ def test_manifest_storage_compresses_its_hashed_files(site: Site) -> None:
     assert _stored(site, paths["a.css"]) == (CSS, None)
 
 
+@pytest.mark.needs("trailing checksums")
 def test_save_of_an_unchanged_file_compresses_it_once_and_does_not_upload(
     site: Site,
 ) -> None:
@@ -269,6 +271,7 @@ def test_failed_upload_is_repeated_compressed(site: Site) -> None:
     assert _stored(site, "a.css") == (CSS, "gzip")
 
 
+@pytest.mark.needs("trailing checksums")
 def test_disabled_storage_compresses_as_django_storages_does(site: Site) -> None:
     """With `collectfast_enabled=False`, the usual files are compressed."""
     site.options["collectfast_enabled"] = False

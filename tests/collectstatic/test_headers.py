@@ -237,6 +237,7 @@ def test_failed_change_is_made_by_the_next_run(site: Site) -> None:
     assert _headers(site, "CacheControl") == dict.fromkeys(NAMES, "max-age=1")
 
 
+@pytest.mark.needs("trailing checksums")
 def test_saves_of_a_program_compare_headers_too(site: Site) -> None:
     """A program's save of the same content with another Cache-Control is uploaded."""
     for age in (60, 60, 3600):

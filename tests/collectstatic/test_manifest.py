@@ -382,6 +382,7 @@ def test_storage_reads_the_manifest_it_wrote(site: Site) -> None:
             assert file.read() == b"d { color: red }\n"
 
 
+@pytest.mark.needs("trailing checksums")
 def test_post_process_of_a_program_is_that_of_django(site: Site) -> None:
     """If a program calls `post_process`, it has Django's results."""
     site.collect()
@@ -499,6 +500,7 @@ class Rewriting(CollectfastS3ManifestStaticStorage):
             file.write(content)
 
 
+@pytest.mark.needs("trailing checksums")
 @pytest.mark.parametrize("arguments", [[], ["--clear"]])
 def test_files_that_post_processing_overwrites_have_the_last_content(
     site: Site, arguments: list[str]

@@ -99,6 +99,7 @@ class Reading(Command):
             file.write(b"new")
 
 
+@pytest.mark.needs("trailing checksums")
 @pytest.mark.parametrize("arguments", [[], ["--no-post-process"]])
 def test_command_that_saves_before_it_copies(site: Site, arguments: list[str]) -> None:
     """The last write of each name determines the content of the object.
@@ -143,6 +144,7 @@ class Scattering(CollectfastS3StaticStorage):
         return key.replace("/static/", "/scripts/") if key.endswith(".js") else key
 
 
+@pytest.mark.needs("trailing checksums")
 def test_files_outside_of_the_location_are_uploaded(site: Site) -> None:
     """Files with keys outside of the storage's location are uploaded.
 

@@ -29,7 +29,7 @@ from collectfast_storage import (
 from tests.support.bucket import BucketView
 from tests.support.site import LOCAL, MANIFEST, STATIC, Site
 
-pytestmark = pytest.mark.covering
+pytestmark = [pytest.mark.covering, pytest.mark.needs("trailing checksums")]
 
 LIMIT = 30  # seconds after which a thread is considered to hang
 

@@ -242,8 +242,8 @@ def test_web_page_is_not_a_successful_deletion(two_files: Site, kind: str) -> No
 
 
 @pytest.mark.parametrize("many", [True, False])
-def test_answer_that_is_declared_as_html_is_no_page_if_it_has_a_request_id(
-    deployed: Site, many: bool
+def test_response_with_a_request_id_is_not_a_web_page(
+    two_files: Site, many: bool
 ) -> None:
     """OpenStack Swift declares its responses to uploads and deletes like this."""
 
@@ -261,15 +261,15 @@ def test_answer_that_is_declared_as_html_is_no_page_if_it_has_a_request_id(
             return False
         return True
 
-    deployed.bucket.put("left.css", b"x")
-    deployed.write("b.css", "b")
-    deployed.options["transfer_config"] = IN_PARTS
-    deployed.write("large.bin", b"x" * 6 * MIB)
-    deployed.proxy.fault = fault
-    deployed.collect("--clear")
-    assert "left.css" not in deployed.bucket.names()
-    assert deployed.bucket.read("b.css") == b"b"
-    assert deployed.collect("--clear").put == []
+    two_files.bucket.put("left.css", b"x")
+    two_files.write("b.css", "b")
+    two_files.options["transfer_config"] = IN_PARTS
+    two_files.write("large.bin", b"x" * 6 * MIB)
+    two_files.proxy.fault = fault
+    two_files.collect("--clear")
+    assert "left.css" not in two_files.bucket.names()
+    assert two_files.bucket.read("b.css") == b"b"
+    assert two_files.collect("--clear").put == []
 
 
 @pytest.mark.parametrize("kind", ["HEAD", "GET"])

@@ -29,6 +29,8 @@ from tests.support.proxy import Fault, Handler, Request, meanwhile, refuse
 from tests.support.site import MANIFEST, STATIC, Site
 from tests.support.watched_cache import FailingCache, SlowCache, WatchedCache, caches_of
 
+pytestmark = pytest.mark.needs("trailing checksums")
+
 BACKENDS = pytest.mark.parametrize("backend", [STATIC, MANIFEST])
 PRELOAD = pytest.mark.parametrize("preload", [True, False])
 MIB = 1024 * 1024

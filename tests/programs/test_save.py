@@ -23,6 +23,8 @@ from collectfast_storage import CollectfastMixin, CollectfastS3Storage
 from tests.support.proxy import Handler, Request, refuse
 from tests.support.site import Site
 
+pytestmark = pytest.mark.needs("trailing checksums")
+
 
 @pytest.mark.parametrize("preload", [True, False])
 def test_save_uploads_only_changed_content(site: Site, preload: bool) -> None:

@@ -23,6 +23,8 @@ from collectfast_storage.exceptions import BucketError
 from tests.support.servers import Server
 from tests.support.site import MANIFEST, STATIC, Site
 
+pytestmark = pytest.mark.needs("trailing checksums")
+
 CONFIGURED = "from django.conf import settings; settings.configure(); "
 
 
@@ -123,7 +125,11 @@ call_command("collectstatic", "--noinput")
 call_command("collectstatic", "--noinput")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=server.environment,
     )
     assert [line for line in done.stdout.splitlines() if line] == [
         "1 static file copied.",
@@ -294,7 +300,11 @@ def test_saving_in_a_server_does_not_import_the_command(server: Server) -> None:
         "print([name for name in sys.modules if 'commands.collectst' in name])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=server.environment,
     )
     assert done.stdout.strip() == "[]"
 

@@ -84,7 +84,7 @@ def test_objects_of_other_programs_are_uploaded_once(
     assert deploy.requests == {"LIST": 1, "HEAD": 5}
 
 
-@pytest.mark.parametrize(("backend", "heads"), [(STATIC, 100), (MANIFEST, 203)])
+@pytest.mark.parametrize(("backend", "heads"), [(STATIC, 100), (MANIFEST, 200)])
 def test_head_requests_are_concurrent(
     site: Site, opaque: Opaque, backend: str, heads: int
 ) -> None:
@@ -92,7 +92,8 @@ def test_head_requests_are_concurrent(
 
     Otherwise each file would cost a round trip. This is so until the last file, even if
     few files had been read when the listing arrived, and for the hashed names of a
-    manifest. The manifest itself costs three HEAD requests.
+    manifest. The requests for the manifest itself, which depend on boto3's checksum
+    options, are not counted.
     """
     site.backend = backend
     site.write_many(100)
@@ -126,7 +127,8 @@ def test_head_requests_are_concurrent(
     site.proxy.fault = meet
     deploy = site.collect(**cold(site))
     assert deploy.put == []
-    assert deploy.requests["HEAD"] == heads
+    files = [key for key in site.proxy.keys("HEAD") if "staticfiles.json" not in key]
+    assert len(files) == heads
     assert alone == []
 
 
@@ -235,6 +237,7 @@ def test_md5_of_an_object_that_is_not_encrypted_proves_nothing_of_others(
     assert site.collect(**cold(site)).put == sorted(files)
 
 
+@pytest.mark.needs("trailing checksums")
 def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:
     """A program's first save of a name cannot detect that the bucket encrypts.
 
@@ -258,6 +261,7 @@ def test_save_outside_of_a_run(site: Site, opaque: Opaque) -> None:
         assert counts == expected
 
 
+@pytest.mark.needs("trailing checksums")
 def test_save_of_a_file_that_was_collected(site: Site, opaque: Opaque) -> None:
     """A collected file has a fingerprint, so a program's save sends a HEAD only.
 

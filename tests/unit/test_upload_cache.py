@@ -727,6 +727,7 @@ def test_deploy_uses_a_failing_cache_once(
     assert Unreachable.attempts == 1
 
 
+@pytest.mark.needs("trailing checksums")
 @pytest.mark.parametrize("preload", [True, False])
 @pytest.mark.parametrize("operation", ["save", "delete", "open", "batch"])
 def test_program_uses_a_failing_cache_once_per_invalidation(
