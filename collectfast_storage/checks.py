@@ -31,6 +31,7 @@ _OVERRIDING_METHODS = {
     "endpoint_url": ("connection",),
     "file_overwrite": ("exists", "get_available_name", "save"),
     "location": ("_normalize_name",),
+    "object_parameters": ("get_object_parameters",),
     "querystring_auth": ("url",),
 }
 # A class that overrides one of these may give its options any value.
@@ -66,6 +67,8 @@ def check_storages(app_configs: object, **kwargs: Any) -> list[checks.CheckMessa
                 _check_file_overwrite,
                 _check_cache,
                 _check_location,
+                _check_immutable,
+                _check_hashed_names,
             ):
                 with suppress(Exception):
                     messages += check(storage)
@@ -213,4 +216,42 @@ def _check_location(storage: Configured) -> Iterator[checks.CheckMessage]:
                 "the former. Each deploy lists these files, and --clear is refused.",
                 hint="Give STORAGES['staticfiles'] a location of its own.",
                 id="collectfast_storage.W003",
+            )
+
+
+def _check_immutable(storage: Configured) -> Iterator[checks.CheckMessage]:
+    """Check the static files only, because other files may have unique names."""
+    known = storage.known
+    value = known.get("object_parameters", {}).get("CacheControl", "")
+    is_hashed = issubclass(storage.backend, ManifestFilesMixin) and (
+        known.get("collectfast_only_hashed", "unknown")
+        and not known.get("collectfast_keep_originals")
+    )
+    is_static = storage.alias == "staticfiles" and storage.is_active
+    if is_static and not is_hashed and "immutable" in value.lower():
+        yield checks.Warning(
+            f"{storage.entry} has the CacheControl {value!r} in object_parameters, "
+            "also for files under plain names. Browsers do not load such a file again "
+            "after it has changed.",
+            hint="Use a manifest storage, and move CacheControl to "
+            "collectfast_hashed_parameters.",
+            id="collectfast_storage.W008",
+        )
+
+
+def _check_hashed_names(storage: Configured) -> Iterator[checks.CheckMessage]:
+    is_without = storage.is_active and not issubclass(
+        storage.backend, ManifestFilesMixin
+    )
+    for field in ("only_hashed", "hashed_parameters"):
+        name = f"collectfast_{field}"
+        value = storage.known.get(name)
+        # A setting applies to other storages than that of static files too.
+        is_own = storage.alias == "staticfiles" or value != Options.defaults()[name]
+        if is_without and value and is_own:
+            yield checks.Warning(
+                f"{storage.entry} has {name}={value!r}, which has no effect, because "
+                "it is not a manifest storage.",
+                hint=f"Remove {name}, or use a manifest storage.",
+                id="collectfast_storage.W009",
             )

@@ -6,15 +6,18 @@ by a frame of `Command.collect` on the stack. One activation of it is one run.
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import logging
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import chain, takewhile
+from pathlib import PurePosixPath
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +51,9 @@ _OPENING = {
 }
 _STATICFILES = "django.contrib.staticfiles."
 _COPYING = ("delete_file", "copy_file", "link_file")
+# Functions that save a file under its hashed name, which is in a variable of this name.
+_SAVING_HASHED = ("_post_process", "_with_existing_copies_saved")
+_HASHED_NAME = "hashed_name"
 # Django's alias: https://docs.djangoproject.com/en/stable/ref/settings/#storages
 _ALIAS = "staticfiles"
 # A hash of Django's own `file_hash`, before the suffixes of a name or at its end.
@@ -154,15 +160,15 @@ class Collectstatic(RunContext):
         self._published = self._names_in_manifest()
         post_processes = getattr(command, "post_process", False) != 0
         self._originals: Sequence[str] | None = None  # patterns; None: all are uploaded
-        is_django = destination.saves_as_is and post_processes_as_django(type(storage))
-        if options.only_hashed and post_processes and is_django:
+        is_hashed = post_processes and self._is_hashed_by_django(command)
+        if options.only_hashed and is_hashed:
             self._originals = options.keep_originals
         self.hashed_parameters = options.hashed_parameters or {}
         if post_processes and not self.dry_run:
             same = (name for name, hashed in self._published.items() if name == hashed)
             self.processed = frozenset(same)
         self._releases = Releases(storage, self, options.keep_releases)
-        self.kept = frozenset([*self._releases.manifests, RELEASES])
+        self.kept = frozenset(self._releases.objects)
         # The command's own lists, and those that replace them until `closed`.
         self._lists: dict[str, tuple[list[str], _IndexedList]] = {}
         for name in ("copied_files", "unmodified_files"):
@@ -175,6 +181,16 @@ class Collectstatic(RunContext):
     @property
     def _prefix(self) -> str:
         return self.destination.prefix
+
+    def _is_hashed_by_django(self, command: Command) -> bool:
+        """Return whether Django's own code saves each source under its hashed name.
+
+        A method of a site may need the originals, or copy files to another storage.
+        """
+        cls = type(self._storage)
+        is_django = self.destination.saves_as_is and post_processes_as_django(cls)
+        is_own_command = overridden(type(command), *_COPYING) is not None
+        return issubclass(cls, ManifestFilesMixin) and is_django and not is_own_command
 
     def _listed(self) -> dict[str, tuple[Storage, str]]:
         """Return the sources of Django's own finders.
@@ -197,6 +213,8 @@ class Collectstatic(RunContext):
         """The names of the sources, and of the files that post-processing looks up."""
         names = {each for each in self.sources if not self.is_left_out(each)}
         names.update(self._published.values())
+        if self._releases.are_recorded:
+            names.add(RELEASES)
         if isinstance(self._storage, ManifestFilesMixin):
             names.add(self.name_of(self._storage.manifest_name) or "")
         return sorted(names)
@@ -255,27 +273,30 @@ class Collectstatic(RunContext):
     def is_left_out(self, name: str) -> bool:
         """Return whether the source `name` is uploaded under its hashed name only."""
         patterns = self._originals
-        return patterns is not None and not matches_patterns(name, patterns)
+        return patterns is not None and not _is_ignored(name, patterns)
 
     def is_in_live_release(self, name: str) -> bool:
         """Return whether the manifest that was published last contains `name`."""
         return name in self._published
 
     def is_hashed_name(self, name: str) -> bool:
-        """Return whether post-processing saves a file as `name` because of its hash."""
-        is_other = name in self.sources or name in self.kept
-        return not is_other and may_be_hashed(self._storage, name)
+        """Return whether the caller saves a source as `name` because of its hash."""
+        saving = (f for f in self._inner_frames() if f.f_code.co_name in _SAVING_HASHED)
+        names = self.names_among(frame.f_locals.get(_HASHED_NAME) for frame in saving)
+        return name not in self.sources and name in names
 
     def before_manifest(self) -> None:
         """Read which release is live, and add the new one to the list of releases."""
         if self.clears or self._releases.are_recorded:
             self._releases.read()
-        if self._releases.are_recorded and not self.dry_run:
+        if self._releases.are_recorded:
             self._releases.record()
 
     def split_left_over(self, left_over: Set[str]) -> tuple[Set[str], Set[str]]:
         """Return the names that clearing deletes, and those that it keeps."""
         kept = self._releases.among(left_over)
+        # The pages of a site that had no manifest before contain the plain names.
+        kept |= (left_over & self.sources.keys()) - self._published.keys()
         return left_over - kept, kept
 
     def at_barrier(
@@ -343,53 +364,77 @@ class LiveRelease(NamedTuple):
 
 
 class Releases:
-    """The releases of a storage in its bucket: the live one, and earlier ones."""
+    """The releases of a storage in its bucket: the live one, and others.
+
+    If more than one earlier release is kept, an object lists the names of each, the
+    latest first.
+    """
 
     def __init__(self, storage: Any, context: RunContext, most: int) -> None:
-        """Keep up to `most` earlier releases; more than one are listed in an object."""
+        """Keep up to `most` earlier releases, and the one that is published."""
         self._storage, self._context, self._most = storage, context, most
-        self.are_recorded = most > 1 and isinstance(storage, HashedFilesMixin)
+        self.are_recorded = most > 1 and isinstance(storage, ManifestFilesMixin)
         self._live: LiveRelease | None = None
-        self._recorded: list[list[str]] = []  # the names of each, the latest first
-        self.manifests = [name for name in self._manifests() if name is not None]
+        self._earlier: list[list[str]] = []
+        self._all: list[list[str]] = []  # with the one that is about to be published
+        manifests = [name for name in self._manifests() if name is not None]
+        # Names of objects that describe releases.
+        self.objects = [*manifests, RELEASES] if self.are_recorded else manifests
 
     def read(self) -> None:
-        """Read which release is live, once, before another one is published."""
-        if self._live is None:
-            self._live = live_release(self._storage)
-            if self.are_recorded:
-                self._recorded = recorded_releases(self._storage)
+        """Read which releases there are, once, before another one is published."""
+        if self._live is not None:
+            return
+        self._live = live_release(self._storage)
+        if not self.are_recorded:
+            return
+        releases = recorded_releases(self._context.read(RELEASES))
+        if releases is None:
+            unknown = "the list of releases is damaged"
+            self._live, releases = LiveRelease(self._live.names, unknown), []
+        if self._live.names:
+            releases = _moved_to_front(self._release(self._live.names), releases)
+        self._earlier = self._all = releases
 
     def record(self) -> None:
-        """Save the names of the release that is about to be published."""
-        release = sorted({*self._storage.hashed_files.values(), *self.manifests})
-        earlier = [each for each in self._recorded if each != release]
-        self._recorded = [release, *earlier][: self._most + 1]
-        content = ContentFile(json.dumps(self._recorded).encode())
-        self._storage._save(RELEASES, content)
+        """Save the list, with the release that is about to be published."""
+        new = self._release(self._storage.hashed_files.values())
+        self._all = _moved_to_front(new, self._earlier)[: self._most + 1]
+        self._storage._save(RELEASES, ContentFile(json.dumps(self._all).encode()))
+
+    def _release(self, hashed: Iterable[object]) -> list[str]:
+        return sorted({*map(str, hashed), *self.objects} - {RELEASES})
 
     def among(self, left_over: Set[str]) -> Set[str]:
         """Return those of the names `left_over` that clearing keeps."""
         self.read()
         live, names_among = self._live or LiveRelease(), self._context.names_among
-        kept = left_over & self._context.kept
-        kept |= left_over & {*names_among(chain(live.names, *self._recorded))}
+        # A dry run does not know the new release.
+        most = self._most if self._context.dry_run else self._most + 1
+        recorded = chain.from_iterable(self._all[:most])
+        kept = left_over & {*self.objects, *names_among(chain(live.names, recorded))}
         unknown = live.unknown
-        if len(self._recorded) > 1:  # A deploy has recorded the live one.
-            unknown = ""
-        elif not isinstance(self._storage, ManifestFilesMixin) and kept:
+        if not isinstance(self._storage, ManifestFilesMixin) and kept:
             unknown = "another storage has published a manifest there"
-        if unknown:
-            hashed = {name for name in left_over if may_be_hashed(self._storage, name)}
-            if hashed - kept:
-                text = (
-                    "Cannot determine the live release in bucket %r (%s), so --clear "
-                    "keeps all files with hashed names: %d files."
-                )
-                bucket_name = self._context.destination.bucket_name
-                logger.warning(text, bucket_name, unknown, len(hashed))
-            kept |= hashed | {name for name in left_over if self._may_be_manifest(name)}
+        # A deploy of which only the list is known may have failed, so that a release
+        # before it is live.
+        if unknown and (len(self._all) < most or not self.are_recorded):
+            kept |= self._possible_names(left_over, kept, unknown)
         return kept
+
+    def _possible_names(
+        self, left_over: Set[str], kept: Set[str], unknown: str
+    ) -> Set[str]:
+        """Return the names that may be of the live release; warn if there are more."""
+        hashed = {name for name in left_over if may_be_hashed(self._storage, name)}
+        if hashed - kept:
+            text = (
+                "Cannot determine the live release in bucket %r (%s), so --clear "
+                "keeps all files with hashed names: %d files."
+            )
+            bucket_name = self._context.destination.bucket_name
+            logger.warning(text, bucket_name, unknown, len(hashed))
+        return hashed | {name for name in left_over if self._may_be_manifest(name)}
 
     def _manifests(self) -> Iterator[str | None]:
         """Yield the manifest's name here, if it is in this bucket."""
@@ -402,8 +447,11 @@ class Releases:
     def _may_be_manifest(self, name: str) -> bool:
         """Return whether `name` may be the manifest of a release with its own name."""
         own = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
-        return os.path.split(name)[0] == os.path.split(own)[0] and (
-            os.path.splitext(name)[1] == os.path.splitext(own)[1]  # noqa: PTH122
+        # A list that no deploy continues must not be trusted later.
+        return (
+            name != RELEASES
+            and os.path.split(name)[0] == os.path.split(own)[0]
+            and os.path.splitext(name)[1] == os.path.splitext(own)[1]  # noqa: PTH122
         )
 
 
@@ -460,15 +508,33 @@ def live_release(storage: Any) -> LiveRelease:
     return LiveRelease(names, "" if is_there else "there is no manifest")
 
 
-def recorded_releases(storage: Any) -> list[list[str]]:
-    """Read the list of releases in the bucket of `storage`; empty if there is none."""
-    try:
-        with storage.open(RELEASES) as file:
-            releases = json.load(file)
-    except (FileNotFoundError, ValueError):
+def recorded_releases(content: bytes | None) -> list[list[str]] | None:
+    """Return the releases in the `content` of the list; `None` if it is damaged."""
+    if content is None:
         return []
-    is_list = isinstance(releases, list) and all(isinstance(r, list) for r in releases)
-    return releases if is_list else []
+    try:
+        is_compressed = content.startswith(b"\x1f\x8b")
+        releases = json.loads(gzip.decompress(content) if is_compressed else content)
+    except (EOFError, OSError, ValueError, zlib.error):
+        return None
+    lists = [releases, *releases] if isinstance(releases, list) else [None]
+    if not all(isinstance(each, list) for each in lists):
+        return None
+    is_names = all(isinstance(name, str) for names in releases for name in names)
+    return releases if is_names else None
+
+
+def _moved_to_front(release: list[str], releases: list[list[str]]) -> list[list[str]]:
+    return [release, *(each for each in releases if each != release)]
+
+
+def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether ``collectstatic --ignore`` with these `patterns` ignores `name`.
+
+    Its path, its file name, or the name of one of its folders matches a pattern.
+    """
+    names = (name, *PurePosixPath(name).parts)
+    return bool(patterns) and any(matches_patterns(each, patterns) for each in names)
 
 
 def may_be_hashed(storage: Any, name: str) -> bool:

@@ -107,8 +107,9 @@ class Comparison:
             self.listing.request_heads([name])
             remote = self.listing[name]
             verdict = self._decide(payload, remote, cached)
-            if verdict is Verdict.UNCHANGED:  # HEAD requests help for others too.
-                self._heads_left = inf
+            if verdict is Verdict.UNCHANGED and self._heads_left < inf:
+                self._heads_left = inf  # HEAD requests help for others too.
+                self._send_heads_for_hashed_names()
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
                 self._bucket.note_etag(opaque=True)  # The fingerprint was right.
         if verdict is Verdict.UNCHANGED and remote and remote is not UNCHECKED:
@@ -220,8 +221,12 @@ class Comparison:
             undecided = self._with_verdict(undecided, Verdict.NEEDS_HEAD)
             self.listing.request_heads(undecided)
         if heads_help and not (self._heads_are_useless or self._encrypted_are_md5):
-            hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
-            self.listing.request_heads(n for n in hashed if not self._cache.get(n))
+            self._send_heads_for_hashed_names()
+
+    def _send_heads_for_hashed_names(self) -> None:
+        """Send HEAD requests, in parallel, for published names that are not cached."""
+        hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
+        self.listing.request_heads(n for n in hashed if not self._cache.get(n))
 
     def _judge_etags(
         self, sample: list[str], listed: list[Remote | None], files: int

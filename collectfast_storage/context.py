@@ -76,6 +76,8 @@ class RunContext:
         # A batch does not use the cache.
         self.trusts = self.collects and not self.lists
         self.sources: Paths = MappingProxyType({})
+        # Returns the content of the object with a name, or `None`; set by the run.
+        self.read: Callable[[str], bytes | None] = lambda name: None
         self._names: dict[str, str | None] = {}
 
     def name_of(self, name: str) -> str | None:

@@ -41,7 +41,9 @@ _ADVICE = {
         "(The server may not support trailing checksums: set the option client_config "
         "as in the README.)"
     ),
-    "Parameter valid(?!(?s:.*)bucket name)": "(Check the option object_parameters.)",
+    "Parameter valid(?!(?s:.*)bucket name)": (
+        "(Check the options object_parameters and collectfast_hashed_parameters.)"
+    ),
     # botocore follows endless redirects until Python's recursion limit.
     r"\((|[1-4]\d\d)\) when calling|recursion": (
         "(The response gives no reason. Check credentials, region_name, endpoint_url, "

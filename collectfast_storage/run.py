@@ -82,8 +82,8 @@ class Deletes:
         # A name that ends with a slash stands for a folder in some tools.
         listed = self._listing.names()
         files = {name for name in listed if name and not name.endswith("/")}
-        is_left_out, sources = self._context.is_left_out, self._context.sources
-        collected = {name for name in sources if not is_left_out(name)}
+        context = self._context
+        collected = {name for name in context.sources if not context.is_left_out(name)}
         left_over = files - self._seen.keys() - collected
         if self._context.destination.has_own_delete:
             # It would delete another object, which has the normal form of this name.
@@ -155,6 +155,7 @@ class Run:
         )
         self.deletes = Deletes(context, bucket, cache, listing, self._seen, self._tally)
         self._replaced: set[str] = set()  # names whose content may not be the source's
+        context.read = self._read_object
         if context.collects:
             bucket.watch(self._before_other_request)
 
@@ -174,14 +175,14 @@ class Run:
 
     def exists(self, name: str) -> bool:
         """Return whether the bucket will contain `name`, after all calls so far."""
-        if self.context.is_left_out(name):
-            # An original that is not uploaded exists for Django's own methods.
-            if self.context.source_being_compared(name) is not None:
-                return self.context.is_in_live_release(name)
-            if name in self.context.sources and self.bucket_name_if_hashing():
-                return True
+        is_left_out = self.context.is_left_out(name)
+        if is_left_out and self.context.source_being_compared(name) is not None:
+            return self.context.is_in_live_release(name)
         if self.deletes.include(name):
             return False
+        # Post-processing finds each original, because `read` opens the source.
+        if is_left_out and self.post_processing and name in self.context.sources:
+            return True
         if self._uploads.fingerprint(name):
             return True
         remote, denial = self._comparison.remote(name), self._comparison.listing.denial
@@ -221,17 +222,26 @@ class Run:
             raise NotImplementedError("No earlier time exists.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
-        """Open the source of `name` if Django hashes it and it is as saved.
+        """Open the source of `name` if it is as saved, and Django hashes it.
 
-        Otherwise make sure that the bucket has it, and return `None`.
+        Open it too if only its hashed name is uploaded. Otherwise make sure that the
+        bucket has it, and return `None`.
         """
         self.check_exists(name)
         source = self.context.sources.get(name)
         is_as_saved = name not in self._replaced and self._saves_as_is
-        if source is not None and is_as_saved and self.bucket_name_if_hashing():
+        is_read = self.context.is_left_out(name) or self.bucket_name_if_hashing()
+        if source is not None and is_as_saved and is_read:
             return source[0].open(source[1])
         self.wait_for(name)
         return None
+
+    def _read_object(self, name: str) -> bytes | None:
+        """Return the content of the object `name`; `None` if there is none."""
+        destination = self.context.destination
+        parameters = destination.parameters_of(destination.key_of(name))
+        with as_bucket_error(self._bucket.name):
+            return self._bucket.read(name, parameters)
 
     def check_exists(self, name: str) -> None:
         """Raise FileNotFoundError if `name` was deleted."""

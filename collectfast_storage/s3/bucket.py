@@ -170,20 +170,38 @@ class Bucket:
         """Return the response to a HEAD request; `None` if there is no object."""
         if not self.is_valid_name(name):
             return None
-        needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
-        key = self.prefix + name
-        try:
-            head = partial(self.client.head_object, Bucket=self.name, Key=key)
-            response = self.send(head, size=0, **needed)
-        except ClientError as error:
-            if errors.status_of(error) != 404:  # Others, such as 403, prove nothing.
-                raise
+        response = self._get(self.client.head_object, name, parameters)
+        if response is None:
             return None
         _reject_web_page(response)
         if not response.keys() & {"ETag", "LastModified"}:
             problem = "The response to HeadObject does not describe an object"
             raise errors.AnswerError(problem=problem)
         return {**response}
+
+    def read(self, name: str, parameters: dict[str, Any]) -> bytes | None:
+        """Return the content of `name`, which is written with `parameters`.
+
+        It is `None` if there is no object.
+        """
+
+        def get(**arguments: Any) -> bytes:
+            return self.client.get_object(**arguments)["Body"].read()
+
+        return self._get(get, name, parameters)
+
+    def _get(
+        self, method: Callable[..., _T], name: str, parameters: dict[str, Any]
+    ) -> _T | None:
+        """Call `method` for the object `name`; return `None` if there is none."""
+        needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
+        get = partial(method, Bucket=self.name, Key=self.prefix + name)
+        try:
+            return self.send(get, size=0, **needed)
+        except ClientError as error:
+            if errors.status_of(error) != 404:  # Others, such as 403, prove nothing.
+                raise
+            return None
 
     def note_etag(self, *, opaque: bool) -> None:
         """Note that an ETag was an MD5 or `opaque`; one opaque ETag is enough."""

@@ -26,7 +26,7 @@ from collectfast_storage.reporting import Progress, Report
 from collectfast_storage.signals import collected
 from tests.support.processes import MANAGE
 from tests.support.proxy import refuse
-from tests.support.site import MANIFEST, Site
+from tests.support.site import MANIFEST, STATIC, Site
 
 
 @pytest.fixture
@@ -86,6 +86,76 @@ def test_verbosity_2_names_each_upload_and_its_reason(site: Site) -> None:
     site.options["collectfast_ignore_etag"] = True
     assert "Uploading 'same.css' (ignore_etag)" in site.collect("-v2").output
     assert "Uploading" not in site.collect().output
+
+
+@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST])
+def test_dry_run_gives_reasons(site: Site, backend: str, preload: bool) -> None:
+    """`--dry-run --verbosity 2` prints each file that a deploy would upload, and why.
+
+    Nothing is uploaded, and less verbosity prints no reasons.
+    """
+    site.backend = backend
+    site.options["collectfast_preload"] = preload
+    site.write("same.css", "same")
+    site.write("content.css", "old")
+    site.collect()
+    before = site.bucket.files()
+    site.touch()
+    site.write("content.css", "new")
+    site.write("absent.css", "absent")
+    assert _pretended(site.collect("--dry-run", "-v2").output) == [
+        "'absent.css' (new)",
+        "'content.css' (content changed)",
+    ]
+    assert _pretended(site.collect("--dry-run", "-v2", "--clear").output) == [
+        "'absent.css' (new)",
+        "'content.css' (content changed)",
+    ]
+    assert _pretended(site.collect("--dry-run").output) == []
+    site.options["collectfast_ignore_etag"] = True
+    assert _pretended(site.collect("--dry-run", "-v2").output) == [
+        "'absent.css' (new)",
+        "'content.css' (ignore_etag)",
+        "'same.css' (ignore_etag)",
+    ]
+    assert site.bucket.files() == before
+
+
+def test_dry_run_gives_reasons_for_headers_and_unknown_objects(site: Site) -> None:
+    """A dry run tells changed headers from objects that it cannot compare."""
+    site.write("headers.pdf", "headers")
+    site.write("other.css", "other")
+    site.collect()
+    site.backend = f"{__name__}.CachedPdf"
+    output = site.collect("--dry-run", "-v2").output
+    assert _pretended(output) == ["'headers.pdf' (headers changed)"]
+    site.proxy.fault = refuse_all
+    assert _pretended(site.collect("--dry-run", "-v2").output) == [
+        "'headers.pdf' (unknown)",
+        "'other.css' (unknown)",
+    ]
+
+
+def refuse_all(handler: Any, request: Any, body: bytes) -> bool:
+    handler.error(403, "AccessDenied", "injected")
+    return True
+
+
+def test_dry_run_with_only_hashed_names(site: Site) -> None:
+    """A dry run gives no reasons for originals that a deploy would not upload."""
+    site.backend = MANIFEST
+    site.options["collectfast_only_hashed"] = True
+    site.options["collectfast_keep_originals"] = ["robots.txt"]
+    site.write("a.css", "a")
+    site.write("robots.txt", "robots")
+    output = site.collect("--dry-run", "-v2").output
+    assert _pretended(output) == ["'robots.txt' (new)"]
+    assert site.bucket.names() == []
+
+
+def _pretended(output: str) -> list[str]:
+    return sorted(re.findall(r"^Pretending to upload (.*)$", output, re.MULTILINE))
 
 
 def test_signal_has_the_report(site: Site, received: list[dict[str, Any]]) -> None:

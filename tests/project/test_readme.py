@@ -101,6 +101,30 @@ def test_entries_of_options(site: Site) -> None:
         assert site.collect().put == ["a.css"]
 
 
+def test_entries_for_hashed_names(site: Site) -> None:
+    """The entries for hashed names upload only these, kept originals and releases.
+
+    Only hashed names have the parameters.
+    """
+    [snippet] = [each for each in snippets("python", ENTRIES) if "only_hashed" in each]
+    site.options = _run(f"OPTIONS = {{{snippet}}}")["OPTIONS"]
+    site.backend = MANIFEST
+    kept = ["robots.txt", "service-worker.js", "tinymce/plugins/link/plugin.js"]
+    for name in [*kept, "a.css"]:
+        site.write(name, name)
+    site.collect()
+    hashed = {*site.manifest().values()}
+    assert len(hashed) == 4
+    assert {*site.bucket.names()} == {
+        *(*kept, *hashed, "staticfiles.json", "staticfiles.releases.json")
+    }
+    value = site.options["collectfast_hashed_parameters"]["CacheControl"]
+    for name in site.bucket.names():
+        expected = value if name in hashed else None
+        assert site.bucket.get(name).get("CacheControl") == expected
+    assert site.collect().put == []
+
+
 def test_batch(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     """The batch of the snippet uploads 100 files once, and deletes one."""
     [snippet] = snippets("python", BATCH)

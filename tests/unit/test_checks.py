@@ -341,6 +341,88 @@ def test_class_that_defines_its_bucket_needs_no_bucket_name() -> None:
     assert _ids(_shared(backend)) == ["W006"]
 
 
+IMMUTABLE = {"CacheControl": "public, max-age=31536000, immutable"}
+
+
+@pytest.mark.parametrize("backend", [STATIC, MANIFEST])
+def test_immutable_files_under_plain_names(backend: str) -> None:
+    """`immutable` for plain names is a warning, in OPTIONS or as a setting."""
+    expected = [
+        checks.Warning(
+            "STORAGES['staticfiles'] has the CacheControl 'public, max-age=31536000, "
+            "immutable' in object_parameters, also for files under plain names. "
+            "Browsers do not load such a file again after it has changed.",
+            hint="Use a manifest storage, and move CacheControl to "
+            "collectfast_hashed_parameters.",
+            id="collectfast_storage.W008",
+        )
+    ]
+    assert _check(_storages(backend, object_parameters=IMMUTABLE)) == expected
+    settings = {"AWS_S3_OBJECT_PARAMETERS": IMMUTABLE}
+    assert _check(_storages(backend), **settings) == expected
+    assert _check(_storages(backend, collectfast_enabled=False), **settings) == []
+
+
+class ByName(CollectfastS3ManifestStaticStorage):
+    def get_object_parameters(self, name: str) -> dict[str, Any]:
+        return {}
+
+
+def test_immutable_files_under_hashed_names() -> None:
+    """`immutable` is no warning if it does not apply to plain names.
+
+    It may be limited to hashed names, or to some names by a method of the class. A
+    storage of other files may give them unique names.
+    """
+    hashed = {"collectfast_hashed_parameters": IMMUTABLE}
+    assert _check(_storages(MANIFEST, object_parameters={}, **hashed)) == []
+    only = {"object_parameters": IMMUTABLE, "collectfast_only_hashed": True}
+    assert _check(_storages(MANIFEST, **only)) == []
+    assert _ids(_storages(STATIC, **only)) == ["W008", "W009"]
+    kept = only | {"collectfast_keep_originals": ["robots.txt"]}
+    assert _ids(_storages(MANIFEST, **kept)) == ["W008"]
+    own = _storages(f"{__name__}.ByName", object_parameters=IMMUTABLE)
+    assert _check(own) == []
+    media = _storages()
+    media["default"] = {
+        "BACKEND": "collectfast_storage.CollectfastS3Storage",
+        "OPTIONS": {"bucket_name": "media", "object_parameters": IMMUTABLE},
+    }
+    assert _check(media) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("collectfast_only_hashed", True), ("collectfast_hashed_parameters", IMMUTABLE)],
+)
+def test_hashed_names_without_a_manifest(option: str, value: Any) -> None:
+    """An option for hashed names is a warning for a storage without a manifest."""
+    expected = [
+        checks.Warning(
+            f"STORAGES['staticfiles'] has {option}={value!r}, which has no effect, "
+            "because it is not a manifest storage.",
+            hint=f"Remove {option}, or use a manifest storage.",
+            id="collectfast_storage.W009",
+        )
+    ]
+    assert _check(_storages(**{option: value})) == expected
+    assert _check(_storages(), **{option.upper(): value}) == expected
+    off = {"collectfast_enabled": False}
+    assert _check(_storages(**{option: value}, **off)) == []
+    assert _check(_storages(MANIFEST, **{option: value})) == []
+
+
+def test_setting_for_hashed_names_and_another_storage() -> None:
+    """A setting is no warning for media files, but an option of theirs is one."""
+    media: dict[str, Any] = {"bucket_name": "media"}
+    storages = _storages(MANIFEST)
+    backend = "collectfast_storage.CollectfastS3Storage"
+    storages["default"] = {"BACKEND": backend, "OPTIONS": media}
+    assert _check(storages, COLLECTFAST_ONLY_HASHED=True) == []
+    media["collectfast_only_hashed"] = True
+    assert _ids(storages) == ["W009"]
+
+
 def test_disabled_storage_has_no_warnings() -> None:
     """With collectfast_enabled=False, warnings about the package's work are omitted."""
     off = {"collectfast_enabled": False}

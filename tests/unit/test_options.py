@@ -23,6 +23,10 @@ def test_defaults() -> None:
         threads=64,
         ignore_etag=False,
         retry_timeout=60,
+        only_hashed=False,
+        keep_originals=(),
+        hashed_parameters=None,
+        keep_releases=1,
     )
 
 
@@ -61,6 +65,13 @@ def test_class_attribute_is_an_option() -> None:
         ("enabled", "no", "True or False"),
         ("preload", None, "True or False"),
         ("ignore_etag", 1, "True or False"),
+        ("only_hashed", 1, "True or False"),
+        ("keep_originals", "robots.txt", "a list of patterns of file names"),
+        ("keep_originals", [1], "a list of patterns of file names"),
+        ("hashed_parameters", "immutable", "a dict of the form of object_parameters"),
+        ("keep_releases", 0, "an integer from 1 to 1000"),
+        ("keep_releases", 1001, "an integer from 1 to 1000"),
+        ("keep_releases", True, "an integer from 1 to 1000"),
         ("cache", "no-such", "an alias in CACHES: 'default'"),
         ("cache", None, "an alias in CACHES: 'default'"),
     ],
