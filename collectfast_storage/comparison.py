@@ -109,7 +109,7 @@ class Comparison:
             verdict = self._decide(payload, remote, cached)
             if verdict is Verdict.UNCHANGED and self._heads_left < inf:
                 self._heads_left = inf  # HEAD requests help for others too.
-                self._send_heads_for_hashed_names()
+                self.listing.request_heads(self._uncached_hashed_names())
             if verdict in (Verdict.UNCHANGED, Verdict.HEADERS):
                 self._bucket.note_etag(opaque=True)  # The fingerprint was right.
         if verdict is Verdict.UNCHANGED and remote and remote is not UNCHECKED:
@@ -219,14 +219,13 @@ class Comparison:
         if heads_help and not self._heads_are_useless:
             self._heads_left = inf
             undecided = self._with_verdict(undecided, Verdict.NEEDS_HEAD)
-            self.listing.request_heads(undecided)
-        if heads_help and not (self._heads_are_useless or self._encrypted_are_md5):
-            self._send_heads_for_hashed_names()
+            hashed = [] if self._encrypted_are_md5 else self._uncached_hashed_names()
+            self.listing.request_heads([*undecided, *hashed])
 
-    def _send_heads_for_hashed_names(self) -> None:
-        """Send HEAD requests, in parallel, for published names that are not cached."""
+    def _uncached_hashed_names(self) -> list[str]:
+        """Return the published names that have no cache entry."""
         hashed = {*(self._context.wanted or ())} - self._context.sources.keys()
-        self.listing.request_heads(n for n in hashed if not self._cache.get(n))
+        return [name for name in hashed if not self._cache.get(name)]
 
     def _judge_etags(
         self, sample: list[str], listed: list[Remote | None], files: int
