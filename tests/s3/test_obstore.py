@@ -746,7 +746,7 @@ def test_panic_of_obstore_is_a_failure(
     assert not thread.is_alive()
     assert [place.head(name)["content-length"] for name in names] == ["1"] * len(names)
     [message] = _said(caplog)
-    assert message.endswith("last with PanicException.")
+    assert message.endswith("The last error was: PanicException")
 
 
 # Comparisons of obstore and boto3.
