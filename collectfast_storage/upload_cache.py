@@ -81,7 +81,9 @@ class UploadCache:
         }
         self._pending |= lines
         # If this fails, `flush` may still succeed.
-        self._attempt(lambda cache: self._write(cache, lines, True), is_last=False)
+        self._attempt(
+            lambda cache: self._write(cache, lines, are_marks=True), is_last=False
+        )
 
     def remember(self, name: str, remembered: Remembered) -> None:
         """Let `flush` write the last upload of `name`."""
@@ -91,7 +93,7 @@ class UploadCache:
     def flush(self) -> None:
         """Write all new entries."""
         lines = self._pending
-        if lines and self._attempt(lambda cache: self._write(cache, lines, False)):
+        if lines and self._attempt(lambda cache: self._write(cache, lines)):
             lines.clear()
 
     def complete(self) -> None:
@@ -119,8 +121,8 @@ class UploadCache:
             self._cached = self._attempt(lambda cache: self._fetch(cache, keys)) or {}
         return self._cached
 
-    def _write(self, cache: Any, lines: _Shard, are_marks: bool) -> bool:
-        """Write the shards that `lines` belong to, without their oldest entries."""
+    def _write(self, cache: Any, lines: _Shard, *, are_marks: bool = False) -> bool:
+        """Write the shards that `lines` belong to; return True if there is no error."""
         cached = self._read()
         # Shards are read again, because other runs may have written to them.
         keys = dict.fromkeys(map(self._key_of, lines))
@@ -179,7 +181,7 @@ class UploadCache:
             found = cache.get_many([*keys, *tokens, self._note]) or {}
         except _GARBAGE as error:
             self._warn(f"{type(error).__name__}: {error}")
-        return found | {key: _valid(found.get(key)) for key in keys}
+        return {**found, **{key: _valid(found.get(key)) for key in keys}}
 
     def _attempt(self, use: Callable[[Any], Any], *, is_last: bool = True) -> Any:
         if self._has_failed or self._alias is None:
@@ -203,10 +205,10 @@ class UploadCache:
 
 
 def _contradicts(other: str, line: str, is_mark: bool) -> bool:
-    """Return whether a line of another run is of an upload that overlaps with `line`.
+    """Return whether `other`, of another run, makes the result of `line` uncertain.
 
-    Overlapping uploads of one fingerprint do no harm. If it `is_mark`, its upload
-    has not begun, so it overlaps only with uploads that are marked themselves.
+    Overlapping uploads of one fingerprint have one result. The upload of a mark has not
+    begun, so it overlaps only with uploads that are marked too.
     """
     if is_mark and _parsed(other) is not DOUBTFUL:
         return False
