@@ -899,3 +899,15 @@ def test_object_that_was_deleted_during_a_batch_is_uploaded_without_preload(
     assert site.bucket.names() == []
     site.collect()
     assert site.bucket.files() == {"a.css": b"a"}
+
+
+def test_failed_file_can_be_saved_again(site: Site) -> None:
+    """A file whose upload failed is uploaded by another save in the same batch."""
+    site.proxy.fault = refuse("PUT", "a.txt")
+    with site.storage() as storage:
+        with storage.batch() as batch:
+            batch.save("a.txt", ContentFile(b"first"))
+            site.proxy.fault = None
+            batch.save("a.txt", ContentFile(b"second"))
+        assert batch.report.uploaded == ("a.txt",)
+    assert site.bucket.read("a.txt") == b"second"

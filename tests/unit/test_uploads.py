@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
 from collectfast_storage.s3.bucket import TransferExecutor
-from collectfast_storage.uploads import BoundedExecutor
+from collectfast_storage.uploads import BoundedExecutor, _error_of
 from tests.support.proxy import Handler, Request
 from tests.support.site import Site
 
@@ -140,3 +141,10 @@ def test_call_of_a_transfer_runs_once(
         assert isinstance(failed.exception(10), ValueError)
     assert len(ran) == 1
     assert (ran[0] == threading.get_ident()) is not can_start
+
+
+def test_upload_that_sent_no_request_is_interrupted() -> None:
+    """An upload is interrupted if its run has stopped before its request was sent."""
+    future: Future[None] = Future()
+    future.set_exception(CancelledError())
+    assert isinstance(_error_of(future), InterruptedError)
