@@ -377,9 +377,11 @@ class Releases:
         self._live: LiveRelease | None = None
         self._earlier: list[list[str]] = []
         self._all: list[list[str]] = []  # with the one that is about to be published
-        manifests = [name for name in self._manifests() if name is not None]
+        default = ManifestFilesMixin.manifest_name
+        self._manifest_name = getattr(storage, "manifest_name", default)
         # Names of objects that describe releases.
-        self.objects = [*manifests, RELEASES] if self.are_recorded else manifests
+        names = [self._manifest(), RELEASES if self.are_recorded else None]
+        self.objects = [name for name in names if name is not None]
 
     def read(self) -> None:
         """Read which releases there are, once, before another one is published."""
@@ -436,23 +438,22 @@ class Releases:
             logger.warning(text, bucket_name, unknown, len(hashed))
         return hashed | {name for name in left_over if self._may_be_manifest(name)}
 
-    def _manifests(self) -> Iterator[str | None]:
-        """Yield the manifest's name here, if it is in this bucket."""
+    def _manifest(self) -> str | None:
+        """Return the manifest's name, if it is below the prefix in this bucket."""
         place: Any = getattr(self._storage, "manifest_storage", self._storage)
-        name = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
         bucket_name = self._context.destination.bucket_name
-        if getattr(place, "bucket_name", None) == bucket_name:
-            yield self._context.name_of_key(str(place._normalize_name(name)))
+        if getattr(place, "bucket_name", None) != bucket_name:
+            return None
+        return self._context.name_of_key(
+            str(place._normalize_name(self._manifest_name))
+        )
 
     def _may_be_manifest(self, name: str) -> bool:
         """Return whether `name` may be the manifest of a release with its own name."""
-        own = getattr(self._storage, "manifest_name", ManifestFilesMixin.manifest_name)
+        own, path = PurePosixPath(self._manifest_name), PurePosixPath(name)
+        is_alike = (path.parent, path.suffix) == (own.parent, own.suffix)
         # A list that no deploy continues must not be trusted later.
-        return (
-            name != RELEASES
-            and os.path.split(name)[0] == os.path.split(own)[0]
-            and os.path.splitext(name)[1] == os.path.splitext(own)[1]  # noqa: PTH122
-        )
+        return is_alike and name != RELEASES
 
 
 def reasons_not_to_clear(storage: Any, prefix: str) -> Iterator[str]:

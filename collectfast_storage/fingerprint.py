@@ -11,8 +11,9 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from math import ceil
 from typing import Any, NamedTuple
 
 # The name of the fingerprint in the metadata of an object.
@@ -87,7 +88,12 @@ def number_of_parts(etag: str) -> int:
 def part_sizes(size: int, parts: int, usual: int) -> list[int]:
     """Return the part sizes, `usual` first, that divide `size` bytes into `parts`."""
     sizes = dict.fromkeys([usual, *_PART_SIZES])
-    return [each for each in sizes if -(-size // each) == parts]
+    return [each for each in sizes if ceil(size / each) == parts]
+
+
+def etag_of_parts(digests: Sequence[bytes]) -> str:
+    """Return the ETag of a multipart upload from the MD5 `digests` of its parts."""
+    return f"{md5_of(digests)}-{len(digests)}"
 
 
 class PartHashes:
@@ -115,8 +121,7 @@ class PartHashes:
 
     def etag(self) -> str:
         """Return the ETag of the content."""
-        digests = [part.digest() for part in self._parts]
-        return f"{md5_of(digests)}-{len(digests)}"
+        return etag_of_parts([part.digest() for part in self._parts])
 
 
 def etags_in_parts(chunks: Iterable[bytes], sizes: Iterable[int]) -> list[str]:

@@ -22,6 +22,7 @@ from collectfast_storage.fingerprint import (
     Fingerprint,
     PartHashes,
     digest_of,
+    etag_of_parts,
     etags_in_parts,
     md5_and_etag_of,
     md5_of,
@@ -106,7 +107,7 @@ class Payload:
         if parts == 0:
             return etag == self.body_md5 and self._is_as_hashed()
         if parts == 1:
-            return etag == f"{md5_of([bytes.fromhex(self.body_md5)])}-1"
+            return etag == etag_of_parts([bytes.fromhex(self.body_md5)])
         if self._is_released:
             return False
         if self.plain is None and not self.compresses and etag == self._hashes[1]:

@@ -77,18 +77,18 @@ class Deletes:
         """Return the names to delete, if all other calls of the run have succeeded."""
         names = (name for name, is_final in self._names.items() if is_final)
         deletes = {name for name in names if remote(name) is not None}
-        if not self._context.clears:
+        context = self._context
+        if not context.clears:
             return deletes
         # A name that ends with a slash stands for a folder in some tools.
         listed = self._listing.names()
         files = {name for name in listed if name and not name.endswith("/")}
-        context = self._context
         collected = {name for name in context.sources if not context.is_left_out(name)}
         left_over = files - self._seen.keys() - collected
-        if self._context.destination.has_own_delete:
+        if context.destination.has_own_delete:
             # It would delete another object, which has the normal form of this name.
-            left_over = set(filter(self._context.is_normal, left_over))
-        deleted, self._tally.kept = map(set, self._context.split_left_over(left_over))
+            left_over = set(filter(context.is_normal, left_over))
+        deleted, self._tally.kept = map(set, context.split_left_over(left_over))
         return deletes | deleted
 
     def carry_out(self, names: Iterable[str]) -> None:

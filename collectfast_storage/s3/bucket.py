@@ -24,8 +24,8 @@ from s3transfer.subscribers import BaseSubscriber
 from collectfast_storage.decision import Remote
 from collectfast_storage.fingerprint import (
     FINGERPRINT,
+    etag_of_parts,
     looks_like_md5,
-    md5_of,
     normal_etag,
 )
 from collectfast_storage.payload import Payload
@@ -493,7 +493,7 @@ def _etag_of_parts(parts: list[dict[str, Any]]) -> str:
     etags = [normal_etag(part.get("ETag")) for part in parts]
     if not all(map(looks_like_md5, etags)):
         return ""
-    return f"{md5_of(map(bytes.fromhex, etags))}-{len(etags)}"
+    return etag_of_parts([bytes.fromhex(etag) for etag in etags])
 
 
 def write_parameters(payload: Payload, tagged: bool) -> dict[str, Any]:
