@@ -9,9 +9,11 @@ that overlap see from the marks whether they upload the same.
 import hashlib
 import logging
 import pickle
+import time
 import uuid
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.cache import caches
@@ -30,6 +32,10 @@ _MOST_ENTRIES = 4300  # of a shard
 # After any other error the cache is not used any more, because it may fail slowly.
 _GARBAGE: tuple[type[Exception], ...] = (pickle.PickleError, zlib.error, EOFError)
 _GARBAGE += (AttributeError, ImportError, LookupError, TypeError, ValueError)
+
+# Seconds after which the lock of a killed run expires, and between two attempts to get
+# it. The number of attempts is limited, because the lock is needed only rarely.
+_LOCK_EXPIRES, _PAUSE, _ATTEMPTS = 10, 0.01, 200
 
 # By the hash of a name, a line: a fingerprint and an ETag. A mark has `_MARK` for the
 # ETag. The line of `DOUBTFUL` has an empty fingerprint.
@@ -57,6 +63,7 @@ class UploadCache:
         self._prefix = f"collectfast_storage:2:{digest}"
         # The note says that entries were lost, so missing entries are in doubt.
         self._note = f"{self._prefix}:lost"
+        self._lock = f"{self._prefix}:lock"
         # By cache key: shards as last read or written, tokens and note as first read.
         self._cached: dict[str, Any] | None = None
         self._pending: _Shard = {}  # entries to write at `flush`
@@ -123,8 +130,16 @@ class UploadCache:
 
     def _write(self, cache: Any, lines: _Shard, *, are_marks: bool = False) -> bool:
         """Write the shards that `lines` belong to; return True if there is no error."""
+        with self._locked(cache):
+            self._merge(cache, lines, are_marks=are_marks)
+        return True
+
+    def _merge(self, cache: Any, lines: _Shard, *, are_marks: bool) -> None:
+        """Read the shards of `lines` again, because other runs may have written them.
+
+        Then write them with `lines`.
+        """
         cached = self._read()
-        # Shards are read again, because other runs may have written to them.
         keys = dict.fromkeys(map(self._key_of, lines))
         fresh = self._fetch(cache, keys)
         shards: dict[str, _Shard] = {key: dict(fresh[key]) for key in keys}
@@ -143,7 +158,26 @@ class UploadCache:
         if is_stored and self._is_complete and self._note in cached:
             cache.delete(self._note)
         cached.update(shards)
-        return True
+
+    @contextmanager
+    def _locked(self, cache: Any) -> Iterator[None]:
+        """Let no other run write at the same time: it would miss our lines, or we its.
+
+        `add` is atomic, except that of Django's file-based cache, so it is read back.
+        """
+        token, left = uuid.uuid4().hex, _ATTEMPTS
+        while left > 0:
+            is_added = cache.add(self._lock, token, _LOCK_EXPIRES)
+            if is_added and cache.get(self._lock, token) == token:
+                break
+            # A cache that accepts no lock does not return one either.
+            left -= 1 if cache.get(self._lock) else _ATTEMPTS // 5
+            time.sleep(_PAUSE)
+        try:
+            yield
+        finally:
+            if cache.get(self._lock) == token:
+                cache.delete(self._lock)
 
     def _store(
         self, cache: Any, shards: dict[str, _Shard], before: dict[str, Any]

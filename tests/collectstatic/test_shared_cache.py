@@ -20,7 +20,9 @@ from typing import Any, ClassVar
 
 import pytest
 from django.contrib.staticfiles.management.commands.collectstatic import Command
+from django.core.cache.backends.base import BaseCache
 from django.core.cache.backends.filebased import FileBasedCache
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
 from django.utils.module_loading import import_string
 
@@ -60,8 +62,8 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-class WatchedFiles(FileBasedCache):
-    """A file-based cache that calls a function before it reads or writes."""
+class WatchedMemory(LocMemCache):
+    """A local-memory cache that calls a function before it reads or writes."""
 
     before_read: ClassVar[Callable[[], None]] = staticmethod(_nothing)
     before_write: ClassVar[Callable[[], None]] = staticmethod(_nothing)
@@ -79,14 +81,14 @@ class WatchedFiles(FileBasedCache):
         return super().delete(*args, **kwargs)
 
 
-def _caches(path: Path, backend: type[FileBasedCache] = WatchedFiles) -> dict[str, Any]:
+def _caches(path: Path, backend: type[BaseCache] = WatchedMemory) -> dict[str, Any]:
     name = f"{__name__}.{backend.__name__}"
     return {"default": {"BACKEND": name, "LOCATION": str(path)}}
 
 
 @pytest.fixture
 def shared(site: Site, tmp_path: Path) -> Site:
-    """A site of six files with a file-based cache."""
+    """A site of six files with a cache that all threads share."""
     site.settings["CACHES"] = _caches(tmp_path / "cache")
     site.write_many(6)
     return site
@@ -138,7 +140,7 @@ def _meet(site: Site, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     for name in ("read", "write"):
         meets = point == f"cache {name}"
         call = staticmethod(meeting if meets else _nothing)
-        monkeypatch.setattr(WatchedFiles, f"before_{name}", call)
+        monkeypatch.setattr(WatchedMemory, f"before_{name}", call)
 
 
 # Replicas that start together.
@@ -267,7 +269,7 @@ def test_complete_deploy_corrects_the_headers_of_overlapping_ones(
         return True
 
     if point == "cache write":
-        monkeypatch.setattr(WatchedFiles, "before_write", staticmethod(gate))
+        monkeypatch.setattr(WatchedMemory, "before_write", staticmethod(gate))
     else:
         shared.proxy.fault = fault
     with shared.active(), ThreadPoolExecutor(2) as pool:
@@ -368,6 +370,9 @@ class BreakingFiles(FileBasedCache):
         if self.plan is not None and self.plan.is_permanent:
             self.plan.fail()
         return super().get(*args, **kwargs)
+
+    def add(self, key: Any, value: Any, *args: Any, **kwargs: Any) -> bool:
+        return super().add(key, value, 0.1)  # A lock that is left expires soon.
 
     def set(self, *args: Any, **kwargs: Any) -> None:
         self._write(lambda _: super(BreakingFiles, self).set(*args, **kwargs), [0])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,17 @@ class Interrupting(LocMemCache):
         return refused
 
 
+class Meeting(LocMemCache):
+    """A cache in which a write of several entries waits for another one."""
+
+    barrier = threading.Barrier(2)
+
+    def set_many(self, *args: Any, **kwargs: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            self.barrier.wait(0.3)
+        return super().set_many(*args, **kwargs)
+
+
 class Counting(LocMemCache):
     """A cache that records the calls of its methods."""
 
@@ -105,6 +119,22 @@ class Counting(LocMemCache):
     def set_many(self, data: Any, timeout: Any = "default", *args: Any) -> Any:
         self.calls.append(("set_many", len(data), timeout))
         return super().set_many(data, timeout, *args)
+
+
+class WithoutLocks(Counting):
+    """A cache that refuses to add a key, and records the attempts."""
+
+    def add(self, *args: Any, **kwargs: Any) -> bool:
+        self.calls.append(("add", 1, None))
+        return False
+
+
+class Locked(WithoutLocks):
+    """A cache in which a killed run has left its lock."""
+
+    def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        is_lock = key.endswith(":lock")
+        return "a killed run" if is_lock else super().get(key, *args, **kwargs)
 
 
 def _caches(backend: str | type, location: str | None = None) -> dict[str, Any]:
@@ -440,6 +470,48 @@ def test_entries_without_marks_are_compared_too(
     for turn in order:
         runs[turn].flush()
     assert _run().get("a") == (_remembered(1) if same else DOUBTFUL)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_runs_that_write_at_the_same_time_keep_the_lines_of_each_other(
+    location: str,
+    monkeypatch: pytest.MonkeyPatch,
+    same: bool,
+    there: bool,
+    trusted: bool,
+) -> None:
+    """One run reads the entries only after the other has written its own.
+
+    Without a lock both would read the entries before one of them writes.
+    """
+    if there:
+        _after_upload(1)
+    runs = [_started(trusted=trusted), _started(trusted=trusted)]
+    for turn, run in enumerate(runs):
+        run.remember("a", _remembered(2 if same else 2 + turn))
+    monkeypatch.setattr(Meeting, "barrier", threading.Barrier(2))
+    with override_settings(CACHES=_caches(Meeting, location)):
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(UploadCache.flush, runs)) == [None, None]
+        assert _run(trusted=trusted).get("a") == (_remembered(2) if same else DOUBTFUL)
+
+
+def test_runs_wait_for_a_lock_for_a_limited_time(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run's lock does not stop others, nor does a cache that accepts none."""
+    attempts = []
+    for number, backend in enumerate([WithoutLocks, Locked]):
+        monkeypatch.setattr(Counting, "calls", [])
+        with override_settings(CACHES=_caches(backend, location)):
+            run = _run()
+            run.remember("a", _remembered(number))
+            run.flush()
+            assert _run().get("a") == _remembered(number)
+        attempts.append(Counting.calls.count(("add", 1, None)))
+    assert 1 < attempts[0] < attempts[1]
 
 
 def test_doubtful_entry_is_certain_again_after_the_next_upload() -> None:
