@@ -129,7 +129,8 @@ def test_batch(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     """The batch of the snippet uploads 100 files once, and deletes one."""
     [snippet] = snippets("python", BATCH)
     site.bucket.put("reports/old.txt", b"old")
-    with site.active():
+    entry = {"BACKEND": site.backend, "OPTIONS": site.storage_options}
+    with site.active(), override_settings(STORAGES={"reports": entry}):
         _run(snippet)
         assert capsys.readouterr().out == "100 uploaded, 0 unchanged\n"
         _run(snippet)
