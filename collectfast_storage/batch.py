@@ -20,8 +20,8 @@ class Batch:
     """Saves and deletes that are carried out together.
 
     Uploads run in the background, and deletes wait for the end of the block. Calls of
-    the storage's own methods do not affect the batch, nor the batch their results. Any
-    thread may use the batch. After the block, `report` has the results.
+    the storage's own methods do not affect the batch, and the batch does not affect
+    their results. Any thread may use it. After the block, `report` has the results.
     """
 
     report = Report()
@@ -80,7 +80,7 @@ class Batch:
                 logger.info("%s", self.report)
         except (KeyboardInterrupt, SystemExit):
             if run is not None:
-                run.close(patiently=False)
+                run.close(wait=False)
             raise
         finally:
             self._is_over = True

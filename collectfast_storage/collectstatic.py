@@ -96,8 +96,8 @@ def collects_into(frame: FrameType, storage: object) -> bool:
 class _IndexedList(list[str]):
     """A list that searches an index, because Django searches it for each name."""
 
-    # Whether the command is run again, although the run that replaced its list has not
-    # ended, and how to end it.
+    # `is_left` returns whether the command runs again before the run that installed
+    # this list has ended. `end` ends that run.
     is_left: Callable[[], bool] = staticmethod(lambda: False)
     end: Callable[[], object]
 
@@ -111,7 +111,7 @@ class _IndexedList(list[str]):
 
     def __contains__(self, name: Any) -> bool:
         if self.is_left():
-            self.end()  # The command has its own list back then.
+            self.end()  # After this, the command has its own list again.
         place = self._places.get(name, len(self))
         if place < len(self) and self[place] == name:
             return True
@@ -147,7 +147,7 @@ class Collectstatic(RunContext):
         command: Command = frame.f_locals["self"]
         self._storage, self._command, self._frame = storage, command, frame
         self.dry_run = command.dry_run
-        # If files go to several storages, only the one that Django begins to clear.
+        # If files go to several storages, only the one that Django clears is cleared.
         functions = [each.f_code.co_name for each in self._inner_frames()]
         self.clears = command.clear and "clear_dir" in functions
         if self.clears:
@@ -158,6 +158,7 @@ class Collectstatic(RunContext):
         self.sources = self._listed()
         self._hashed_files: Any = getattr(storage, "hashed_files", None)
         self._published = self._names_in_manifest()
+        # Not `bool()`, because the option may be a `_PostProcessOption`.
         post_processes = getattr(command, "post_process", False) != 0
         self._originals: Sequence[str] | None = None  # patterns; None: all are uploaded
         is_hashed = post_processes and self._is_hashed_by_django(command)
@@ -166,17 +167,17 @@ class Collectstatic(RunContext):
         self.hashed_parameters = options.hashed_parameters or {}
         if post_processes and not self.dry_run:
             same = (name for name, hashed in self._published.items() if name == hashed)
-            self.processed = frozenset(same)
+            self.overwritten_by_processing = frozenset(same)
         self._releases = Releases(storage, self, options.keep_releases)
         self.kept = frozenset(self._releases.objects)
         # The command's own lists, and those that replace them until `closed`.
-        self._lists: dict[str, tuple[list[str], _IndexedList]] = {}
+        self._command_lists: dict[str, tuple[list[str], _IndexedList]] = {}
         for name in ("copied_files", "unmodified_files"):
             own = getattr(command, name)
             # Another run of this `collect` may have replaced it already.
             if not isinstance(own, _IndexedList):
-                self._lists[name] = own, _IndexedList(own)
-                setattr(command, name, self._lists[name][1])
+                self._command_lists[name] = own, _IndexedList(own)
+                setattr(command, name, self._command_lists[name][1])
 
     @property
     def _prefix(self) -> str:
@@ -188,7 +189,7 @@ class Collectstatic(RunContext):
         A method of a site may need the originals, or copy files to another storage.
         """
         cls = type(self._storage)
-        is_django = self.destination.saves_as_is and post_processes_as_django(cls)
+        is_django = not self.destination.has_own_save and post_processes_as_django(cls)
         is_own_command = overridden(type(command), *_COPYING) is not None
         return issubclass(cls, ManifestFilesMixin) and is_django and not is_own_command
 
@@ -315,7 +316,7 @@ class Collectstatic(RunContext):
             option.frame, option.act = self._frame, act
             self._command.post_process = option
         command, barrier = self._command, option
-        for _, names in self._lists.values():
+        for _, names in self._command_lists.values():
             names.is_left = lambda: command.post_process is not barrier
             names.end = end
 
@@ -339,7 +340,7 @@ class Collectstatic(RunContext):
         """
         command = self._command
         if not self.is_complete and isinstance(self._storage, ManifestFilesMixin):
-            # Post-processing has replaced the names, but it has not published others.
+            # Post-processing has replaced the names, but has not published them.
             self._storage.hashed_files = self._hashed_files
         option = getattr(command, "post_process", False)
         if isinstance(option, _PostProcessOption) and option.frame is self._frame:
@@ -347,7 +348,7 @@ class Collectstatic(RunContext):
         if lost:
             copied = command.copied_files
             copied[:] = [each for each in copied if self.name_of(each) not in lost]
-        for name, (own, indexed) in self._lists.items():
+        for name, (own, indexed) in self._command_lists.items():
             if getattr(command, name) is indexed:
                 own[:] = indexed
                 setattr(command, name, own)
@@ -370,10 +371,10 @@ class Releases:
     latest first.
     """
 
-    def __init__(self, storage: Any, context: RunContext, most: int) -> None:
-        """Keep up to `most` earlier releases, and the one that is published."""
-        self._storage, self._context, self._most = storage, context, most
-        self.are_recorded = most > 1 and isinstance(storage, ManifestFilesMixin)
+    def __init__(self, storage: Any, context: RunContext, number: int) -> None:
+        """Keep this `number` of earlier releases, and the one that is published."""
+        self._storage, self._context, self._number = storage, context, number
+        self.are_recorded = number > 1 and isinstance(storage, ManifestFilesMixin)
         self._live: LiveRelease | None = None
         self._earlier: list[list[str]] = []
         self._all: list[list[str]] = []  # with the one that is about to be published
@@ -401,7 +402,7 @@ class Releases:
     def record(self) -> None:
         """Save the list, with the release that is about to be published."""
         new = self._release(self._storage.hashed_files.values())
-        self._all = _moved_to_front(new, self._earlier)[: self._most + 1]
+        self._all = _moved_to_front(new, self._earlier)[: self._number + 1]
         self._storage._save(RELEASES, ContentFile(json.dumps(self._all).encode()))
 
     def _release(self, hashed: Iterable[object]) -> list[str]:
@@ -412,15 +413,15 @@ class Releases:
         self.read()
         live, names_among = self._live or LiveRelease(), self._context.names_among
         # A dry run does not know the new release.
-        most = self._most if self._context.dry_run else self._most + 1
-        recorded = chain.from_iterable(self._all[:most])
+        number = self._number + (not self._context.dry_run)
+        recorded = chain.from_iterable(self._all[:number])
         kept = left_over & {*self.objects, *names_among(chain(live.names, recorded))}
         unknown = live.unknown
         if not isinstance(self._storage, ManifestFilesMixin) and kept:
             unknown = "another storage has published a manifest there"
-        # A deploy of which only the list is known may have failed, so that a release
-        # before it is live.
-        if unknown and (len(self._all) < most or not self.are_recorded):
+        # The list also contains deploys that failed after they had saved it, so an
+        # earlier release in it may be the live one.
+        if unknown and (len(self._all) < number or not self.are_recorded):
             kept |= self._possible_names(left_over, kept, unknown)
         return kept
 
@@ -452,7 +453,8 @@ class Releases:
         """Return whether `name` may be the manifest of a release with its own name."""
         own, path = PurePosixPath(self._manifest_name), PurePosixPath(name)
         is_alike = (path.parent, path.suffix) == (own.parent, own.suffix)
-        # A list that no deploy continues must not be trusted later.
+        # Without the option, no deploy continues the list. It is deleted, so that no
+        # later deploy trusts it.
         return is_alike and name != RELEASES
 
 
@@ -547,7 +549,7 @@ def may_be_hashed(storage: Any, name: str) -> bool:
 
 
 def post_processes_as_django(cls: type) -> bool:
-    """Return whether the elements of `post_process` have the meaning of Django's."""
+    """Return whether `post_process` is Django's own, so its elements are known."""
     own = [vars(each).get("post_process") for each in cls.__mro__]
     modules = {getattr(each, "__wrapped__", each).__module__ for each in own if each}
     return modules == {HashedFilesMixin.__module__, "collectfast_storage.storage"}

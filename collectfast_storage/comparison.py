@@ -60,9 +60,10 @@ class Comparison:
         uploads: Uploads,
         seen: Container[str],
     ) -> None:
-        """Compare for the run of `context`, which has `seen` some names already.
+        """Compare for the run of `context`. No request is sent yet.
 
-        Uploads that have not arrived are compared too. No request is sent yet.
+        Uploads that have not arrived are compared too. `seen`, which the run fills, are
+        the names that it has saved or found.
         """
         self._context, self._bucket, self._cache = context, bucket, cache
         self.listing, self._uploads, self._seen = listing, uploads, seen
@@ -75,7 +76,7 @@ class Comparison:
         self._for_headers = 0  # files that are uploaded because of their headers
 
     def verdict_of_source(self, name: str, source: tuple[Storage, str]) -> Verdict:
-        """Return the verdict on the `source` of `name`, which may have been read."""
+        """Return the verdict on the `source` of `name`, maybe from a read ahead."""
         ahead = self._read_sources.pop(name, None)
         # A site's own command or finder may copy another file as this name.
         if ahead is not None and self._context.sources.get(name) == source:
@@ -115,13 +116,14 @@ class Comparison:
         if verdict is Verdict.UNCHANGED and remote and remote is not UNCHECKED:
             self._cache.remember(name, Remembered(payload.fingerprint, remote.etag))
         if cached and cached.etag == cached.fingerprint.md5 != "":
+            # An earlier upload got the MD5 as its ETag.
             self._bucket.note_etag(opaque=False)
         return Verdict.CONTENT if verdict is Verdict.NEEDS_HEAD else verdict
 
     def remote(self, name: str) -> Remote | None:
         """Return the object `name`; `UNCHECKED` if a trusted cache entry is enough."""
         self.prepare()
-        cached = self._cache.get(name) if self._context.trusts else None
+        cached = self._cache.get(name) if self._context.trusts_cache else None
         if cached is not None and cached is not DOUBTFUL:
             return UNCHECKED
         return self.listing[name]
@@ -133,15 +135,16 @@ class Comparison:
         self._is_prepared = True
         context = self._context
         context.progress.start(len(context.sources))
-        if not context.lists:
+        if not context.lists_bucket:
             return
         with as_bucket_error(self._bucket.name, OSError):
             self._bucket.connect()  # in this thread
-        # The executor runs HEAD requests, for which `load` waits.
+        # `load` waits for HEAD requests of the run's executor, so it must not occupy
+        # one of its threads.
         loader = BoundedExecutor(1)
         loading = loader.submit(self.listing.load, context.wanted, context.clears)
         try:
-            if context.destination.saves_as_is:
+            if not context.destination.has_own_save:
                 self._read_sources_until(loading.done)
             loading.result()
         finally:
@@ -189,7 +192,7 @@ class Comparison:
         context = self._context
         is_first = self._heads_left == _SAMPLE
         self._heads_left -= 1
-        if is_first and context.collects and context.lists:
+        if is_first and context.collects and context.lists_bucket:
             self._send_heads_ahead(everything=payload.has_opaque_etag)
         if self._heads_are_useless:
             return False
@@ -254,9 +257,10 @@ class Comparison:
         return looks_like_md5(etag) and sent.has_etag(etag)
 
     def _have_encrypted_md5s(self, sample: list[str], unchanged: list[str]) -> bool:
-        """Return whether the objects of a `sample` are all encrypted, with MD5 ETags.
+        """Return whether the ETags of encrypted objects are MD5s.
 
-        The ETags are compared with the contents that are `unchanged`.
+        All objects of the `sample` must be encrypted, and the ETags of those that are
+        `unchanged` must be the MD5s of their contents.
         """
         remotes = [remote for name in sample if (remote := self.listing[name])]
         etags = [(self._read_sources[n], self.listing[n]) for n in unchanged]
@@ -272,7 +276,7 @@ class Comparison:
         return not (listed.etag or remote.etag or remote.fingerprint)
 
     def _contradicts(self, name: str, listed: Remote | None) -> bool:
-        """Return whether ETags differ from HEAD to LIST, or from these to the cache."""
+        """Return whether ETags differ between HEAD and LIST, or from the cache."""
         sent, cached = self._read_sources[name].fingerprint, self._cache.get(name)
         is_cached = cached is not None and cached.fingerprint == sent
         remote = self.listing[name]
@@ -290,7 +294,7 @@ class Comparison:
                     self._context.capture_source(name, source, keep)
 
     def _keep_hashes(self, name: str, payload: Payload) -> None:
-        # A file with a cache entry need not be compressed to be compared.
+        # These hashes would compress the file, and its cache entry decides without.
         is_cached = payload.compresses and self._cache.get(name)
         if payload.plain is not None and not is_cached and payload.release_content():
             self._read_sources[name] = payload

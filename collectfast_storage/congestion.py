@@ -1,8 +1,9 @@
-"""The congestion of one bucket, and the policy of retries; pure functions of time.
+"""The congestion of one bucket, and the policy of retries.
 
-The caller passes the time, in seconds of any clock. `Congestion` finds two values while
-requests are sent, each as TCP does. The window, in requests and in bytes, begins small,
-grows with quick answers, and is halved when a request takes too long or is lost:
+No clock is read: the caller passes the time, in seconds of any clock. `Congestion`
+finds two values while requests are sent, each as TCP does. The window, in requests and
+in bytes, begins small, grows with quick answers, and is halved when a request takes too
+long or is lost:
 https://www.rfc-editor.org/rfc/rfc5681. The rate is unlimited until a server throttles.
 Then it is cut, returns to its value before the cut as in CUBIC, and grows beyond it:
 https://www.rfc-editor.org/rfc/rfc9438, as in botocore's adaptive mode:
@@ -45,12 +46,12 @@ class Congestion:
     in the window, because its time depends on other data: a part of a large file.
     """
 
-    def __init__(self, most: int, timeout: float, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most: int, timeout: float) -> None:
         """Allow `most` requests in parallel, each answered within `timeout` seconds."""
-        self._most, self._most_bytes = max(most, 1), most_bytes
+        self._most = max(most, 1)
         self._slow = timeout / 8
         self._window = float(min(self._most, _FIRST_WINDOW))
-        self._window_bytes = float(min(most_bytes, _FIRST_BYTES))
+        self._window_bytes = float(_FIRST_BYTES)
         self._quickest = inf  # seconds that a small request took
         self._shrunk_at = -inf
         self._rate_at_cut, self._cut_at = inf, -inf  # requests per second
@@ -58,7 +59,7 @@ class Congestion:
         self._probe = -inf  # when the probe under way began
         self._first = inf  # when the first request started
         self._next = -inf  # when the next request may start
-        self._answers: deque[float] = deque()  # of the second before the last answer
+        self._answers: deque[float] = deque()  # times, in the last second
         self._failures = 0  # in a row, since the last success
 
     def delay(
@@ -108,14 +109,14 @@ class Congestion:
         if took > self._slow:
             self._shrink(now, began)
         elif took < self._slow / 2:
-            self._window_bytes = min(self._window_bytes + size, self._most_bytes)
+            self._window_bytes = min(self._window_bytes + size, MOST_BYTES)
             if size > _SMALL or took < 2 * self._quickest:
                 self._window = min(self._window + 0.5, self._most)
 
     def throttled(self, now: float, began: float, after: float = 0.0) -> None:
         """Note that the server refused a request because there are too many.
 
-        It may have asked to wait until `after` that number of seconds.
+        `after` is the pause in seconds that it has asked for, or 0.
         """
         self.ended(began)
         if began >= self._cut_at:
@@ -157,6 +158,7 @@ class Congestion:
 
     def _rate(self, now: float) -> float:
         """Return the requests per second, which are `inf` until a server throttles."""
+        # -1 at the cut, and 0 when the old rate is reached.
         away = (now - self._cut_at - _RETURN) / _RETURN
         return self._rate_at_cut * (1 + (1 - _CUT) * away**3)
 
@@ -185,7 +187,7 @@ class Attempts:
 
 
 class RetryPolicy:
-    """Decides when to give up, by the time since a request has succeeded."""
+    """Decides when to give up, by the time since the last success."""
 
     def __init__(self, timeout: float) -> None:
         """Give up after `timeout` seconds without success, or sooner at the start."""
@@ -215,12 +217,12 @@ class RetryPolicy:
         self._since, self._extra = inf, 0.0
 
     def failed(
-        self, now: float, began: float, alone: Attempts, after: float = 0.0
+        self, now: float, began: float, attempts: Attempts, after: float = 0.0
     ) -> RetryDecision:
         """Return the consequence of the failure of a request that `began` then.
 
-        `alone` has its attempts that failed while others succeeded. If the server asks
-        to wait for `after` seconds, this extends the time-out once.
+        `attempts` are those that failed while other requests succeeded. If the server
+        asks to wait for `after` seconds, this extends the time-out once.
         """
         if began - self._failed_at > self._timeout + _LONGEST_TURN:
             self._since = now  # No request was sent for a long time.
@@ -233,7 +235,7 @@ class RetryPolicy:
             is_end = not self._has_succeeded or self._given_up > _MOST_GIVEN_UP
             is_long = waited >= self.timeout + _LONGEST_GIVING_UP
             return RetryDecision.STOP if is_end or is_long else RetryDecision.RAISE
-        since = max(alone.since, self._resumed_at)
-        is_alone = now - since >= self._timeout + self._extra
-        is_tried = alone.number >= _LEAST_ATTEMPTS
-        return RetryDecision.RAISE if is_alone and is_tried else RetryDecision.RETRY
+        since = max(attempts.since, self._resumed_at)
+        is_overdue = now - since >= self._timeout + self._extra
+        is_tried = attempts.number >= _LEAST_ATTEMPTS
+        return RetryDecision.RAISE if is_overdue and is_tried else RetryDecision.RETRY

@@ -29,8 +29,9 @@ class Destination:
     bucket_name: str
     prefix: str  # of the keys; empty, or with a slash at its end
     overwrites: bool  # the option file_overwrite
-    # Whether no method of a subclass may read an object as soon as it is saved.
-    saves_as_is: bool
+    # Whether a subclass has its own `save` or `_save`, which may read an object as soon
+    # as it is saved.
+    has_own_save: bool
     has_own_delete: bool  # whether a subclass has its own `delete`
     key_of: Callable[[str], str]
     parameters_of: Callable[[str], dict[str, Any]]  # of a write, by key
@@ -60,7 +61,7 @@ class RunContext:
     wanted: Sequence[str] | None = None
     # Sources whose hashed names are equal to their names, so that post-processing saves
     # other contents as these names.
-    processed: Set[str] = frozenset()
+    overwritten_by_processing: Set[str] = frozenset()
     kept: Set[str] = frozenset()  # names that clearing does not delete in any case
     # Parameters of uploads under hashed names, beside those of all uploads.
     hashed_parameters: Mapping[str, Any] = MappingProxyType({})
@@ -72,16 +73,16 @@ class RunContext:
         """Describe a caller; a `preload` overrides the one in `options`."""
         self.destination = destination
         self.ignores_etag = options.ignore_etag
-        self.lists = options.preload if preload is None else preload
+        self.lists_bucket = options.preload if preload is None else preload
         # A batch does not use the cache.
-        self.trusts = self.collects and not self.lists
+        self.trusts_cache = self.collects and not self.lists_bucket
         self.sources: Paths = MappingProxyType({})
         # Returns the content of the object with a name, or `None`; set by the run.
         self.read: Callable[[str], bytes | None] = lambda name: None
         self._names: dict[str, str | None] = {}
 
     def name_of(self, name: str) -> str | None:
-        """Return `name` relative to the prefix; `None` if it has another place."""
+        """Return `name` relative to the prefix; `None` if its key is not below it."""
         if name not in self._names:
             relative = self.name_of_key(self.destination.key_of(name))
             # Only one of two equal strings is kept in memory.
@@ -160,7 +161,7 @@ class RunContext:
         """Handle the `report` of a run that has ended without a failure."""
 
     def closed(self, lost: Set[str]) -> None:
-        """Handle the end of a run; files are `lost` if they were saved in vain."""
+        """Handle the end of a run, in which the uploads of `lost` names failed."""
 
 
 def overridden(cls: type, *names: str) -> type | None:

@@ -1,7 +1,7 @@
 """The decision whether one file is uploaded.
 
-Pure functions of the upload that a save would make, the object in the bucket, and the
-cache entry.
+Functions of the upload that a save would make, the object in the bucket, and the cache
+entry. They send no requests. To compare an ETag of parts, they may read the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Remote(NamedTuple):
     # The fingerprint in the metadata, or empty. None: there was no HEAD request.
     fingerprint: str | None = None
     size: int | None = None  # in bytes; None: not reported
-    is_encrypted: bool = False  # so that its ETag is not an MD5 (KMS, SSE-C)
+    is_encrypted: bool = False  # by KMS or SSE-C: not an MD5, except on Ceph
 
 
 class Remembered(NamedTuple):
@@ -65,8 +65,8 @@ def decide(
 
     `remote` is the object in the bucket, or `None`, `UNCHECKED` or `UNKNOWN`. `cached`
     is the cache entry, or `None` or `DOUBTFUL`. With `ignore_etag` each file is
-    uploaded. `etags_are_md5` means that the ETag of an unencrypted object has been an
-    MD5, and `encrypted_are_md5` that those of encrypted objects have been, as on Ceph.
+    uploaded. `etags_are_md5`: the ETag of an unencrypted object was an MD5.
+    `encrypted_are_md5`: the ETags of encrypted objects were MD5s too, as on Ceph.
     After `Verdict.NEEDS_HEAD`, call this with a `remote` from a HEAD request.
     """
     if ignore_etag:

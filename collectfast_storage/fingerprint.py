@@ -22,7 +22,7 @@ _canonical = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 class Fingerprint(NamedTuple):
-    """Hashes of an upload's content and headers; equal ones need no other upload."""
+    """Hashes of an upload's content and headers; equal uploads have equal ones."""
 
     md5: str  # of the content before compression
     headers: str  # digest of the parameters of the upload

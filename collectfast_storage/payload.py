@@ -62,7 +62,7 @@ class Payload:
     def close(self, *, uploaded: bool = False) -> None:
         """Close the files that this object has opened, but not the given file.
 
-        A file that was opened again is closed after it was `uploaded`.
+        A file that `reopen` has opened is closed only if it was `uploaded`.
         """
         if self._own is not None and (uploaded or not self.is_reopened):
             self._own.close()
@@ -165,7 +165,7 @@ class Payload:
         return self._compress(readable) if self._compress else readable
 
     def read_again(self) -> bool:
-        """Open the file again, so its owner may close it; return whether it may."""
+        """Open an own copy of the file; return whether its owner may close it now."""
         if self.reopen is None or self._own is not None:
             return False
         self._own = self._file = self.reopen()
@@ -266,9 +266,9 @@ class Capture(NamedTuple):
         return Payload(self.plain, self.parameters, config, compress)
 
     def is_text(self) -> bool:
-        """Return whether the file is a text file, which s3transfer may cut off.
+        """Return whether the file is a text file, which s3transfer may truncate.
 
-        It takes the number of characters for the number of bytes:
+        It uses the number of characters as the number of bytes:
         https://github.com/boto/s3transfer/blob/develop/s3transfer/utils.py
         """
         return isinstance(getattr(self.plain, "file", self.plain).read(0), str)

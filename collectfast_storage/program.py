@@ -19,8 +19,8 @@ from collectfast_storage.fingerprint import FINGERPRINT
 from collectfast_storage.payload import Capture, has_opaque_etag
 from collectfast_storage.s3.bucket import remote_of, write_parameters
 
-# A HEAD response reports these headers if, and only if, the upload sent them. (Without
-# a storage class, it is STANDARD.)
+# The headers that are compared. A HEAD response reports these if, and only if, the
+# upload sent them. (Without a storage class, it is STANDARD.)
 _REPORTED = ["CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage"]
 _REPORTED += ["Expires", "StorageClass", "WebsiteRedirectLocation"]
 # The bucket has defaults for these, so they are compared only if the upload sends them.
@@ -45,14 +45,15 @@ def save_unless_unchanged(capture: Capture, bucket: Any) -> None:
     with closing(capture.payload()) as payload:
         is_opaque = payload.has_opaque_etag
         if head:
-            # If the ETags of uploads are MD5s, an MD5 decides, and no fingerprint.
+            # If the ETags of uploads are MD5s, a fingerprint in the metadata does not
+            # decide.
             verdict = decide(payload, remote, None, etags_are_md5=not is_opaque)
             is_same = verdict is Verdict.UNCHANGED
             if is_same and not changed_headers(head, parameters):
                 capture.report(payload)
                 return
         tagged = bool(remote.is_encrypted or remote.fingerprint or is_opaque)
-        parameters = write_parameters(payload, tagged)  # This may read the file.
+        parameters = write_parameters(payload, tagged)  # It may move the file.
         _upload(capture, bucket, payload.readable(), parameters)
 
 
@@ -106,7 +107,7 @@ def _flat(headers: Mapping[str, Any]) -> dict[str, Any]:
     for name in _TIMES:  # A write may have a time in any form.
         with suppress(KeyError, ValueError):
             flat[name] = parse_to_aware_datetime(headers[name])
-    # Some servers keep this, which says how a body was sent, among the encodings.
+    # Some servers keep `aws-chunked`, which says how a body was sent.
     encodings = re.split("[, ]+", flat.get("ContentEncoding") or "")
     flat["ContentEncoding"] = [e for e in encodings if e not in ("", "aws-chunked")]
     # Some servers report the names of metadata in capitals.

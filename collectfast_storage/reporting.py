@@ -21,7 +21,7 @@ class Report:
 
     `uploaded`, `unchanged` (not uploaded), `deleted` and `kept` (by ``--clear``) are
     names. `bytes` is the size of the uploads, and `seconds` the time from the first
-    save to the end. `requests` maps kinds such as ``LIST`` to the number of requests,
+    call to the end. `requests` maps kinds such as ``LIST`` to the number of requests,
     retries included.
     """
 

@@ -66,7 +66,7 @@ class RetryingSender:
 
         If `size` is `None`, the request is not a part of the congestion window.
         """
-        alone, pause = Attempts(), _PAUSE
+        attempts, pause = Attempts(), _PAUSE
         while True:
             began = self._begin(size)
             try:
@@ -76,18 +76,18 @@ class RetryingSender:
                 if transient is None:
                     raise
                 # In an outage other requests fail as well, so failures do not count.
-                is_alone = not self._congestion.is_probing
-                if is_alone:
-                    alone.add(monotonic())
+                is_outage = self._congestion.is_probing
+                if is_outage:
+                    attempts.forget()
                 else:
-                    alone.forget()
-                self._retry_or_raise(error, began, alone, transient)
+                    attempts.add(monotonic())
+                self._retry_or_raise(error, began, attempts, transient)
             else:
                 with self._changed:
                     self._end(began, size)
                     self._success(began, size)
                 return result
-            if is_alone:
+            if not is_outage:
                 self._stopped.wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -154,12 +154,12 @@ class RetryingSender:
         return transient if self.retries else None
 
     def _retry_or_raise(
-        self, error: Any, began: float, alone: Attempts, transient: Transient
+        self, error: Any, began: float, attempts: Attempts, transient: Transient
     ) -> None:
-        """Raise an error if the request, which `began` then, must not be sent again."""
+        """Raise an error, or return if the request is to be sent again."""
         now = monotonic()
         with self._changed:
-            following = self._policy.failed(now, began, alone, transient.retry_after)
+            decision = self._policy.failed(now, began, attempts, transient.retry_after)
             waited, timeout = self._policy.waited(now), self._policy.timeout
             is_long = waited >= _SHORT_OUTAGE or transient.timed_out
             warns = self._congestion.is_probing and is_long and not self._has_warned
@@ -169,9 +169,9 @@ class RetryingSender:
             text = "No request to bucket %r succeeds (%s); retrying for up to %d s."
             logger.warning(text, self._bucket_name, reason, round(timeout))
             self._progress.waiting(reason)
-        if following is RetryDecision.RAISE:
+        if decision is RetryDecision.RAISE:
             raise error
-        if following is RetryDecision.STOP:
+        if decision is RetryDecision.STOP:
             ended = OutageError(error=error, seconds=round(waited))
             ended.__cause__ = error
             self.stop(ended)

@@ -98,7 +98,7 @@ class Deletes:
             self._tally.deleted += names
             return
         cached = [name for name in names if self._cache.get(name)]
-        if cached and self._context.trusts:
+        if cached and self._context.trusts_cache:
             self._cache.mark(dict.fromkeys(cached))
         for name in cached:  # until the outcome is known
             self._cache.remember(name, DOUBTFUL)
@@ -127,7 +127,9 @@ class Deletes:
 
 
 class Run:
-    """Calls of one thread, whose uploads run in the background until `finish`.
+    """The calls of one collectstatic or batch, one after another.
+
+    Uploads run in the background until `finish`.
 
     Names are relative to the location. Methods raise `BucketError` if the bucket cannot
     be used, and `DeniedError` if it refuses to say whether a name is free.
@@ -140,12 +142,15 @@ class Run:
         cache: UploadCache,
         executor: BoundedExecutor,
     ) -> None:
-        """Open the run of `context`, which ends `executor`; no request is sent yet."""
+        """Open the run of `context`; its end shuts down `executor`.
+
+        No request is sent yet.
+        """
         self.context = context
         self.post_processing = False
         self._is_closed = False
         self._pid, self._thread = os.getpid(), threading.get_ident()
-        self._saves_as_is = context.destination.saves_as_is
+        self._has_own_save = context.destination.has_own_save
         self._bucket, self._cache, self._tally = bucket, cache, Tally()
         self._seen: dict[str, None] = {}  # saved or found by this run
         listing = Listing(bucket, context.destination.parameters_of, executor)
@@ -161,7 +166,7 @@ class Run:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the run has ended. A forked process has no part in its parent's."""
+        """Whether the run has ended. In a forked process, a parent's run has ended."""
         return self._is_closed or self._pid != os.getpid()
 
     @property
@@ -205,7 +210,7 @@ class Run:
 
         Raises NotImplementedError to force a copy.
         """
-        if not self._saves_as_is:
+        if self._has_own_save:
             raise NotImplementedError("A subclass overrides save.")
         newest = source[0].get_modified_time(source[1])
         if self.context.is_left_out(name):
@@ -222,16 +227,16 @@ class Run:
             raise NotImplementedError("No earlier time exists.") from error
 
     def read(self, name: str) -> IO[bytes] | File[bytes] | None:
-        """Open the source of `name` if it is as saved, and Django hashes it.
+        """Open the source of `name` if the object would have the same content.
 
-        Open it too if only its hashed name is uploaded. Otherwise make sure that the
-        bucket has it, and return `None`.
+        This is done only while Django hashes the file, or if only its hashed name is
+        uploaded. Otherwise make sure that the bucket has it, and return `None`.
         """
         self.check_exists(name)
         source = self.context.sources.get(name)
-        is_as_saved = name not in self._replaced and self._saves_as_is
+        is_same = name not in self._replaced and not self._has_own_save
         is_read = self.context.is_left_out(name) or self.bucket_name_if_hashing()
-        if source is not None and is_as_saved and is_read:
+        if source is not None and is_same and is_read:
             return source[0].open(source[1])
         self.wait_for(name)
         return None
@@ -288,12 +293,17 @@ class Run:
             self._comparison.reuse_hashes(name, payload)
         verdict = self._comparison.verdict(name, payload)
         # Post-processing may delete or replace a file that exists in memory only, and
-        # replaces some of the sources. These wait, because uploads may be needless.
-        is_draft = in_memory if self.post_processing else name in self.context.processed
-        is_draft = is_draft and self._saves_as_is
+        # replaces some of the sources. Such files are held back, because their upload
+        # may be unnecessary.
+        is_draft = (
+            in_memory
+            if self.post_processing
+            else name in self.context.overwritten_by_processing
+        )
+        is_draft = is_draft and not self._has_own_save
         is_changed = verdict is not Verdict.UNCHANGED
         if is_changed and not (is_draft and self._uploads.hold(name, payload)):
-            payload.reopen = reopen if self._saves_as_is else None
+            payload.reopen = None if self._has_own_save else reopen
             self._upload(name, payload, verdict)
         if is_original:
             self._replaced.discard(name)
@@ -308,7 +318,7 @@ class Run:
         if self.context.dry_run:
             return
         self._uploads.add(name, payload)
-        if not self._saves_as_is:
+        if self._has_own_save:
             self.wait_for(name)
 
     def has_copy(self, name: str, copy: str) -> bool:
@@ -318,7 +328,7 @@ class Run:
             return False
         # The copy's name contains a hash of the content that Django has read.
         is_copy = cached.fingerprint.md5[:12] in copy and copy not in context.sources
-        if not (is_copy and self._saves_as_is):
+        if self._has_own_save or not is_copy:
             return False
 
         def judge(payload: Payload) -> Verdict:
@@ -386,7 +396,7 @@ class Run:
         self._uploads.failures.raise_any()
 
     def checkpoint(self) -> None:
-        """Wait, and write to the cache, because the caller may go on in any way."""
+        """Wait, and write to the cache, because the caller may not finish the run."""
         self._uploads.wait_all()
         self._cache.flush()
 
@@ -415,14 +425,14 @@ class Run:
         return report
 
     def finish_abandoned(self) -> None:
-        """End a run that its caller has abandoned, and upload all files that it saved.
+        """End a run that its caller has abandoned, and upload all files saved so far.
 
         Failures are logged, because an exception would reach another caller.
         """
         if self.is_closed:
             return
         # Post-processing would have replaced these contents.
-        for name in self.context.processed - self._replaced:
+        for name in self.context.overwritten_by_processing - self._replaced:
             self._uploads.drafts.pop(name)
         with self._closing():
             try:
@@ -436,18 +446,18 @@ class Run:
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            self.close(patiently=False)
+            self.close(wait=False)
             raise
         finally:
             self.close()
 
-    def close(self, *, patiently: bool = True) -> None:
-        """Cancel uploads that have not begun, and `patiently` wait for the others."""
+    def close(self, *, wait: bool = True) -> None:
+        """Cancel uploads that have not begun, and `wait` for the others."""
         if self.is_closed:
             return
         self._is_closed = True
         self._bucket.close()
-        self._uploads.close(patiently=patiently)
+        self._uploads.close(wait=wait)
         self.context.progress.close()
         self.context.closed(self._uploads.failures.errors.keys())
         if not self.context.dry_run:

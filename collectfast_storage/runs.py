@@ -53,9 +53,10 @@ _batch: ContextVar[tuple[object, Run | None] | None] = ContextVar("batch", defau
 
 
 def current_run(storage: Any) -> Run | None:
-    """Return the run that answers the caller of `storage`; `None`: django-storages.
+    """Return the run that answers the caller of `storage`.
 
-    The first call from a `collect` opens its run.
+    If it is `None`, django-storages answers. The first call from a `collect` opens its
+    run.
     """
     batch = _batch.get()
     if batch is not None and batch[0] is storage:
@@ -68,7 +69,7 @@ def current_run(storage: Any) -> Run | None:
         if key is None or key[1] in _inherited:
             return None
         for each in _runs_of_this_thread():
-            each.wait_pending()  # by a collectstatic that runs this one
+            each.wait_pending()  # Its collectstatic runs the one that begins.
         run = _runs[key] = storage._collectfast_open(key[1])
         run.context.at_barrier(partial(_finish, key[1]), _finish_abandoned_runs)
     run = _runs[key]
@@ -105,7 +106,6 @@ def _finish(frame: FrameType, processes: bool) -> None:
             context: Any = run.context
             context.collect_sources()
             if not (processes and context.is_target()):
-                run.post_processing = True
                 run.finish()
                 _forget(run)
 
@@ -137,8 +137,8 @@ def _post_process(method: Method, storage: Any, *args: Any, **options: Any) -> A
         begun.finish()  # An error has closed it, and is raised again.
     is_inner = begun is not None and begun.post_processing
     processed = method(storage, *args, **options)
-    # If the method is not a generator, an inner `post_process` may have ended the run
-    # already, or may have been left before its end.
+    # A method that is not a generator has been executed here. An inner `post_process`
+    # may have ended the run, or may have been left before its end.
     run = None if is_inner else storage._collectfast_run()
     if run is None or not run.context.collects:
         return processed
@@ -174,7 +174,7 @@ def _post_process_then_finish(
         with as_bucket_error(run.context.destination.bucket_name):
             raise
     except (KeyboardInterrupt, SystemExit):
-        run.close(patiently=False)
+        run.close(wait=False)
         raise
     finally:
         run.finish_abandoned()
@@ -273,7 +273,7 @@ def _finish_abandoned_runs() -> None:
         run = _runs.pop(key, None) if is_left else None
         if run is not None:
             if not run.is_closed and _is_interrupted(frame):
-                run.close(patiently=False)
+                run.close(wait=False)
             run.finish_abandoned()
 
 
@@ -289,7 +289,7 @@ def _end_all_runs() -> None:
     is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     for run in list(_runs.values()):
         if run is not None and is_interrupted:  # pragma: no cover (not traced)
-            run.close(patiently=False)
+            run.close(wait=False)
         elif run is not None:
             run.finish_abandoned()
     _runs.clear()

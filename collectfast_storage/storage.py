@@ -36,12 +36,13 @@ from collectfast_storage.s3.errors import as_bucket_error, not_found
 from collectfast_storage.upload_cache import UploadCache
 from collectfast_storage.uploads import BoundedExecutor
 
-# The class that the mixin is put before; untyped, as all of django-storages.
+# The class that the mixin is put before. django-storages has no types.
 _Base: Any = object
 
 logger = logging.getLogger("collectfast_storage")
 _IMPORTED_IN = os.getpid()
-# Unless the site's own configuration has another time-out. The default is 60 seconds.
+# It applies unless the option `client_config` has another time-out. botocore's default
+# is 60 seconds.
 _CONFIG = Config(connect_timeout=10)
 _PREDECESSORS = {"collectfast", "collectfasta"}
 
@@ -155,7 +156,10 @@ class CollectfastMixin(_ConnectionMixin):
         return super().exists(name) if run is None else run.exists(name_in_run)
 
     def get_modified_time(self, name: str) -> datetime:
-        """Return the time of the object; in a comparison, one that decides it."""
+        """Return the time of the object.
+
+        While collectstatic compares `name`, return one that makes it skip or copy it.
+        """
         run, name_in_run = self._collectfast_find_run(name)
         if run is not None:
             source = run.context.source_being_compared(name_in_run)
@@ -200,7 +204,7 @@ class CollectfastMixin(_ConnectionMixin):
         run = self._collectfast_run()
         if run is None and not self.file_overwrite:
             with self._collectfast_invalidated(name):
-                return super()._save(name, content)  # No object has this name.
+                return super()._save(name, content)  # Django has chosen a free name.
         captured: list[Capture] = []
 
         def upload(capture: Capture) -> None:
@@ -220,7 +224,7 @@ class CollectfastMixin(_ConnectionMixin):
             saved = self._collectfast_capture(name, content, upload)
         except (KeyboardInterrupt, SystemExit):  # pragma: no cover (not traced)
             if run is not None:
-                run.close(patiently=False)
+                run.close(wait=False)
             raise
         if not captured:  # A subclass has uploaded the file in its own way.
             found, name_in_run = self._collectfast_find_run(saved)
@@ -265,7 +269,7 @@ class CollectfastMixin(_ConnectionMixin):
             yield batch
 
     def post_process(self, *args: Any, **options: Any) -> Iterator[Any]:
-        """Post-process as the parent class does, if it does; a run ends here."""
+        """Post-process if a parent class does. The barrier in `runs` ends the run."""
         if hasattr(super(), "post_process"):
             yield from super().post_process(*args, **options)
 
@@ -290,7 +294,7 @@ class CollectfastMixin(_ConnectionMixin):
         """Save as django-storages does, but pass the upload to `upload`."""
 
         def upload_for_real(capture: Capture) -> None:
-            # Other uploads by `upload`, or by the methods that it calls, are real.
+            # Other saves by `upload`, or by methods that it calls, are not captured.
             with _in_this_thread("capturing", (None, None)):
                 upload(capture)
 
@@ -298,7 +302,7 @@ class CollectfastMixin(_ConnectionMixin):
             return super()._save(name, content)
 
     def _collectfast_real_bucket(self) -> Any:
-        self._collectfast_require_name()
+        self._collectfast_require_bucket_name()
         self._collectfast_reset_after_fork()
         bucket = super().bucket
         # A subclass may compute the name, and django-storages keeps the first bucket.
@@ -340,12 +344,12 @@ class CollectfastMixin(_ConnectionMixin):
 
     def _collectfast_destination(self) -> Destination:
         """Read the values that a run keeps, and that may change between runs."""
-        self._collectfast_require_name()
+        self._collectfast_require_bucket_name()
         return Destination(
             bucket_name=self.bucket_name,
             prefix=str(self._normalize_name("")),
             overwrites=self.file_overwrite,
-            saves_as_is=not overridden(type(self), "save", "_save"),
+            has_own_save=overridden(type(self), "save", "_save") is not None,
             has_own_delete=overridden(type(self), "delete") is not None,
             key_of=self._collectfast_key,
             parameters_of=self.get_object_parameters,
@@ -384,7 +388,7 @@ class CollectfastMixin(_ConnectionMixin):
     def _collectfast_key(self, name: str) -> str:
         return str(self._normalize_name(clean_name(name)))
 
-    def _collectfast_require_name(self) -> None:
+    def _collectfast_require_bucket_name(self) -> None:
         if self._collectfast_options.enabled and not self.bucket_name:
             option = "option bucket_name (setting AWS_STORAGE_BUCKET_NAME)"
             raise misconfigured(option, self.bucket_name, "the name of the bucket")

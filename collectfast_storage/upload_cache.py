@@ -34,7 +34,7 @@ _GARBAGE: tuple[type[Exception], ...] = (pickle.PickleError, zlib.error, EOFErro
 _GARBAGE += (AttributeError, ImportError, LookupError, TypeError, ValueError)
 
 # Seconds after which the lock of a killed run expires, and between two attempts to get
-# it. The number of attempts is limited, because the lock is needed only rarely.
+# it. After the last attempt a run writes without the lock, because conflicts are rare.
 _LOCK_EXPIRES, _PAUSE, _ATTEMPTS = 10, 0.01, 200
 
 # By the hash of a name, a line: a fingerprint and an ETag. A mark has `_MARK` for the
@@ -47,7 +47,8 @@ class UploadCache:
     """Cache entries of one place in a bucket, read at the first use.
 
     Until `flush`, new entries are kept in memory. The first failure of the cache is
-    logged as a warning; after it, the cache is not used any more.
+    logged as a warning. After an exception, the cache is not used any more, unless the
+    entries could not be decoded or only a mark could not be written.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class UploadCache:
         self._pending |= lines
         # If this fails, `flush` may still succeed.
         self._attempt(
-            lambda cache: self._write(cache, lines, are_marks=True), is_last=False
+            lambda cache: self._write(cache, lines, are_marks=True),
+            disables_cache=False,
         )
 
     def remember(self, name: str, remembered: Remembered) -> None:
@@ -161,7 +163,7 @@ class UploadCache:
 
     @contextmanager
     def _locked(self, cache: Any) -> Iterator[None]:
-        """Let no other run write at the same time: it would miss our lines, or we its.
+        """Let no other run write at the same time, because one would lose its lines.
 
         `add` is atomic, except that of Django's file-based cache, so it is read back.
         """
@@ -170,7 +172,7 @@ class UploadCache:
             is_added = cache.add(self._lock, token, _LOCK_EXPIRES)
             if is_added and cache.get(self._lock, token) == token:
                 break
-            # A cache that accepts no lock does not return one either.
+            # A cache that cannot store a lock is given up after a few attempts.
             left -= 1 if cache.get(self._lock) else _ATTEMPTS // 5
             time.sleep(_PAUSE)
         try:
@@ -217,7 +219,9 @@ class UploadCache:
             self._warn(f"{type(error).__name__}: {error}")
         return {**found, **{key: _valid(found.get(key)) for key in keys}}
 
-    def _attempt(self, use: Callable[[Any], Any], *, is_last: bool = True) -> Any:
+    def _attempt(
+        self, use: Callable[[Any], Any], *, disables_cache: bool = True
+    ) -> Any:
         if self._has_failed or self._alias is None:
             return None
         try:
@@ -225,7 +229,7 @@ class UploadCache:
         # Django does not wrap the exceptions of a cache's client library.
         except Exception as error:
             self._warn(f"{type(error).__name__}: {error}")
-            self._has_failed = is_last
+            self._has_failed = disables_cache
             return None
 
     def _warn(self, reason: str) -> None:
@@ -241,8 +245,8 @@ class UploadCache:
 def _contradicts(other: str, line: str, is_mark: bool) -> bool:
     """Return whether `other`, of another run, makes the result of `line` uncertain.
 
-    Overlapping uploads of one fingerprint have one result. The upload of a mark has not
-    begun, so it overlaps only with uploads that are marked too.
+    Two runs that upload the same fingerprint get the same object. A mark is written
+    before its upload, so a finished upload of another run does not overlap with it.
     """
     if is_mark and _parsed(other) is not DOUBTFUL:
         return False

@@ -46,7 +46,7 @@ _STREAM_SIZE = MOST_BYTES // 3
 _ENOUGH_ALIKE = 20
 # The most bytes of contents that are held in memory. Larger contents are uploaded.
 _MOST_BYTES_HELD = 32 * 1024 * 1024
-# Uploads wait for a mark in the cache in groups, which grow from this size.
+# Marks in the cache are written for groups of uploads. The first group has this size.
 _FIRST_MARKS = 8
 
 
@@ -99,7 +99,10 @@ class BoundedExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Run only submitted calls, or with `cancel_futures` those that have begun."""
+        """End the threads after all submitted calls, as `Executor.shutdown` does.
+
+        With `cancel_futures`, calls that have not begun are dropped.
+        """
         with self._lock:
             self._is_shut_down = True
             while cancel_futures and self._work:
@@ -240,7 +243,7 @@ class Uploads:
     ) -> None:
         """Upload to `bucket`; note results in `cache`, `listing` and `tally`."""
         self._context, self._bucket, self._cache = context, bucket, cache
-        self.executor, self._listing, self._tally = executor, listing, tally
+        self._executor, self._listing, self._tally = executor, listing, tally
         self.failures = Failures(bucket.name)
         self._fingerprints: dict[str, Fingerprint] = {}  # that have not arrived
         self._under_way: dict[str, Future[Stored]] = {}
@@ -269,10 +272,11 @@ class Uploads:
         self.wait(name)  # Two uploads of one name might arrive in any order.
         self.forget(name)
         cached, fingerprint = self._cache.get(name), payload.fingerprint
-        # An object's ETag shows that an entry is out of date, but not if only headers
-        # have changed.
+        # The object's ETag shows later that an entry is wrong, unless only headers have
+        # changed, or the cache is trusted.
         is_risky = cached is not None and (
-            self._context.trusts or cached.fingerprint.headers != fingerprint.headers
+            self._context.trusts_cache
+            or cached.fingerprint.headers != fingerprint.headers
         )
         if is_risky:
             self.connect()  # From then on, a site's own request sends these first.
@@ -304,10 +308,10 @@ class Uploads:
         for name in list(self._under_way):
             self.wait(name)
 
-    def close(self, *, patiently: bool) -> None:
-        """Cancel uploads that have not begun, and `patiently` wait for the others."""
+    def close(self, *, wait: bool) -> None:
+        """Cancel uploads that have not begun, and `wait` for the others."""
         self._bucket.sender.stop()
-        self.executor.shutdown(wait=patiently, cancel_futures=True)
+        self._executor.shutdown(wait=wait, cancel_futures=True)
         for name in list(self._under_way):
             with suppress(CollectfastError):
                 self._note(name)
@@ -318,11 +322,11 @@ class Uploads:
     def _send(self, name: str, payload: Payload) -> None:
         # This reads the file. An error of the file is not one of the bucket.
         fingerprint, plain = payload.fingerprint, payload.plain
-        closes_soon = plain is None and not payload.read_again()
+        caller_closes_file = plain is None and not payload.read_again()
         self.connect()
         size = _STREAM_SIZE if plain is None else len(plain)
         try:
-            future = self.executor.submit_sized(size, self._bucket.put, name, payload)
+            future = self._executor.submit_sized(size, self._bucket.put, name, payload)
         except BaseException:  # An interrupt, without threads.
             payload.close(uploaded=True)
             raise
@@ -333,7 +337,9 @@ class Uploads:
         # Wait for a stream whose file the caller closes. And wait for the first upload,
         # because its ETag shows whether ETags are MD5s: if they are not, uploads need
         # a fingerprint in their metadata.
-        if closes_soon or (plain is not None and self._bucket.has_opaque_etags is None):
+        if caller_closes_file or (
+            plain is not None and self._bucket.has_opaque_etags is None
+        ):
             self.wait(name)
 
     def _send_unmarked(self) -> None:

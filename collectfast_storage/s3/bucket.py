@@ -54,7 +54,7 @@ _UPLOAD_METHODS = (
     "upload_part",
     "complete_multipart_upload",
 )
-# These of the parameters for writing are sent with every request.
+# Parameters for writing that all other requests need too.
 _SHARED_PARAMETERS = ("ExpectedBucketOwner", "RequestPayer")
 _MOST_DELETES = 1000  # per request
 # XML cannot contain these characters, not even escaped: https://www.w3.org/TR/xml/#charsets
@@ -204,7 +204,10 @@ class Bucket:
             return None
 
     def note_etag(self, *, opaque: bool) -> None:
-        """Note that an ETag was an MD5 or `opaque`; one opaque ETag is enough."""
+        """Note that an ETag was an MD5 or `opaque`; one of the latter is enough.
+
+        Then each upload gets a fingerprint.
+        """
         self.has_opaque_etags = opaque or bool(self.has_opaque_etags)
         self.has_md5_etags |= not opaque
 

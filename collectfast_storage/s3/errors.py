@@ -243,11 +243,11 @@ def not_found(operation: str) -> ClientError:
 def _is_denial(error: Exception) -> bool:
     if not isinstance(error, ClientError):
         return False
-    # If the host in the endpoint contains the bucket's name, the server takes the path
-    # of a list request for a key.
+    # If the host in the endpoint contains the bucket's name, the server interprets the
+    # path of a list request as a key.
     is_listing = error.operation_name.startswith("ListObjects")
-    is_taken_for_key = is_listing and code_of(error) == "NoSuchKey"
-    return is_taken_for_key or code_of(error) in _DENIED_CODES
+    is_misdirected = is_listing and code_of(error) == "NoSuchKey"
+    return is_misdirected or code_of(error) in _DENIED_CODES
 
 
 def status_of(error: ClientError) -> int:

@@ -117,7 +117,7 @@ def _request_created(request: Any, operation_name: str, **_: Any) -> None:
 def _needs_retry(
     response: Any, operation: Any, attempts: int, caught_exception: Any, **_: Any
 ) -> int | None:
-    """Return 0, a delay, to make botocore retry once an error that it does not retry.
+    """Return a delay of 0 s if botocore, which would not retry, is to retry once.
 
     The next attempt may have new credentials, or an undamaged body. An error that the
     caller retries is raised, and so is a permanent error.

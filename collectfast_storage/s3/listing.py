@@ -2,7 +2,6 @@
 
 import logging
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from math import inf
@@ -35,7 +34,9 @@ class Listing:
         self._parameters = parameters
         self._remotes: dict[str, Remote | None] = {}
         self._is_complete = False
-        self._outdated: set[str] = set()  # names that may have changed since
+        self._outdated: set[str] = (
+            set()
+        )  # names that may have changed since they were listed
         # The listing of a directory bucket is not sorted.
         is_sorted = not bucket.name.endswith("--x-s3")
         self._most_idle_pages = _MOST_IDLE_PAGES if is_sorted else inf
@@ -55,12 +56,13 @@ class Listing:
                 listed += len(page.etags)
                 found = bisect_right(wanted, max(page.etags, default=""))
                 # Do more pages take longer than the HEAD requests that they save?
-                is_slow = listed / 20 > found + _HEADS_PER_PAGE
+                pages = listed / 1000
+                is_slow = pages * _HEADS_PER_PAGE > found + _HEADS_PER_PAGE
                 if page.following and may_stop and is_slow:
                     break
         except BucketError as error:
-            is_answer = not isinstance(error.cause, AnswerError)
-            if whole or (is_answer and not isinstance(error, DeniedError)):
+            is_useless = isinstance(error.cause, AnswerError)
+            if whole or not (is_useless or isinstance(error, DeniedError)):
                 raise
             failure = error.cause
         if not self._is_complete:
@@ -89,9 +91,10 @@ class Listing:
         self._head([*filter(is_needed, names)])
 
     def names(self) -> Set[str]:
-        """Return the names of all objects, for which the bucket is listed."""
+        """Return the names of all objects; list the rest of the bucket if needed."""
         if not self._is_complete:
-            deque(self._pages(), maxlen=0)
+            for _ in self._pages():
+                pass
         return {name for name, remote in self._remotes.items() if remote is not None}
 
     def note(self, name: str, remote: Remote | None) -> None:

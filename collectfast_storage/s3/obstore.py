@@ -23,8 +23,8 @@ from collectfast_storage.s3.errors import ThrottledError, is_throttling
 
 logger = logging.getLogger("collectfast_storage")
 
-# obstore sends these headers and values as boto3 does. boto3 refuses some other values,
-# and Rust panics at some.
+# obstore sends these headers and values as boto3 does. boto3 uploads files with other
+# headers. It refuses some other values, and Rust panics at some.
 _HEADERS = {
     "CacheControl",
     "ContentDisposition",
@@ -33,7 +33,8 @@ _HEADERS = {
     "ContentType",
 }
 _VALUE = "[!-~]+( [!-~]+)*"
-# obstore takes metadata with the name of a header, such as `cachecontrol`, for it.
+# obstore interprets metadata with the name of a header, such as `cachecontrol`, as this
+# header.
 _METADATA_NAME = "(?!cache|content|storage)[a-z0-9_-]+"
 # obstore refuses these keys, or removes slashes from them.
 _UNSUPPORTED_KEY = r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]"
@@ -120,7 +121,7 @@ def obstore_uploader(
     """Return an uploader to the endpoint of `client`, if obstore can be used for it.
 
     `credentials` returns those that boto3 signs with, and `verify` is an argument of
-    `client`. A process `is_forked` if its parent imported the modules that it has.
+    `client`. `is_forked`: a parent process has imported this package.
     """
     global _threads_in
     if find_spec("obstore") is None:
