@@ -28,7 +28,7 @@ import botocore
 from tests.benchmark import tree
 from tests.benchmark.contestants import CONTESTANTS, KEYS, SUBSETS, Contestant, Course
 from tests.support import certificates
-from tests.support.servers import end
+from tests.support.daemons import end
 
 # The modules that Python would otherwise compile when they are first imported.
 COMPILE = (

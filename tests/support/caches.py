@@ -6,6 +6,7 @@ A test is skipped if the server of its cache, or the client, is not installed.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import end, free_ports
+from tests.support.daemons import Daemons
+from tests.support.servers import free_ports
 from tests.support.site import Site
 
 BACKENDS = "django.core.cache.backends"
@@ -34,6 +36,7 @@ class Cache:
     process: subprocess.Popen[bytes] | None = None
     outlives_process: bool = True
     arguments: list[str] = field(default_factory=list)
+    daemons: Daemons = field(default_factory=Daemons)
 
     @property
     def port(self) -> int:
@@ -47,7 +50,7 @@ class Cache:
 
     def restart(self) -> None:
         """Start the server again, with an empty cache."""
-        self.process = _started(self.arguments, self.port)
+        self.process = _started(self.arguments, self.port, self.daemons)
 
 
 def _settings(backend: str, location: str, **settings: Any) -> dict[str, Any]:
@@ -110,18 +113,15 @@ def _running(
     [port] = free_ports(1)
     arguments = [*arguments, port_option, str(port)]
     cache = Cache(_settings(backend, location.format(port)), arguments=arguments)
-    cache.restart()
-    try:
+    with cache.daemons:
+        cache.restart()
         yield cache
-    finally:
-        assert cache.process is not None
-        end(cache.process)
 
 
-def _started(arguments: list[str], port: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+def _started(
+    arguments: list[str], port: int, daemons: Daemons
+) -> subprocess.Popen[bytes]:
+    process = daemons.start(arguments, Path(os.devnull), {**os.environ})
     for _ in range(600):
         if process.poll() is not None:
             break
@@ -131,7 +131,6 @@ def _started(arguments: list[str], port: int) -> subprocess.Popen[bytes]:
             time.sleep(0.05)
         else:
             return process
-    end(process)
     raise RuntimeError(f"{Path(arguments[0]).name} did not start.")
 
 

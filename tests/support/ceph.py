@@ -11,8 +11,10 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.daemons import Daemons
 
 COMMANDS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-mgr", "ceph-osd")
 COMMANDS += ("ceph-authtool", "monmaptool")
@@ -74,8 +76,8 @@ def cluster(
 
     All processes are ended after the block.
     """
-    with ExitStack() as stack:
-        node = _Node(folder, stack)
+    with Daemons() as daemons:
+        node = _Node(folder, daemons)
         node.configure(ports, certificate)
         node.start_monitor(f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[2]}")
         node.start_osd()
@@ -86,9 +88,8 @@ def cluster(
 
 
 class _Node:
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._folder, self._stack = folder, stack
-        self._log = stack.enter_context((folder / "log").open("ab"))
+    def __init__(self, folder: Path, daemons: Daemons) -> None:
+        self._folder, self._daemons = folder, daemons
         self._fsid = str(uuid.uuid4())
         self._environment = os.environ | {"CEPH_CONF": str(folder / "ceph.conf")}
 
@@ -157,17 +158,9 @@ class _Node:
         return done.stdout
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a daemon, which is ended with the stack."""
-        process = subprocess.Popen(
-            [*command, "-f"],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-        )
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)  # All that it has is thrown away.
-        return process
+        """Start a daemon."""
+        log = self._folder / "log"
+        return self._daemons.start([*command, "-f"], log, self._environment)
 
     def _create_key(self, name: str, *rights: str) -> None:
         file = self._keyring(name)

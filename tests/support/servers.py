@@ -35,6 +35,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.support import ceph, certificates, swift
+from tests.support.daemons import Daemons
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
@@ -290,19 +291,11 @@ def _process(
         "AWS_ACCESS_KEY_ID": server.access_key,
         "AWS_SECRET_ACCESS_KEY": server.secret_key,
     }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [path, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=os.environ | credentials | environment,
-        )
-    try:
+    variables = os.environ | credentials | environment
+    with Daemons() as daemons:
+        process = daemons.start([path, *arguments], log, variables)
         _wait_until_up(process, server, log)
         yield
-    finally:
-        end(process)
 
 
 def _arguments(directory: Path, ports: list[int]) -> list[str]:
@@ -346,17 +339,6 @@ def _wait_until_up(process: subprocess.Popen[bytes], server: Server, log: Path) 
 
 def _buckets(client: Any) -> list[str]:
     return [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """Terminate `process`, and kill it if it is still running after a second."""
-    process.terminate()
-    try:
-        # SeaweedFS needs longer to store its data, which is deleted anyway.
-        process.wait(1)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def missing_commands(kind: str) -> list[str]:

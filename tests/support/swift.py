@@ -10,8 +10,10 @@ import getpass
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.daemons import Daemons
 
 KINDS = ("account", "container", "object")
 COMMANDS = ("memcached", "swift-ring-builder", "swift-proxy-server")
@@ -75,20 +77,12 @@ def swift(
     proxy, memcached, *others = ports
     (folder / "devices" / "d1").mkdir(parents=True)
     (folder / "swift.conf").write_text(_COMMON)
-    with ExitStack() as stack:
-        log = stack.enter_context((folder / "log").open("ab"))
+    environment = os.environ | {"SWIFT_CONF_DIR": str(folder)}
+    with Daemons() as daemons:
 
         def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(
-                [str(script(name)), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"SWIFT_CONF_DIR": str(folder)},
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)  # All that it has is thrown away.
-            return process
+            command = [str(script(name)), *arguments]
+            return daemons.start(command, folder / "log", environment)
 
         user = getpass.getuser()
         start("memcached", "-l", "127.0.0.1", "-p", str(memcached), "-u", user)
