@@ -23,6 +23,8 @@ from collectfast_storage.signals import collected
 from tests.support.proxy import Handler, Request, refuse
 from tests.support.site import Site
 
+pytestmark = pytest.mark.covering
+
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 
 

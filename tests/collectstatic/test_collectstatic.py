@@ -27,6 +27,8 @@ from collectfast_storage import CollectfastMixin, CollectfastS3StaticStorage
 from tests.support.proxy import Handler, Request, meanwhile, refuse
 from tests.support.site import Site
 
+pytestmark = pytest.mark.covering
+
 YEAR_1980 = 315532800.0
 
 

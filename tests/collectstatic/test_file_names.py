@@ -15,6 +15,8 @@ from tests.support.site import Site
 from tests.support.sources import finder_of
 from tests.support.tracing import BACKENDS
 
+pytestmark = pytest.mark.covering
+
 
 @pytest.mark.needs("newlines in keys")
 @pytest.mark.needs("a listing with control characters")

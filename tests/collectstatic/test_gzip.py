@@ -19,6 +19,8 @@ from collectfast_storage import CollectfastMixin
 from tests.support.proxy import refuse
 from tests.support.site import Site
 
+pytestmark = pytest.mark.covering
+
 MIB = 1024 * 1024
 CSS = b"body { color: red }\n" * 100
 # Contents that gzip cannot make smaller.

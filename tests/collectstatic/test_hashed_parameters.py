@@ -19,7 +19,7 @@ from tests.support.caches import cold
 from tests.support.proxy import refuse
 from tests.support.site import MANIFEST, STATIC, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 JSON = "staticfiles.json"
 RELEASES = "staticfiles.releases.json"

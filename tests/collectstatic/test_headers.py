@@ -21,6 +21,8 @@ from collectfast_storage import (
 from tests.support.proxy import refuse
 from tests.support.site import MANIFEST, STATIC, Site
 
+pytestmark = pytest.mark.covering
+
 NAMES = ["a.css", "a.js", "img/a.svg"]
 
 

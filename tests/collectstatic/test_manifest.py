@@ -31,6 +31,8 @@ from collectfast_storage import (
 from tests.support.proxy import refuse
 from tests.support.site import Deploy, Site
 
+pytestmark = pytest.mark.covering
+
 MANIFEST = "staticfiles.json"
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAA"

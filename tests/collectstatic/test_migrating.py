@@ -16,7 +16,7 @@ import pytest
 from tests.support.processes import MANAGE
 from tests.support.site import Deploy, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MIGRATING = Path(__file__).resolve().parents[2] / "docs" / "migrating.md"
 YEAR_1980 = 315532800.0

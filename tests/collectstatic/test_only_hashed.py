@@ -31,7 +31,7 @@ from tests.support.opaque_etags import Opaque
 from tests.support.proxy import Handler, Request, refuse
 from tests.support.site import LOCAL, MANIFEST, STATIC, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 JSON = "staticfiles.json"
 

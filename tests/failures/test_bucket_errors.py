@@ -22,6 +22,8 @@ from tests.support.proxy import Fault, Handler, Request
 from tests.support.site import STATIC, Site
 from tests.support.transfers import IN_PARTS, MIB
 
+pytestmark = pytest.mark.covering
+
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 BACKENDS = [STATIC, MANIFEST_STORAGE]
 HTML = [("Content-Type", "text/html")]

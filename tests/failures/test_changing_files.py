@@ -15,7 +15,7 @@ from tests.support.site import Site
 from tests.support.sources import Source, finder_of
 from tests.support.transfers import IN_PARTS, MIB, STREAMED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 
 def _patterns(one: bytes, other: bytes, *, each_read: bool) -> dict[str, Source]:

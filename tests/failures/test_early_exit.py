@@ -12,6 +12,8 @@ from collectfast_storage.exceptions import BucketError, UploadError
 from tests.support.proxy import Handler, Request, refuse
 from tests.support.site import STATIC, Site
 
+pytestmark = pytest.mark.covering
+
 MANIFEST_STORAGE = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 
 

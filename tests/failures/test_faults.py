@@ -35,7 +35,7 @@ from tests.support.proxy import Handler
 from tests.support.site import LOCAL, STATIC, Site
 from tests.support.site import MANIFEST as MANIFEST_STORAGE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MANIFEST = "staticfiles.json"
 # One attempt of boto3, because tests need not wait for its retries.

@@ -24,7 +24,7 @@ from tests.support.processes import LONG, deploy, deploying, seeded, settled
 from tests.support.proxy import Handler, Request
 from tests.support.site import STATIC, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 LOCAL_MANIFEST = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"

@@ -91,7 +91,7 @@ def _headers(site: Site) -> set[str]:
 
 @pytest.mark.parametrize(
     ("preload", "threads", "first"),
-    [(True, 2, 1), (False, 2, 2), (False, 0, 1), (False, 0, 2)],
+    [(True, 2, 1), (False, 0, 1), (False, 0, 2)],
 )
 def test_previous_headers_are_restored_after_an_interrupt(
     site: Site, preload: bool, threads: int, first: int

@@ -24,7 +24,7 @@ from tests.support.processes import deploy
 from tests.support.proxy import meanwhile
 from tests.support.site import Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 MANIFEST = "collectfast_storage.CollectfastS3ManifestStaticStorage"
 

@@ -20,7 +20,7 @@ from django.core.management.base import CommandError
 from tests.support.proxy import Handler, Request
 from tests.support.site import Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 KB = 1000
 

@@ -20,7 +20,7 @@ from tests.support.proxy import Handler, Request
 from tests.support.site import MANIFEST, Site
 from tests.support.transfers import IN_PARTS, MIB
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 NO_CACHE = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 STATES = ["refused", "reset", "silent", "503", "500", "name"]

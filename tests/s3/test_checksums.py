@@ -25,6 +25,8 @@ from tests.support.proxy import Handler, Request
 from tests.support.site import Site
 from tests.support.transfers import IN_PARTS, MIB, STREAMED
 
+pytestmark = pytest.mark.covering
+
 OPTION = "request_checksum_calculation"  # Old releases of boto3 do not have it.
 ADDS_CHECKSUMS = (
     OPTION in Config.OPTION_DEFAULTS

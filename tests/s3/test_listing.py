@@ -15,7 +15,7 @@ from tests.support.proxy import Fault, Handler, Request
 from tests.support.site import Site
 from tests.support.tracing import BACKENDS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covering]
 
 HTML = "<!DOCTYPE html><html><head><title>Welcome<br></title></head><body>Log in"
 VERSIONS = (

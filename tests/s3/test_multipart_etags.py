@@ -18,6 +18,8 @@ from tests.support.killing import file_cache
 from tests.support.proxy import Handler, Request, refuse
 from tests.support.site import Site
 
+pytestmark = pytest.mark.covering
+
 MIB = 1024 * 1024
 SIZE = 17 * MIB + 123
 

@@ -84,6 +84,7 @@ def test_objects_of_other_programs_are_uploaded_once(
     assert deploy.requests == {"LIST": 1, "HEAD": 5}
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("backend", "heads"), [(STATIC, 100), (MANIFEST, 200)])
 def test_head_requests_are_concurrent(
     site: Site, opaque: Opaque, backend: str, heads: int

@@ -13,6 +13,8 @@ from django.core.management.base import CommandError
 from tests.support.proxy import Handler, Request
 from tests.support.site import Site
 
+pytestmark = pytest.mark.covering
+
 NO_LISTING = "Cannot list bucket"
 NO_ANSWER = "Cannot find out whether"
 

@@ -14,6 +14,8 @@ from collectfast_storage.exceptions import BucketError
 from tests.support.proxy import Handler, Proxy, Request, proxy
 from tests.support.site import Site
 
+pytestmark = pytest.mark.covering
+
 
 class ForwardHandler(Handler):
     """A handler of a forward proxy, which gets whole URLs and refuses tunnels."""

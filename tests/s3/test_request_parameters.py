@@ -11,6 +11,8 @@ from boto3.s3.transfer import TransferConfig
 from tests.support.proxy import Handler, Request
 from tests.support.site import STATIC, Site
 
+pytestmark = pytest.mark.covering
+
 PARAMETERS = {"RequestPayer": "requester", "ExpectedBucketOwner": "123456789012"}
 HEADERS = {
     "x-amz-request-payer": "requester",

@@ -16,6 +16,8 @@ from tests.support.proxy import Handler, Request, proxy
 from tests.support.servers import Server
 from tests.support.site import Site
 
+pytestmark = pytest.mark.covering
+
 
 @pytest.fixture
 def other(tmp_path: Path) -> str:

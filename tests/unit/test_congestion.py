@@ -131,14 +131,15 @@ class Line:
 
 
 @pytest.mark.parametrize(
-    ("kind", "round_trip"),
+    ("kind", "round_trip", "rate", "files"),
     [
-        ("tokens", 0.02),
-        ("window", 0.02),
-        *(("clock", each) for each in (0.004, 0.02, 0.1)),
+        ("tokens", 0.02, 300, 2500),
+        ("tokens", 0.02, 50, 600),
+        ("window", 0.02, 50, 600),
+        ("clock", 0.02, 300, 2500),
+        *(("clock", each, 50, 600) for each in (0.004, 0.02, 0.1)),
     ],
 )
-@pytest.mark.parametrize(("rate", "files"), [(300, 2500), (50, 600)])
 def test_rate_limit_of_a_server_is_used(
     kind: str, rate: int, files: int, round_trip: float
 ) -> None:
