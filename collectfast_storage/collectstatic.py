@@ -222,7 +222,7 @@ class Collectstatic(RunContext):
 
     def _names_in_manifest(self) -> dict[str, str]:
         """Return the names in the published manifest, as far as they can be names."""
-        paths, names = getattr(self._storage, "hashed_files", None), {}
+        paths, names = self._hashed_files, {}
         for name, hashed in paths.items() if isinstance(paths, Mapping) else ():
             for each in self.names_among([hashed]):
                 names[name] = each

@@ -295,9 +295,9 @@ Take = Callable[[Capture], object]
 class StandIn:
     """A stand-in for a boto3 object, which is created at each access."""
 
-    def __init__(self, connect: Callable[[], Any]) -> None:
-        """Represent the object that `connect` returns."""
-        self._connect = connect
+    def __init__(self, connect: Callable[[], Any], take: Take, key: str = "") -> None:
+        """Represent the object that `connect` returns; pass its uploads to `take`."""
+        self._connect, self._take, self._key = connect, take, key
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connect(), name)
@@ -306,21 +306,12 @@ class StandIn:
 class CapturingBucket(StandIn):
     """A boto3 Bucket whose uploads are passed to a function."""
 
-    def __init__(self, connect: Callable[[], Any], take: Take) -> None:
-        """Represent the bucket that `connect` returns; pass its uploads to `take`."""
-        super().__init__(connect)
-        self._take = take
-
     def Object(self, key: str) -> _CapturingObject:  # noqa: N802 (boto3's name)
         """Return a stand-in for the object `key`."""
         return _CapturingObject(lambda: self._connect().Object(key), self._take, key)
 
 
 class _CapturingObject(StandIn):
-    def __init__(self, connect: Callable[[], Any], take: Take, key: str) -> None:
-        super().__init__(connect)
-        self._take, self._key = take, key
-
     def upload_fileobj(
         self,
         Fileobj: Any,  # noqa: N803 (boto3's names)

@@ -12,12 +12,16 @@ from contextlib import closing, suppress
 from typing import Any
 
 from botocore.utils import parse_to_aware_datetime
-from s3transfer.constants import ALLOWED_DOWNLOAD_ARGS
 
 from collectfast_storage.decision import Verdict, decide
 from collectfast_storage.fingerprint import FINGERPRINT
 from collectfast_storage.payload import Capture, has_opaque_etag
-from collectfast_storage.s3.bucket import remote_of, write_parameters
+from collectfast_storage.s3.bucket import (
+    metadata_of,
+    read_parameters,
+    remote_of,
+    write_parameters,
+)
 
 # The headers that are compared. A HEAD response reports these if, and only if, the
 # upload sent them. (Without a storage class, it is STANDARD.)
@@ -58,11 +62,10 @@ def save_unless_unchanged(capture: Capture, bucket: Any) -> None:
 
 
 def _head(capture: Capture, bucket: Any) -> Mapping[str, Any] | None:
-    parameters = capture.parameters
-    needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
-    client = bucket.meta.client
+    parameters = {"Bucket": bucket.name, "Key": capture.key}
+    parameters |= read_parameters(capture.parameters)
     try:
-        answer = client.head_object(Bucket=bucket.name, Key=capture.key, **needed)
+        answer = bucket.meta.client.head_object(**parameters)
     except Exception:  # The upload will raise it again, with a reason.
         return None
     return answer if isinstance(answer, Mapping) else None
@@ -110,7 +113,7 @@ def _flat(headers: Mapping[str, Any]) -> dict[str, Any]:
     # Some servers keep `aws-chunked`, which says how a body was sent.
     encodings = re.split("[, ]+", flat.get("ContentEncoding") or "")
     flat["ContentEncoding"] = [e for e in encodings if e not in ("", "aws-chunked")]
-    # Some servers report the names of metadata in capitals.
-    metadata = {k.lower(): v for k, v in (flat.pop("Metadata", None) or {}).items()}
+    metadata = metadata_of(headers)
     metadata.pop(FINGERPRINT, None)
+    flat.pop("Metadata", None)
     return flat | {f"Metadata {k}": v for k, v in metadata.items()}

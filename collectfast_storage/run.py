@@ -287,7 +287,7 @@ class Run:
             self._advance()
             return
         self.deletes.discard(name)
-        self._uploads.drafts.pop(name)
+        self._uploads.drafts.take(name)
         payload.parameters = self._parameters(name, payload)
         if payload.plain is None and reopen is not None:
             self._comparison.reuse_hashes(name, payload)
@@ -352,7 +352,7 @@ class Run:
 
     def delete(self, name: str) -> None:
         """Delete `name` at the end, unless it is saved again."""
-        self._uploads.drafts.pop(name)
+        self._uploads.drafts.take(name)
         self._seen.pop(name, None)
         self.deletes.add(name)
 
@@ -365,7 +365,7 @@ class Run:
 
     def written(self, name: str) -> None:
         """Note that this thread writes `name` without this run."""
-        self._uploads.drafts.pop(name)
+        self._uploads.drafts.take(name)
         self.deletes.discard(name)
         self._uploads.forget(name)
         self._seen[name] = None
@@ -375,7 +375,7 @@ class Run:
 
     def wait_for(self, name: str) -> None:
         """Wait until `name` has arrived; raise `UploadError` if it could not."""
-        draft = self._uploads.drafts.pop(name)
+        draft = self._uploads.drafts.take(name)
         if draft is not None:
             self._upload(name, draft, self._comparison.verdict(name, draft))
         self._uploads.wait(name)
@@ -385,7 +385,7 @@ class Run:
 
     def wait_pending(self) -> None:
         """Upload all drafts, and wait for all uploads; failures are only noted."""
-        for name, draft in self._uploads.drafts.pop_all().items():
+        for name, draft in self._uploads.drafts.take_all().items():
             self._upload(name, draft, self._comparison.verdict(name, draft))
         self._uploads.wait_all()
 
@@ -433,7 +433,7 @@ class Run:
             return
         # Post-processing would have replaced these contents.
         for name in self.context.overwritten_by_processing - self._replaced:
-            self._uploads.drafts.pop(name)
+            self._uploads.drafts.take(name)
         with self._closing():
             try:
                 self.wait_or_raise()

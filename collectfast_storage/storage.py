@@ -347,7 +347,7 @@ class CollectfastMixin(_ConnectionMixin):
         self._collectfast_require_bucket_name()
         return Destination(
             bucket_name=self.bucket_name,
-            prefix=str(self._normalize_name("")),
+            prefix=self._collectfast_prefix,
             overwrites=self.file_overwrite,
             has_own_save=overridden(type(self), "save", "_save") is not None,
             has_own_delete=overridden(type(self), "delete") is not None,
@@ -385,6 +385,10 @@ class CollectfastMixin(_ConnectionMixin):
         is_own = overridden(type(self), "bucket")
         return self._collectfast_options.enabled and not is_own
 
+    @property
+    def _collectfast_prefix(self) -> str:
+        return str(self._normalize_name(""))
+
     def _collectfast_key(self, name: str) -> str:
         return str(self._normalize_name(clean_name(name)))
 
@@ -398,8 +402,8 @@ class CollectfastMixin(_ConnectionMixin):
         # These distinguish this place from all others that share the cache.
         variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
         endpoint = self.endpoint_url or lookup_env(variables)
-        prefix = self._normalize_name("")
-        place = f"{endpoint} {self.session_profile} {self.bucket_name} {prefix}"
+        place = f"{endpoint} {self.session_profile} {self.bucket_name} "
+        place += self._collectfast_prefix
         trusted = not options.preload
         return UploadCache(alias, options.cache_timeout, place, trusted=trusted)
 
@@ -407,8 +411,8 @@ class CollectfastMixin(_ConnectionMixin):
         """Invalidate the cache entry of `name`, if collectstatic trusts the cache."""
         options = self._collectfast_options
         if self._collectfast_enabled and not options.preload:
-            key, prefix = self._collectfast_key(name), str(self._normalize_name(""))
-            self._collectfast_cache(options.cache).invalidate(key.removeprefix(prefix))
+            name = self._collectfast_key(name).removeprefix(self._collectfast_prefix)
+            self._collectfast_cache(options.cache).invalidate(name)
 
     @contextmanager
     def _collectfast_invalidated(self, name: str) -> Iterator[None]:

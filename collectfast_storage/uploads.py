@@ -157,39 +157,32 @@ def _run(future: Future[_T], call: Callable[[], _T]) -> None:
             future.set_result(result)
 
 
-class HeldPayloads:
+class HeldPayloads(dict[str, Payload]):
     """Payloads that are held in memory before their upload, by name."""
 
-    def __init__(self) -> None:
-        self._payloads: dict[str, Payload] = {}
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._payloads)
-
-    def get(self, name: str) -> Payload | None:
-        """Return the payload that is held as `name`."""
-        return self._payloads.get(name)
+    _bytes = 0
 
     def add(self, name: str, payload: Payload) -> bool:
         """Hold `payload` as `name`; return whether there is room for its content."""
         size = len(payload.plain or b"")
         if not 0 < size <= _MOST_BYTES_HELD - self._bytes:
             return False
-        self._payloads[name] = payload
+        self[name] = payload
         self._bytes += size
         return True
 
-    def pop(self, name: str) -> Payload | None:
-        """Remove and return the payload that is held as `name`."""
-        payload = self._payloads.pop(name, None)
+    def take(self, name: str) -> Payload | None:
+        """Remove and return the payload that is held as `name`, if any."""
+        payload = self.pop(name, None)
         if payload is not None:
             self._bytes -= len(payload.plain or b"")
         return payload
 
-    def pop_all(self) -> dict[str, Payload]:
+    def take_all(self) -> dict[str, Payload]:
         """Remove and return all payloads."""
-        payloads, self._payloads, self._bytes = self._payloads, {}, 0
+        payloads = dict(self)
+        self.clear()
+        self._bytes = 0
         return payloads
 
 
@@ -295,7 +288,7 @@ class Uploads:
 
     def wait(self, name: str) -> None:
         """Wait for the upload of `name`, and note its outcome."""
-        if self._unmarked.get(name) is not None:
+        if name in self._unmarked:
             self._send_unmarked()
         if name in self._under_way:
             # If this is interrupted, the upload has no outcome yet.
@@ -315,7 +308,7 @@ class Uploads:
         for name in list(self._under_way):
             with suppress(CollectfastError):
                 self._note(name)
-        left = self._fingerprints.keys() | self.drafts.pop_all().keys()
+        left = self._fingerprints.keys() | self.drafts.take_all().keys()
         for name in sorted(left - self.failures.errors.keys()):
             self.failures.add(name, InterruptedError(INTERRUPTED))
 
@@ -344,7 +337,7 @@ class Uploads:
 
     def _send_unmarked(self) -> None:
         """Mark the uploads that may make cache entries wrong, and send them."""
-        payloads = self._unmarked.pop_all()
+        payloads = self._unmarked.take_all()
         if payloads:
             self._cache.mark({name: p.fingerprint for name, p in payloads.items()})
         for name, payload in payloads.items():

@@ -194,10 +194,9 @@ class Bucket:
         self, method: Callable[..., _T], name: str, parameters: dict[str, Any]
     ) -> _T | None:
         """Call `method` for the object `name`; return `None` if there is none."""
-        needed = {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
         get = partial(method, Bucket=self.name, Key=self.prefix + name)
         try:
-            return self.send(get, size=0, **needed)
+            return self.send(get, size=0, **read_parameters(parameters))
         except ClientError as error:
             if errors.status_of(error) != 404:  # Others, such as 403, prove nothing.
                 raise
@@ -442,12 +441,21 @@ class _RetryingClient:
 
 def remote_of(response: Mapping[str, Any]) -> Remote:
     """Return the object that the `response` to a HEAD request describes."""
-    # Some servers return the names of metadata in capitals.
-    metadata = {k.lower(): v for k, v in response.get("Metadata", {}).items()}
+    metadata = metadata_of(response)
     encryption = str(response.get("ServerSideEncryption", ""))
     encrypted = encryption.startswith("aws:kms") or "SSECustomerAlgorithm" in response
     etag, fingerprint = normal_etag(response.get("ETag")), metadata.get(FINGERPRINT, "")
     return Remote(etag, fingerprint, response.get("ContentLength"), encrypted)
+
+
+def metadata_of(response: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata in `response`. Some servers return its names in capitals."""
+    return {k.lower(): v for k, v in (response.get("Metadata") or {}).items()}
+
+
+def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the `parameters` of an upload that reading the object needs."""
+    return {k: v for k, v in parameters.items() if k in ALLOWED_DOWNLOAD_ARGS}
 
 
 def _reject_web_page(response: Any) -> None:

@@ -136,6 +136,13 @@ class InPostProcessing(Tolerant):
     """A command with a storage that raises in `post_process`; see `Processing`."""
 
 
+class BeforePostProcessing(Tolerant):
+    """A command with a storage that raises before its `post_process` is iterated.
+
+    See `NotAGenerator`.
+    """
+
+
 class InFinder(Tolerant):
     """A command with a finder that raises; see `FailingFinder`."""
 
@@ -187,6 +194,7 @@ COMMANDS: list[type[Tolerant]] = [
     InFinder,
     InSource,
     InPostProcessing,
+    BeforePostProcessing,
 ]
 ALL_COMMANDS = pytest.mark.parametrize("command", COMMANDS)
 
@@ -206,6 +214,8 @@ def _prepare(site: Site, command: type[Tolerant], backend: str = STATIC) -> None
     if command is InPostProcessing:
         cls = ProcessingStatic if backend == STATIC else ProcessingManifest
         site.backend = f"{__name__}.{cls.__name__}"
+    if command is BeforePostProcessing:
+        site.backend = f"{__name__}.NotAGenerator"
     if command is InSource:
         site.settings["STATICFILES_FINDERS"] = [f"{__name__}.UnreadableFinder"]
 
@@ -261,7 +271,7 @@ def test_copied_files_are_uploaded_by_the_next_call(
 
     No manifest is published.
     """
-    if command is InPostProcessing and arguments:
+    if command in (InPostProcessing, BeforePostProcessing) and arguments:
         pytest.skip("nothing fails")
     files = _write(site)
     _prepare(site, command, backend)
@@ -366,7 +376,9 @@ def test_next_run_uploads_only_the_remaining_files(site: Site) -> None:
     assert sorted(site.put()) == sorted(files)
 
 
-@pytest.mark.parametrize("command", [InCopy, InFinder, InPostProcessing])
+@pytest.mark.parametrize(
+    "command", [InCopy, InFinder, InPostProcessing, BeforePostProcessing]
+)
 def test_clear_of_a_failed_run_deletes_nothing(
     site: Site, command: type[Tolerant]
 ) -> None:

@@ -490,6 +490,8 @@ def test_previous_release_after_ctrl_c_while_entries_are_marked(
     site.write_all(release)
     _cached_for(site, 60).collect()
     assert site.bucket.files() == release
+    ages = {site.bucket.get(name)["CacheControl"] for name in release}
+    assert ages == {"max-age=60"}
 
 
 def test_headers_after_ctrl_c_while_entries_are_marked(
