@@ -1,7 +1,7 @@
 """The decision whether one file is uploaded.
 
 Functions of the upload that a save would make, the object in the bucket, and the cache
-entry. They send no requests. To compare an ETag of parts, they may read the file.
+entry. They send no requests, but may read the file to hash it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Remote(NamedTuple):
     # The fingerprint in the metadata, or empty. None: there was no HEAD request.
     fingerprint: str | None = None
     size: int | None = None  # in bytes; None: not reported
-    is_encrypted: bool = False  # by KMS or SSE-C: not an MD5, except on Ceph
+    # By KMS or SSE-C, so that its ETag is not an MD5, except on Ceph.
+    is_encrypted: bool = False
 
 
 class Remembered(NamedTuple):

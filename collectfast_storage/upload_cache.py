@@ -13,7 +13,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.core.cache import caches
@@ -33,9 +33,11 @@ _MOST_ENTRIES = 4300  # of a shard
 _GARBAGE: tuple[type[Exception], ...] = (pickle.PickleError, zlib.error, EOFError)
 _GARBAGE += (AttributeError, ImportError, LookupError, TypeError, ValueError)
 
-# Seconds after which the lock of a killed run expires, and between two attempts to get
-# it. After the last attempt a run writes without the lock, because conflicts are rare.
-_LOCK_EXPIRES, _PAUSE, _ATTEMPTS = 10, 0.01, 200
+# Seconds after which the lock of a killed run expires, for which another run waits, and
+# between two attempts to get it.
+_LOCK_EXPIRES, _PAUSE = 5, 0.01
+# A cache that refuses a lock this number of times in a row has no locks.
+_MOST_REFUSALS = 5
 
 # By the hash of a name, a line: a fingerprint and an ETag. A mark has `_MARK` for the
 # ETag. The line of `DOUBTFUL` has an empty fingerprint.
@@ -70,6 +72,7 @@ class UploadCache:
         self._pending: _Shard = {}  # entries to write at `flush`
         self._contested: set[str] = set()  # entries that another run wrote differently
         self._is_complete = self._has_failed = self._has_warned = False
+        self._has_locks = True
 
     def get(self, name: str) -> Remembered | None:
         """Return the last upload of `name`; `DOUBTFUL` if its outcome is not known."""
@@ -165,21 +168,27 @@ class UploadCache:
     def _locked(self, cache: Any) -> Iterator[None]:
         """Let no other run write at the same time, because one would lose its lines.
 
-        `add` is atomic, except that of Django's file-based cache, so it is read back.
+        `add` is not atomic in Django's file-based cache, nor in its database cache
+        after a lock has expired. Then lines may be lost, as without a lock.
         """
-        token, left = uuid.uuid4().hex, _ATTEMPTS
-        while left > 0:
-            is_added = cache.add(self._lock, token, _LOCK_EXPIRES)
-            if is_added and cache.get(self._lock, token) == token:
-                break
-            # A cache that cannot store a lock is given up after a few attempts.
-            left -= 1 if cache.get(self._lock) else _ATTEMPTS // 5
-            time.sleep(_PAUSE)
+        token, end, refused = uuid.uuid4().hex, time.monotonic() + _LOCK_EXPIRES, 0
         try:
+            while self._has_locks and time.monotonic() < end:
+                is_added = cache.add(self._lock, token, _LOCK_EXPIRES)
+                # A cache that stores nothing returns the default.
+                holder = cache.get(self._lock, token if is_added else None)
+                if holder == token:
+                    break
+                # Without a holder, either it has just released the lock, or the cache
+                # has refused it.
+                refused = 0 if holder else refused + 1
+                self._has_locks = refused < _MOST_REFUSALS
+                time.sleep(_PAUSE)
             yield
         finally:
-            if cache.get(self._lock) == token:
-                cache.delete(self._lock)
+            with suppress(Exception):  # An earlier error, or an interrupt, is raised.
+                if cache.get(self._lock) == token:
+                    cache.delete(self._lock)
 
     def _store(
         self, cache: Any, shards: dict[str, _Shard], before: dict[str, Any]

@@ -34,9 +34,8 @@ class Listing:
         self._parameters = parameters
         self._remotes: dict[str, Remote | None] = {}
         self._is_complete = False
-        self._outdated: set[str] = (
-            set()
-        )  # names that may have changed since they were listed
+        # Names of objects that may have changed since they were listed.
+        self._outdated: set[str] = set()
         # The listing of a directory bucket is not sorted.
         is_sorted = not bucket.name.endswith("--x-s3")
         self._most_idle_pages = _MOST_IDLE_PAGES if is_sorted else inf

@@ -24,7 +24,7 @@ from collectfast_storage.s3.errors import ThrottledError, is_throttling
 logger = logging.getLogger("collectfast_storage")
 
 # obstore sends these headers and values as boto3 does. boto3 uploads files with other
-# headers. It refuses some other values, and Rust panics at some.
+# headers. Of other values, boto3 refuses some, and Rust panics at some.
 _HEADERS = {
     "CacheControl",
     "ContentDisposition",

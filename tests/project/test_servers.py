@@ -32,12 +32,15 @@ def test_servers_end_with_the_process_that_started_them(
     log = tmp_path / "log"
     os.mkfifo(log)
     command = [sys.executable, "-c", STARTS_ANOTHER, str(log), end]
+    # It does not wait for a process that writes.
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     with (
+        os.fdopen(reader, "rb") as output,
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process,
-        log.open("rb") as output,
     ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"started\n"
+        os.set_blocking(reader, True)
         began = time.monotonic()
         if end == "is killed":
             process.kill()

@@ -45,8 +45,7 @@ class Cache:
     def kill(self) -> None:
         """Kill the server, to simulate a crash."""
         assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        self.daemons.kill(self.process)
 
     def restart(self) -> None:
         """Start the server again, with an empty cache."""

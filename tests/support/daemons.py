@@ -11,12 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-# It reads until the pipe is closed, which happens when the other process has ended.
+# It reads ids of processes, and with a minus sign those of ended ones, until the pipe
+# is closed, which happens when the other process has ended.
 _WATCHDOG = """
 import os, signal, sys
-for pid in sys.stdin.read().split():
+pids = set()
+for number in map(int, sys.stdin):
+    pids.add(number) if number > 0 else pids.discard(-number)
+for pid in pids:
     try:
-        os.kill(int(pid), getattr(signal, "SIGKILL", signal.SIGTERM))
+        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     except OSError:
         pass  # It has ended already.
 """
@@ -52,10 +56,19 @@ class Daemons:
                 env=environment,
             )
         self._processes.append(process)
-        assert self._watchdog.stdin is not None
-        self._watchdog.stdin.write(b"%d\n" % process.pid)
-        self._watchdog.stdin.flush()
+        self._send(process.pid)
         return process
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill `process`, to simulate a crash."""
+        process.kill()
+        process.wait()
+        self._send(-process.pid)
+
+    def _send(self, number: int) -> None:
+        assert self._watchdog.stdin is not None
+        self._watchdog.stdin.write(b"%d\n" % number)
+        self._watchdog.stdin.flush()
 
     def __exit__(self, *_: Any) -> None:
         end(*self._processes)

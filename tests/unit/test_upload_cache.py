@@ -129,6 +129,21 @@ class WithoutLocks(Counting):
         return False
 
 
+class Interrupted(LocMemCache):
+    """A cache that is interrupted in a write, and cannot be reached after that."""
+
+    is_down = False
+
+    def set_many(self, *args: Any, **kwargs: Any) -> Any:
+        Interrupted.is_down = True
+        raise KeyboardInterrupt
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_down:
+            raise TimeoutError("nobody there")
+        return super().get(*args, **kwargs)
+
+
 class Locked(WithoutLocks):
     """A cache in which a killed run has left its lock."""
 
@@ -512,6 +527,18 @@ def test_runs_wait_for_a_lock_for_a_limited_time(
             assert _run().get("a") == _remembered(number)
         attempts.append(Counting.calls.count(("add", 1, None)))
     assert 1 < attempts[0] < attempts[1]
+
+
+def test_interrupt_in_a_write_is_raised_although_the_lock_cannot_be_released(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error at the release of the lock does not replace an interrupt."""
+    monkeypatch.setattr(Interrupted, "is_down", False)
+    run = _started()
+    run.remember("a", _remembered(1))
+    settings = override_settings(CACHES=_caches(Interrupted, location))
+    with settings, pytest.raises(KeyboardInterrupt):
+        run.flush()
 
 
 def test_doubtful_entry_is_certain_again_after_the_next_upload() -> None:
