@@ -45,7 +45,7 @@ coverage: $(VENV)/test
 lookalikes: lookalike-moto lookalike-rclone lookalike-ministack lookalike-ceph lookalike-swift
 
 # Other tests do not depend on the server.
-SERVER_TESTS = $(addprefix tests/,collectstatic custom failures programs s3)
+SERVER_TESTS = $(addprefix tests/,collectstatic failures programs s3)
 
 # Ceph and memcached are packages of the system, and Swift is not a wheel for every platform.
 lookalike-%: $(VENV)-lookalikes/test

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from typing import Any
 from uuid import uuid4
 
 import boto3
+import botocore.hooks
 import botocore.loaders
 import botocore.session
 import django
 import pytest
+from botocore.compat import accepts_kwargs
 from botocore.hooks import EventAliaser
 from botocore.loaders import Loader
 
@@ -62,8 +65,20 @@ class SharingAliaser(EventAliaser):
         self._alias_name_cache = self.shared
 
 
+def _accepts_kwargs(function: Any) -> bool:
+    """Return whether `function` has a parameter of the form ``**kwargs``.
+
+    botocore finds this out with `inspect`, for each of its handlers in each session.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return bool(accepts_kwargs(function))
+    return bool(code.co_flags & inspect.CO_VARKEYWORDS)
+
+
 botocore.loaders.Loader = SharingLoader
 botocore.session.EventAliaser = SharingAliaser
+botocore.hooks.accepts_kwargs = _accepts_kwargs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
