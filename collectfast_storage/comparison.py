@@ -76,7 +76,7 @@ class Comparison:
         self._for_headers = 0  # files that are uploaded because of their headers
 
     def verdict_of_source(self, name: str, source: tuple[Storage, str]) -> Verdict:
-        """Return the verdict on the `source` of `name`, maybe from a read ahead."""
+        """Return the verdict on the `source` of `name`, which may be hashed already."""
         ahead = self._read_sources.pop(name, None)
         # A site's own command or finder may copy another file as this name.
         if ahead is not None and self._context.sources.get(name) == source:
@@ -294,7 +294,7 @@ class Comparison:
                     self._context.capture_source(name, source, keep)
 
     def _keep_hashes(self, name: str, payload: Payload) -> None:
-        # These hashes would compress the file, and its cache entry decides without.
+        # To hash it, the file would be compressed, but its cache entry is enough.
         is_cached = payload.compresses and self._cache.get(name)
         if payload.plain is not None and not is_cached and payload.release_content():
             self._read_sources[name] = payload

@@ -34,7 +34,7 @@ class Remote(NamedTuple):
     # The fingerprint in the metadata, or empty. None: there was no HEAD request.
     fingerprint: str | None = None
     size: int | None = None  # in bytes; None: not reported
-    # By KMS or SSE-C, so that its ETag is not an MD5, except on Ceph.
+    # With KMS or SSE-C. The ETag is not an MD5 then, except on Ceph.
     is_encrypted: bool = False
 
 

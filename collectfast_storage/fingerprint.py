@@ -22,7 +22,10 @@ _canonical = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 class Fingerprint(NamedTuple):
-    """Hashes of an upload's content and headers; equal uploads have equal ones."""
+    """Hashes of an upload's content and headers.
+
+    An object with the fingerprint of a file need not be uploaded again.
+    """
 
     md5: str  # of the content before compression
     headers: str  # digest of the parameters of the upload

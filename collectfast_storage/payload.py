@@ -165,7 +165,7 @@ class Payload:
         return self._compress(readable) if self._compress else readable
 
     def read_again(self) -> bool:
-        """Open an own copy of the file; return whether its owner may close it now."""
+        """Open the file again; return whether the caller may close its own file."""
         if self.reopen is None or self._own is not None:
             return False
         self._own = self._file = self.reopen()

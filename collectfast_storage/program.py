@@ -57,7 +57,7 @@ def save_unless_unchanged(capture: Capture, bucket: Any) -> None:
                 capture.report(payload)
                 return
         tagged = bool(remote.is_encrypted or remote.fingerprint or is_opaque)
-        parameters = write_parameters(payload, tagged)  # It may read the file.
+        parameters = write_parameters(payload, tagged)  # This may read the file.
         _upload(capture, bucket, payload.readable(), parameters)
 
 

@@ -166,7 +166,7 @@ class Run:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the run has ended. In a forked process, a parent's run has ended."""
+        """Whether the run has ended, or belongs to a parent process."""
         return self._is_closed or self._pid != os.getpid()
 
     @property
@@ -295,11 +295,8 @@ class Run:
         # Post-processing may delete or replace a file that exists in memory only, and
         # replaces some of the sources. Such files are held back, because their upload
         # may be unnecessary.
-        is_draft = (
-            in_memory
-            if self.post_processing
-            else name in self.context.overwritten_by_processing
-        )
+        replaced = self.context.overwritten_by_processing
+        is_draft = in_memory if self.post_processing else name in replaced
         is_draft = is_draft and not self._has_own_save
         is_changed = verdict is not Verdict.UNCHANGED
         if is_changed and not (is_draft and self._uploads.hold(name, payload)):

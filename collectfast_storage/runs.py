@@ -69,7 +69,7 @@ def current_run(storage: Any) -> Run | None:
         if key is None or key[1] in _inherited:
             return None
         for each in _runs_of_this_thread():
-            each.wait_pending()  # Its collectstatic runs the one that begins.
+            each.wait_pending()  # This collectstatic runs inside of another one.
         run = _runs[key] = storage._collectfast_open(key[1])
         run.context.at_barrier(partial(_finish, key[1]), _finish_abandoned_runs)
     run = _runs[key]

@@ -402,8 +402,8 @@ class CollectfastMixin(_ConnectionMixin):
         # These distinguish this place from all others that share the cache.
         variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
         endpoint = self.endpoint_url or lookup_env(variables)
-        place = f"{endpoint} {self.session_profile} {self.bucket_name} "
-        place += self._collectfast_prefix
+        prefix = self._collectfast_prefix
+        place = f"{endpoint} {self.session_profile} {self.bucket_name} {prefix}"
         trusted = not options.preload
         return UploadCache(alias, options.cache_timeout, place, trusted=trusted)
 

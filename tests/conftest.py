@@ -55,7 +55,8 @@ class SharingLoader(Loader):
 class SharingAliaser(EventAliaser):
     """A botocore emitter that shares the aliases of events with all other emitters.
 
-    It computes them from constants, in half of the time that a session needs otherwise.
+    They depend on constants only. To compute them takes half of the time that a new
+    session needs.
     """
 
     shared: dict[str, str] = {}  # noqa: RUF012

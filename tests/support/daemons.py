@@ -24,7 +24,7 @@ for pid in pids:
     except OSError:
         pass  # It has ended already.
 """
-# Servers need longer to store their data, which are deleted anyway.
+# Some servers need longer to store their data, but the data is deleted anyway.
 _LONGEST_END = 1.0  # seconds
 
 

@@ -516,7 +516,7 @@ def test_runs_that_write_at_the_same_time_keep_the_lines_of_each_other(
 def test_runs_wait_for_a_lock_for_a_limited_time(
     location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A killed run's lock does not stop others, nor does a cache that accepts none."""
+    """A killed run's lock, or a cache that refuses locks, does not stop a run."""
     attempts = []
     for number, backend in enumerate([WithoutLocks, Locked]):
         monkeypatch.setattr(Counting, "calls", [])
